@@ -1,0 +1,165 @@
+//! Names: which provider, which bucket, and the account the two make.
+//!
+//! Invariants:
+//! 1. A name matches `[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}`, so it is safe in a path, a header, a log line and a file.
+//! 2. No name holds the text `refresh_token`, in any case: names are echoed in answers, and that text never leaves.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::secret::holds_forbidden_text;
+
+/// The longest name, in bytes.
+pub const MAX_NAME: usize = 128;
+
+/// Why a text is not a name. The text itself is not repeated: it may be anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Not of the form in invariant 1.
+    #[error(
+        "a name starts with a letter or digit, goes on with letters, digits and ._@+-, and has at most 128 of them"
+    )]
+    Malformed,
+    /// Holds the text of invariant 2.
+    #[error("a name must not hold the text that never leaves over a socket")]
+    Forbidden,
+}
+
+fn checked(text: &str) -> Result<Arc<str>, NameError> {
+    let mut bytes = text.bytes();
+    let well_formed = bytes.next().is_some_and(|first| first.is_ascii_alphanumeric())
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"._@+-".contains(&byte))
+        && text.len() <= MAX_NAME;
+    if !well_formed {
+        Err(NameError::Malformed)
+    } else if holds_forbidden_text(text) {
+        Err(NameError::Forbidden)
+    } else {
+        Ok(text.into())
+    }
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NameError;
+
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                checked(text).map(Self)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+
+            fn try_from(text: String) -> Result<Self, NameError> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.as_str().to_owned()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str(&self.0)
+            }
+        }
+    };
+}
+
+name! {
+    /// One OAuth client registration at one authorization server, as named in the configuration.
+    ProviderName
+}
+name! {
+    /// A named account slot under a provider; `default` when none is named.
+    Bucket
+}
+
+impl Default for Bucket {
+    fn default() -> Self {
+        Self("default".into())
+    }
+}
+
+/// A provider and a bucket: the unit of locking, cooldown, policy and storage. Shown as `provider/bucket`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Account {
+    /// Where the grant comes from.
+    pub provider: ProviderName,
+    /// Which of the grants from there.
+    pub bucket: Bucket,
+}
+
+impl Account {
+    /// The pair.
+    #[must_use]
+    pub const fn new(provider: ProviderName, bucket: Bucket) -> Self {
+        Self { provider, bucket }
+    }
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.provider, self.bucket)
+    }
+}
+
+/// `provider` (its `default` bucket) or `provider/bucket`.
+impl FromStr for Account {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        match text.split_once('/') {
+            Some((provider, bucket)) => Ok(Self::new(provider.parse()?, bucket.parse()?)),
+            None => Ok(Self::new(text.parse()?, Bucket::default())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_outside_the_pattern_are_refused() {
+        let longest = "a".repeat(MAX_NAME);
+        for good in ["a", "9", "corp", "me@example.com", "A.b_c+d-e", &longest] {
+            assert_eq!(good.parse::<Bucket>().unwrap().as_str(), good);
+        }
+        let too_long = "a".repeat(MAX_NAME + 1);
+        for bad in ["", ".a", "-a", "a/b", "a b", "a\0", "ä", "..", "a%2f", "a\n", &too_long] {
+            assert_eq!(bad.parse::<Bucket>().unwrap_err(), NameError::Malformed, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_could_not_be_echoed_is_refused() {
+        assert_eq!("x-Refresh_Token".parse::<ProviderName>().unwrap_err(), NameError::Forbidden);
+    }
+
+    #[test]
+    fn an_account_without_a_bucket_means_default() {
+        assert_eq!("corp".parse::<Account>().unwrap().to_string(), "corp/default");
+        assert_eq!("corp/work".parse::<Account>().unwrap().to_string(), "corp/work");
+        assert!("corp/a/b".parse::<Account>().is_err());
+    }
+}

@@ -1,0 +1,22 @@
+//! ssh-agent for OAuth tokens and API keys.
+//!
+//! The daemon keeps refresh tokens to itself and hands out short-lived access tokens over Unix sockets. It is the one
+//! owner of every refresh chain: however many callers ask, a refresh token is presented once, and its successor is
+//! never lost.
+//!
+//! # Trust boundary
+//! Inside: this process, its store and its key, the configuration. Outside: every peer of a socket, every byte a
+//! provider sends, every file and environment variable until it was checked. Over a socket leave only sanitized views
+//! ([`grant::SanitizedToken`]); a refresh token leaves towards its own provider alone.
+//!
+//! # Rooms
+//! Imports run from the right to the left, never back; `tests/house.rs` holds the sources against that.
+//! `secret, clock, account <- grant <- provider, store (the traits) <- refresh, policy <- provider::*, store::*,
+//! server, client, config, cli <- lifecycle <- main`
+
+pub mod account;
+pub mod clock;
+pub mod grant;
+pub mod provider;
+pub mod secret;
+pub mod store;

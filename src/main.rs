@@ -1,0 +1,2 @@
+//! Parses the command line, calls the library, and turns the answer into an exit code.
+fn main() {}

@@ -1,0 +1,216 @@
+//! One type per secret, and the only ways to look inside.
+//!
+//! Owns: the newtypes over [`secrecy::SecretString`], and the questions that can be answered without handing the
+//! text out (does it occur in this answer, is it equal to that one).
+//!
+//! Invariants:
+//! 1. No secret implements `Display`, `Serialize`, `Deref` or `PartialEq`; `Debug` prints a placeholder. Any struct
+//!    that holds one may therefore derive `Debug`.
+//! 2. The text is wiped from memory when the value is dropped.
+//! 3. What may be spent only once ([`RefreshToken`]) is not `Clone`: a copy is a second chance to spend it.
+//! 4. `expose_secret` is a disallowed method; each use carries `#[expect]` and a reason.
+//!
+//! Must not know: what the secrets are for on the wire or on disk.
+
+use std::fmt;
+
+use secrecy::{ExposeSecret, SecretBox, SecretString, zeroize::Zeroize};
+use subtle::ConstantTimeEq as _;
+
+/// The text that never leaves over a socket, in any case of letters.
+pub const FORBIDDEN_TEXT: &str = "refresh_token";
+
+/// Whether `text` holds [`FORBIDDEN_TEXT`], whatever the case of its letters.
+#[must_use]
+pub fn holds_forbidden_text(text: &str) -> bool {
+    text.as_bytes().windows(FORBIDDEN_TEXT.len()).any(|window| window.eq_ignore_ascii_case(FORBIDDEN_TEXT.as_bytes()))
+}
+
+/// Why a text is not accepted as a secret. It never holds the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SecretError {
+    /// The text is empty.
+    #[error("is empty")]
+    Empty,
+    /// RFC 6749 appendix A.12 allows printable ASCII only; anything else could not travel in an HTTP header.
+    #[error("holds a character outside printable ASCII")]
+    NotPrintable,
+    /// The text is longer than [`MAX_LENGTH`].
+    #[error("is longer than 64 KiB")]
+    TooLong,
+    /// An access token with the text `refresh_token` in it cannot be handed out.
+    #[error("holds a text that never leaves over a socket")]
+    Forbidden,
+}
+
+/// The longest secret accepted, in bytes. JWT access tokens with many claims reach some 10 KiB; a header of 64 KiB is
+/// refused by every common server.
+pub const MAX_LENGTH: usize = 64 * 1024;
+
+macro_rules! secret {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub struct $name(SecretString);
+
+        impl ExposeSecret<str> for $name {
+            #[expect(clippy::disallowed_methods, reason = "passes the question on to the inner secret")]
+            fn expose_secret(&self) -> &str {
+                self.0.expose_secret()
+            }
+        }
+    };
+}
+
+secret! {
+    /// A bearer token that opens a resource for a short while (RFC 6749 section 1.4). It may leave over a socket.
+    AccessToken
+}
+secret! {
+    /// The credential that buys new access tokens (RFC 6749 section 1.5). It never leaves the daemon but to its
+    /// provider, and may be good for one use only.
+    RefreshToken
+}
+secret! {
+    /// What the client authenticates with at the token endpoint (RFC 6749 section 2.3.1).
+    ClientSecret
+}
+
+impl AccessToken {
+    /// Accepts 1*VSCHAR (RFC 6749 appendix A.12).
+    pub fn new(mut text: String) -> Result<Self, SecretError> {
+        match printable(&text).and(if holds_forbidden_text(&text) { Err(SecretError::Forbidden) } else { Ok(()) }) {
+            Ok(()) => Ok(Self(SecretString::from(text))),
+            Err(reason) => {
+                text.zeroize();
+                Err(reason)
+            }
+        }
+    }
+
+    /// Whether the refresh token's value is this token, or a part of it.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "compares two secrets; neither leaves")]
+    pub fn reveals(&self, refresh_token: &RefreshToken) -> bool {
+        refresh_token.occurs_in(self.expose_secret())
+    }
+}
+
+impl Clone for AccessToken {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl RefreshToken {
+    /// Accepts 1*VSCHAR (RFC 6749 appendix A.17).
+    pub fn new(mut text: String) -> Result<Self, SecretError> {
+        match printable(&text) {
+            Ok(()) => Ok(Self(SecretString::from(text))),
+            Err(reason) => {
+                text.zeroize();
+                Err(reason)
+            }
+        }
+    }
+
+    /// Whether the value occurs anywhere in `text`.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "searches for the secret in order to keep it in")]
+    pub fn occurs_in(&self, text: &str) -> bool {
+        text.contains(self.expose_secret())
+    }
+
+    /// Whether two refresh tokens are the same, in constant time.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "compares two secrets; neither leaves")]
+    pub fn same_as(&self, other: &Self) -> bool {
+        self.expose_secret().as_bytes().ct_eq(other.expose_secret().as_bytes()).into()
+    }
+}
+
+impl ClientSecret {
+    /// Accepts any text that is not empty: providers choose these freely.
+    pub fn new(mut text: String) -> Result<Self, SecretError> {
+        if text.is_empty() || text.len() > MAX_LENGTH {
+            let reason = if text.is_empty() { SecretError::Empty } else { SecretError::TooLong };
+            text.zeroize();
+            return Err(reason);
+        }
+        Ok(Self(SecretString::from(text)))
+    }
+}
+
+fn printable(text: &str) -> Result<(), SecretError> {
+    if text.is_empty() {
+        Err(SecretError::Empty)
+    } else if text.len() > MAX_LENGTH {
+        Err(SecretError::TooLong)
+    } else if text.bytes().all(|byte| (0x20..=0x7e).contains(&byte)) {
+        Ok(())
+    } else {
+        Err(SecretError::NotPrintable)
+    }
+}
+
+/// The 256-bit key that seals the store.
+pub struct StoreKey(SecretBox<[u8; 32]>);
+
+impl StoreKey {
+    /// Takes the key over; the caller's copy should be wiped.
+    #[must_use]
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(SecretBox::new(Box::new(bytes)))
+    }
+}
+
+impl fmt::Debug for StoreKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("StoreKey([REDACTED])")
+    }
+}
+
+impl ExposeSecret<[u8; 32]> for StoreKey {
+    #[expect(clippy::disallowed_methods, reason = "passes the question on to the inner secret")]
+    fn expose_secret(&self) -> &[u8; 32] {
+        self.0.expose_secret()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_never_prints_a_secret() {
+        let shown = format!(
+            "{:?} {:?} {:?} {:?}",
+            AccessToken::new("canary-a".into()).unwrap(),
+            RefreshToken::new("canary-r".into()).unwrap(),
+            ClientSecret::new("canary-c".into()).unwrap(),
+            StoreKey::new([0x41; 32]),
+        );
+        assert!(!shown.contains("canary") && !shown.contains("AAAA") && !shown.contains("65"), "{shown}");
+    }
+
+    #[test]
+    fn an_access_token_that_could_not_leave_is_refused() {
+        for (text, reason) in [
+            ("", SecretError::Empty),
+            ("a\nb", SecretError::NotPrintable),
+            ("é", SecretError::NotPrintable),
+            ("my_Refresh_Token_1", SecretError::Forbidden),
+        ] {
+            assert_eq!(AccessToken::new(text.into()).unwrap_err(), reason, "{text:?}");
+        }
+        assert_eq!(AccessToken::new("x".repeat(MAX_LENGTH + 1)).unwrap_err(), SecretError::TooLong);
+    }
+
+    #[test]
+    fn an_access_token_that_holds_the_refresh_token_is_noticed() {
+        let refresh_token = RefreshToken::new("rt-1".into()).unwrap();
+        assert!(AccessToken::new("rt-1".into()).unwrap().reveals(&refresh_token));
+        assert!(AccessToken::new("xx-rt-1-yy".into()).unwrap().reveals(&refresh_token));
+        assert!(!AccessToken::new("at-1".into()).unwrap().reveals(&refresh_token));
+    }
+}

@@ -1,0 +1,255 @@
+//! Stores: where grants live, and the lease that makes this daemon's flight the only one.
+//!
+//! Owns: the trait [`Store`], the [`Record`] it keeps, its [`Marks`], and its errors.
+//!
+//! Invariants:
+//! 1. A call that returned `Ok` is durable: it survives the loss of the process, and on disk the loss of power.
+//! 2. Every change is one commit, and a compare-and-set: on the [`Revision`] before a flight sends, on the [`Version`]
+//!    after. A caller that was overtaken changes nothing.
+//! 3. At most one living owner holds an account's lease. No clock decides whether an owner is alive.
+//! 4. One unreadable record does not hide the others, and is never written over but by `put` and `delete`.
+//!
+//! Must not know: what a refresh is, HTTP. Its children are the only home of SQL and of encryption.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    account::Account,
+    clock::Timestamp,
+    grant::{Grant, GrantId, Version},
+};
+
+pub mod key;
+pub mod memory;
+pub mod seal;
+pub mod sqlite;
+
+/// Counts every write to one account's record, marks and lease included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Revision(pub u64);
+
+/// "The refresh token was presented": written durably before it is sent, gone when the outcome is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Presented {
+    /// When the last presentation began.
+    pub at: Timestamp,
+    /// For the how manyth time this generation's refresh token is presented; the first is 1.
+    pub count: u32,
+}
+
+/// How an attempt to refresh ended. `refresh/outcome.rs` sorts into these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// New tokens came.
+    Success,
+    /// The provider called the grant dead.
+    Final,
+    /// The provider does not accept this client as it is configured.
+    Configuration,
+    /// The refresh token was not spent, and another try may help.
+    NotSpent,
+    /// The provider said no without saying why.
+    Refused,
+    /// The refresh token was sent, and nobody knows whether it was spent.
+    Ambiguous,
+}
+
+/// The last attempt on this grant: what the cooldown and the backoffs are reckoned from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// When it ended.
+    pub ended_at: Timestamp,
+    /// How.
+    pub outcome: Outcome,
+    /// The provider's error code, if it may be shown.
+    pub code: Option<String>,
+    /// How many attempts in a row ended like this one.
+    pub streak: u32,
+    /// No further attempt before this point.
+    pub not_before: Timestamp,
+}
+
+/// The grant is dead: no further call until it is replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Latch {
+    /// Since when.
+    pub at: Timestamp,
+    /// An answer to an earlier presentation was lost, and with it, it may be, the successor.
+    pub answer_lost: bool,
+}
+
+/// What is written beside a grant, in clear. Marks change neither its id nor its generation.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marks {
+    /// A presentation whose outcome is not known.
+    pub presented: Option<Presented>,
+    /// The last attempt.
+    pub attempt: Option<Attempt>,
+    /// Set once the grant is known to be dead.
+    pub latch: Option<Latch>,
+}
+
+/// One account's grant, with what is written beside it.
+#[derive(Debug)]
+pub struct Record {
+    /// The grant.
+    pub grant: Grant,
+    /// Its marks.
+    pub marks: Marks,
+    /// Which write this is.
+    pub revision: Revision,
+}
+
+/// The answer to [`Store::claim`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// The lease is this owner's and the mark is durable; the record is now at this revision.
+    Taken(Revision),
+    /// Another living owner holds the lease.
+    Held,
+    /// The record is not at the revision asked for: read it again.
+    Changed,
+}
+
+/// What must be there for a `put` or `delete` to be carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expect {
+    /// Anything, or nothing.
+    Whatever,
+    /// Some record, readable or not (`If-Match: *`).
+    Present,
+    /// A grant in one of these versions.
+    OneOf(Vec<Version>),
+}
+
+/// The answer to [`Store::put`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    /// There was no record.
+    Created,
+    /// There was one, and it is gone.
+    Replaced,
+    /// The expectation was not met; nothing changed.
+    Conflict,
+}
+
+/// The answer to [`Store::delete`].
+#[derive(Debug)]
+pub enum Deleted {
+    /// The record is gone. It held this grant, unless it was unreadable.
+    Gone(Option<Box<Grant>>),
+    /// There was none.
+    Missing,
+    /// The expectation was not met; nothing changed.
+    Conflict,
+}
+
+/// One line of [`Store::list`].
+#[derive(Debug)]
+pub struct Entry {
+    /// Whose.
+    pub account: Account,
+    /// The record, or why it cannot be read.
+    pub record: Result<Record, StoreError>,
+}
+
+/// What goes wrong with a store. No variant holds a secret.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The store cannot be read or written now; it may heal.
+    #[error("the store is not available")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// This one record does not open: damaged, or moved here from elsewhere.
+    #[error(
+        "the record of {account} cannot be read: it is damaged, or was sealed with another key; delete it and log in again"
+    )]
+    Unreadable {
+        /// Whose record.
+        account: Account,
+    },
+    /// This one record was written by a later version of the program.
+    #[error(
+        "the record of {account} has format {format}, which this version does not know; use the version that wrote it"
+    )]
+    NewerRecord {
+        /// Whose record.
+        account: Account,
+        /// The format found.
+        format: u32,
+    },
+    /// The store was written by a later version of the program.
+    #[error("{place} has format {format}, which this version does not know; use the version that wrote it")]
+    NewerStore {
+        /// Where the store is.
+        place: String,
+        /// The format found.
+        format: u32,
+    },
+    /// The key does not open this store.
+    #[error(
+        "the key in {key} does not open {place}; put back the key that belongs to it, or move the store away to begin a new one"
+    )]
+    WrongKey {
+        /// Where the key is.
+        key: String,
+        /// Where the store is.
+        place: String,
+    },
+    /// The key, its file or the store's directory is not fit for use.
+    #[error("{place}: {reason}")]
+    Unfit {
+        /// The file or directory.
+        place: String,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+}
+
+impl StoreError {
+    /// Whether another try may help, as against a record or store that stays as it is.
+    #[must_use]
+    pub const fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+}
+
+/// A keeper of records. One value is one owner of leases.
+#[async_trait]
+pub trait Store: fmt::Debug + Send + Sync {
+    /// Reads one account's record.
+    async fn load(&self, account: &Account) -> Result<Option<Record>, StoreError>;
+
+    /// Reads all records, in the order of their accounts.
+    async fn list(&self) -> Result<Vec<Entry>, StoreError>;
+
+    /// Takes the lease and marks the presentation, in one commit, if the record is still at `expected`. An owner that
+    /// holds the lease may claim again, to mark the next presentation.
+    async fn claim(&self, account: &Account, expected: Revision, presented: Presented) -> Result<Claim, StoreError>;
+
+    /// Writes the marks and releases the lease, in one commit, if the grant is still at `version`. `false` when not.
+    async fn settle(&self, account: &Account, version: Version, marks: &Marks) -> Result<bool, StoreError>;
+
+    /// Replaces the grant at `version` by its next generation, writes the marks and releases the lease, in one
+    /// commit. `false` when the grant is not at `version` any more.
+    async fn save(&self, account: &Account, version: Version, next: &Grant, marks: &Marks) -> Result<bool, StoreError>;
+
+    /// Stores a whole grant: no marks, no lease.
+    async fn put(&self, account: &Account, grant: &Grant, expect: &Expect) -> Result<Put, StoreError>;
+
+    /// Deletes the record, an unreadable one too.
+    async fn delete(&self, account: &Account, expect: &Expect) -> Result<Deleted, StoreError>;
+
+    /// Grows whenever another owner may have changed anything; what was read before is then to be read again.
+    fn epoch(&self) -> u64;
+}
+
+/// A grant id from the operating system's generator.
+pub fn random_grant_id() -> Result<GrantId, getrandom::Error> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)?;
+    Ok(GrantId::from_bytes(bytes))
+}
