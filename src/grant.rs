@@ -202,7 +202,8 @@ impl Grant {
             access_token: issued.access_token,
             token_type: issued.token_type.unwrap_or(self.token_type),
             issued_at: now,
-            expires_at: expiry(issued.lifetime, now),
+            // A new token that has expired already is a mistake of some clock.
+            expires_at: expiry(issued.lifetime, now).filter(|end| *end > now),
             scope: merge_scope(self.scope, issued.scope),
             refresh_token: issued.refresh_token.or(self.refresh_token),
             extra,

@@ -18,5 +18,6 @@ pub mod account;
 pub mod clock;
 pub mod grant;
 pub mod provider;
+pub mod refresh;
 pub mod secret;
 pub mod store;

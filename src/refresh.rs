@@ -1,0 +1,567 @@
+//! The refresh coordinator: joins callers, paces attempts, and sees that no refresh token is lost or spent twice.
+//!
+//! Owns: [`Coordinator`], through which every reading and changing of a grant goes, one flight per account, and the
+//! order of checks before a flight.
+//!
+//! Invariants:
+//! 1. A flight belongs to the coordinator. A caller that goes away, even the first, cancels nothing; so it is with
+//!    puts and deletes.
+//! 2. Before a refresh token is sent, its presentation is durable; before an answer is given, its successor is.
+//! 3. A refresh token is presented again only after an outcome that did not spend it, or by the rule for ambiguity
+//!    ([`flight`]).
+//! 4. A token not known to be expired is served, whatever stopped its refresh.
+//!
+//! Must not know: HTTP, SQL. It knows the traits `Provider`, `Store` and `Clock`.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    account::Account,
+    clock::{Clock, Timestamp},
+    grant::{Grant, Issued, SanitizedToken},
+    provider::{Provider, Providers},
+    store::{Deleted, Entry, Expect, Marks, Outcome, Put, Store, StoreError, random_grant_id},
+};
+
+pub mod condition;
+mod cooldown;
+mod flight;
+pub mod outcome;
+mod slot;
+
+pub use slot::Snapshot;
+
+use condition::{IfMatch, Verdict};
+use outcome::Failure;
+use slot::{Handle, Slot};
+
+/// Why there is no token. Everything in it may be shown to the caller.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RefreshError {
+    /// No grant is stored for the account.
+    #[error("no grant is stored for this account")]
+    NotFound,
+    /// The grant has no refresh token.
+    #[error("the grant has no refresh token")]
+    NotRefreshable,
+    /// A grant is stored, but its provider is not in the configuration.
+    #[error("a grant is stored, but no provider of this name is configured")]
+    NotConfigured,
+    /// `If-Match` names another state, or another account.
+    #[error("the grant is not in the state that If-Match names")]
+    PreconditionFailed,
+    /// `If-Match` holds no entity tag that this daemon made.
+    #[error("If-Match holds no entity tag of this daemon's")]
+    UnknownTag,
+    /// The grant is dead; a person must log in again.
+    #[error("{}", if *answer_lost { ANSWER_LOST } else { "the provider no longer accepts the grant: log in again" })]
+    Reauth {
+        /// An answer of the provider's was lost before, and perhaps the successor with it.
+        answer_lost: bool,
+    },
+    /// Inside the cooldown or a backoff.
+    #[error("too soon after the last attempt{}", last.as_ref().map(|last| format!(" ({last})")).unwrap_or_default())]
+    RateLimited {
+        /// How long until the next attempt.
+        wait: Duration,
+        /// What the last attempt failed of, if it did.
+        last: Option<String>,
+    },
+    /// The provider failed.
+    #[error("{}", .failure.reason)]
+    Failed {
+        /// How.
+        failure: Failure,
+        /// How long until the next attempt.
+        wait: Duration,
+    },
+    /// The store failed before the refresh token was spent.
+    #[error("{0}")]
+    Store(Arc<StoreError>),
+    /// Another daemon refreshes this account right now.
+    #[error("another daemon is refreshing this account")]
+    LeaseHeld,
+    /// A refreshed grant of this account has not reached the store yet; it is served, but not refreshed again.
+    #[error("the last refresh of this account is not saved yet")]
+    Unsaved,
+    /// The daemon is about to end.
+    #[error("the daemon is shutting down")]
+    ShuttingDown,
+    /// A fault of ours.
+    #[error("internal error")]
+    Internal,
+}
+
+const ANSWER_LOST: &str = "the provider no longer accepts the grant; an answer of its was lost before, perhaps with the successor: log in again";
+
+impl From<StoreError> for RefreshError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+/// How an account stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccountState {
+    /// The access token is good.
+    Valid,
+    /// It is good, and so near its end that a reader would have it refreshed.
+    Expiring,
+    /// It is of no use.
+    Expired,
+    /// A person must log in again.
+    ReauthRequired,
+    /// Nothing is known of its life, or the record cannot be read.
+    Unknown,
+}
+
+/// One line of the overview.
+#[derive(Debug)]
+pub struct Status {
+    /// Whose.
+    pub account: Account,
+    /// How it stands.
+    pub state: AccountState,
+    /// The access token's end.
+    pub expires_at: Option<Timestamp>,
+    /// The granted scope.
+    pub scope: Option<String>,
+    /// Whether there is a refresh token.
+    pub refreshable: bool,
+    /// When it was refreshed last.
+    pub refreshed_at: Option<Timestamp>,
+    /// What the last attempt failed of.
+    pub last_error: Option<String>,
+}
+
+/// Reads and changes grants on behalf of callers. Clones share one coordinator.
+#[derive(Debug, Clone)]
+pub struct Coordinator(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Arc<dyn Store>,
+    providers: Providers,
+    clock: Arc<dyn Clock>,
+    cooldown: Duration,
+    /// When the configuration was read.
+    configured_at: Timestamp,
+    slots: RwLock<HashMap<Account, Arc<Slot>>>,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+    /// The last write failed.
+    unwritable: AtomicBool,
+}
+
+/// `min_validity` unless told: a minute covers the longest common request; a fifth of a short life leaves most of it.
+#[must_use]
+pub fn default_validity(lifetime: Duration) -> Duration {
+    Duration::from_mins(1).min(lifetime / 5)
+}
+
+impl Coordinator {
+    /// A coordinator for these parts; `cooldown` zero switches the cooldown off.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, providers: Providers, clock: Arc<dyn Clock>, cooldown: Duration) -> Self {
+        Self(Arc::new(Inner {
+            configured_at: clock.now(),
+            store,
+            providers,
+            clock,
+            cooldown,
+            slots: RwLock::default(),
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            unwritable: AtomicBool::new(false),
+        }))
+    }
+
+    /// The account's token, refreshed first when less than `min_validity` of its life is left (half the life at most,
+    /// [`default_validity`] when `None`). Fails only where there is no token but expired ones (invariant 4).
+    pub async fn token(
+        &self,
+        account: &Account,
+        min_validity: Option<Duration>,
+    ) -> Result<Arc<Snapshot>, RefreshError> {
+        let (slot, snapshot) = self.0.look(account, Staleness::Tolerated).await?;
+        if self.0.lasts(&snapshot.token, min_validity) {
+            return Ok(snapshot);
+        }
+        let error = match self.0.renew(account, &slot, &snapshot, false).await {
+            Ok(renewed) => return Ok(renewed),
+            Err(error) => error,
+        };
+        match self.0.look(account, Staleness::Tolerated).await {
+            Ok((_, now)) if !now.token.expired(self.0.clock.now()) => Ok(now),
+            Err(RefreshError::NotFound) => Err(RefreshError::NotFound),
+            Ok(_) | Err(_) => Err(error),
+        }
+    }
+
+    /// A new token, or the one that replaced what `if_match` names.
+    pub async fn refresh(&self, account: &Account, if_match: &IfMatch) -> Result<Arc<Snapshot>, RefreshError> {
+        let (slot, snapshot) = self.0.look(account, Staleness::Refused).await?;
+        self.0.fit(account, &snapshot.token)?;
+        match if_match.verdict(account, snapshot.token.version) {
+            Verdict::Go => {}
+            Verdict::Moved if snapshot.token.expired(self.0.clock.now()) => {}
+            Verdict::Moved => return Ok(snapshot),
+            Verdict::Mismatch => return Err(RefreshError::PreconditionFailed),
+            Verdict::Malformed => return Err(RefreshError::UnknownTag),
+        }
+        self.0.renew(account, &slot, &snapshot, true).await
+    }
+
+    /// Waits until the account's token is another than the one tagged `tag`, or `limit` has passed.
+    pub async fn changed(&self, account: &Account, tag: &str, limit: Duration) {
+        // What other processes change shows in the store's epoch, which nobody rings a bell for.
+        const LOOK_AGAIN: Duration = Duration::from_millis(250);
+        let start = self.0.clock.monotonic();
+        while let Ok((slot, snapshot)) = self.0.look(account, Staleness::Tolerated).await {
+            let left = limit.saturating_sub(self.0.clock.monotonic().since(start));
+            let rung = slot.changed.notified();
+            let moved = slot.lock().last().is_some_and(|last| *last.tag != *tag);
+            if moved || *snapshot.tag != *tag || left.is_zero() {
+                return;
+            }
+            tokio::select! {
+                () = rung => {}
+                () = tokio::time::sleep(left.min(LOOK_AGAIN)) => {}
+                () = self.0.stopping.cancelled() => return,
+            }
+        }
+    }
+
+    /// Stores a whole new grant: cooldown, latch and every mark are gone with the old one. Gives its entity tag.
+    pub async fn put(
+        &self,
+        account: &Account,
+        issued: Issued,
+        if_match: &IfMatch,
+    ) -> Result<(Put, Arc<str>), RefreshError> {
+        let expect = expectation(account, if_match);
+        let (inner, account) = (Arc::clone(&self.0), account.clone());
+        self.detached(async move {
+            let id = random_grant_id().map_err(|_| RefreshError::Internal)?;
+            let grant = Grant::new(id, issued, inner.clock.now());
+            let slot = inner.slot(&account);
+            let base = slot.base(inner.store.epoch());
+            let put = inner.noted(inner.store.put(&account, &grant, &expect).await)?;
+            if put == Put::Conflict {
+                return Err(RefreshError::PreconditionFailed);
+            }
+            let snapshot = inner.snapshot(&account, &grant, Marks::default());
+            let tag = Arc::clone(&snapshot.tag);
+            let mut state = slot.lock();
+            state.publish(base, Some(snapshot));
+            state.ended = None;
+            // The flight of the old grant goes on, and its result will be dropped; nobody joins it any more.
+            state.flight = None;
+            drop(state);
+            slot.changed.notify_waiters();
+            tracing::info!(%account, "grant stored");
+            Ok((put, tag))
+        })
+        .await
+    }
+
+    /// Deletes the account's grant, after the flight under way; `revoke` tells the provider, too (RFC 7009). Answers
+    /// whether the provider agreed.
+    pub async fn delete(&self, account: &Account, if_match: &IfMatch, revoke: bool) -> Result<bool, RefreshError> {
+        let expect = expectation(account, if_match);
+        let (inner, account) = (Arc::clone(&self.0), account.clone());
+        self.detached(async move {
+            let slot = inner.slot(&account);
+            if let Some(flight) = slot.flight() {
+                // Whatever came of it: a late success is deleted as well.
+                drop(flight.landed().await);
+            }
+            let base = slot.base(inner.store.epoch());
+            let deleted = inner.noted(inner.store.delete(&account, &expect).await);
+            if let Ok(Deleted::Gone(_)) = &deleted {
+                slot.lock().publish(base, None);
+                slot.changed.notify_waiters();
+                tracing::info!(%account, "grant deleted");
+            }
+            inner.forget_if_empty(&account, &slot);
+            match deleted? {
+                Deleted::Gone(Some(grant)) if revoke => Ok(inner.revoke(&account, &grant).await),
+                Deleted::Gone(_) => Ok(false),
+                Deleted::Missing => Err(RefreshError::NotFound),
+                Deleted::Conflict => Err(RefreshError::PreconditionFailed),
+            }
+        })
+        .await
+    }
+
+    /// How every account stands, in the order of their names.
+    pub async fn list(&self) -> Result<Vec<Status>, RefreshError> {
+        let now = self.0.clock.now();
+        let entries = self.0.store.list().await?;
+        Ok(entries.into_iter().map(|entry| self.0.status(entry, now)).collect())
+    }
+
+    /// The configured providers.
+    #[must_use]
+    pub fn providers(&self) -> &Providers {
+        &self.0.providers
+    }
+
+    /// What is wrong with the daemon as a whole; empty when nothing is.
+    pub async fn ailments(&self) -> Vec<&'static str> {
+        let mut ailments = Vec::new();
+        if self.0.slots().values().any(|slot| slot.lock().unsaved.is_some()) {
+            ailments.push("a refresh is not saved yet");
+        }
+        if self.0.unwritable.load(Ordering::Relaxed) {
+            ailments.push("the store cannot be written");
+        }
+        // No provider can have this name's grant unless a person put one; the answer does not matter, that there is
+        // one does.
+        if let Ok(probe) = "health-probe".parse::<Account>()
+            && self.0.store.load(&probe).await.is_err_and(|error| error.is_transient())
+        {
+            ailments.push("the store cannot be read");
+        }
+        ailments
+    }
+
+    /// Starts no attempt any more, and waits for what is under way. It may be called before callers have their
+    /// answers; they will get them.
+    pub async fn shut_down(&self) {
+        self.0.stopping.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+
+    /// Runs a change to its end even if the caller goes away (invariant 1).
+    async fn detached<T: Send + 'static>(
+        &self,
+        change: impl Future<Output = Result<T, RefreshError>> + Send + 'static,
+    ) -> Result<T, RefreshError> {
+        self.0.tasks.spawn(change).await.unwrap_or(Err(RefreshError::Internal))
+    }
+}
+
+fn expectation(account: &Account, if_match: &IfMatch) -> Expect {
+    match (if_match, if_match.versions(account)) {
+        (_, Some(versions)) => Expect::OneOf(versions),
+        (IfMatch::Any, None) => Expect::Present,
+        (IfMatch::Absent | IfMatch::Tags(_), None) => Expect::Whatever,
+    }
+}
+
+/// Whether a reader may be given what was known before the store failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Staleness {
+    Tolerated,
+    Refused,
+}
+
+impl Inner {
+    fn slots(&self) -> std::sync::RwLockReadGuard<'_, HashMap<Account, Arc<Slot>>> {
+        self.slots.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slot(&self, account: &Account) -> Arc<Slot> {
+        if let Some(slot) = self.slots().get(account) {
+            return Arc::clone(slot);
+        }
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(slots.entry(account.clone()).or_default())
+    }
+
+    /// Drops the slot of an account without a grant, so that made-up names take no memory. Nobody else may hold it:
+    /// two slots for one account would be two flights.
+    fn forget_if_empty(&self, account: &Account, slot: &Arc<Slot>) {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let empty = {
+            let state = slot.lock();
+            state.last().is_none() && state.flight.is_none()
+        };
+        if empty && Arc::strong_count(slot) == 2 {
+            slots.remove(account);
+        }
+    }
+
+    /// What is known of the account, from memory or from the store.
+    async fn look(&self, account: &Account, staleness: Staleness) -> Result<(Arc<Slot>, Arc<Snapshot>), RefreshError> {
+        let slot = self.slot(account);
+        loop {
+            let (base, known) = slot.look(self.store.epoch());
+            if let Some(snapshot) = known {
+                return Ok((slot, snapshot));
+            }
+            let record = match self.store.load(account).await {
+                Ok(record) => record,
+                Err(error) => {
+                    let last = slot.lock().last().cloned();
+                    return match last {
+                        Some(last) if staleness == Staleness::Tolerated => Ok((slot, last)),
+                        Some(_) | None => Err(error.into()),
+                    };
+                }
+            };
+            let snapshot = record.map(|record| self.snapshot(account, &record.grant, record.marks));
+            if !slot.lock().fill(base, snapshot.clone()) {
+                continue;
+            }
+            let Some(snapshot) = snapshot else {
+                self.forget_if_empty(account, &slot);
+                return Err(RefreshError::NotFound);
+            };
+            return Ok((slot, snapshot));
+        }
+    }
+
+    fn snapshot(&self, account: &Account, grant: &Grant, marks: Marks) -> Arc<Snapshot> {
+        let expose = self.providers.get(&account.provider).map_or(&[][..], |provider| &provider.rules().expose);
+        Arc::new(Snapshot::of(account, grant, marks, expose))
+    }
+
+    /// Whether so much of the token's life is left that nothing needs to be done.
+    fn lasts(&self, token: &SanitizedToken, min_validity: Option<Duration>) -> bool {
+        let (Some(left), Some(lifetime)) = (token.left(self.clock.now()), token.lifetime()) else { return true };
+        let wanted = min_validity.map_or_else(|| default_validity(lifetime), |asked| asked.min(lifetime / 2));
+        !left.is_zero() && left >= wanted
+    }
+
+    /// Whether the grant could be refreshed at all.
+    fn fit(&self, account: &Account, token: &SanitizedToken) -> Result<&Arc<dyn Provider>, RefreshError> {
+        if !token.refreshable {
+            return Err(RefreshError::NotRefreshable);
+        }
+        self.providers.get(&account.provider).ok_or(RefreshError::NotConfigured)
+    }
+
+    /// Joins the flight under way, or starts one if its time has come.
+    async fn renew(
+        self: &Arc<Self>,
+        account: &Account,
+        slot: &Arc<Slot>,
+        snapshot: &Snapshot,
+        forced: bool,
+    ) -> Result<Arc<Snapshot>, RefreshError> {
+        self.fit(account, &snapshot.token)?;
+        if let Some(latch) = snapshot.marks.latch {
+            return Err(RefreshError::Reauth { answer_lost: latch.answer_lost });
+        }
+        let flight = {
+            let mut state = slot.lock();
+            if let Some(flight) = &state.flight {
+                flight.join(forced);
+                Arc::clone(flight)
+            } else {
+                let marks = state.unsaved.as_ref().map_or(&snapshot.marks, |unsaved| &unsaved.marks);
+                self.paced(marks, state.ended)?;
+                if state.unsaved.is_some() {
+                    return Err(RefreshError::Unsaved);
+                }
+                let flight = Arc::new(Handle::new(forced));
+                state.flight = Some(Arc::clone(&flight));
+                self.take_off(account, slot, &flight, snapshot.token.version);
+                flight
+            }
+        };
+        flight.landed().await
+    }
+
+    /// Whether the cooldown and every backoff are over.
+    fn paced(&self, marks: &Marks, own: Option<cooldown::Ended>) -> Result<(), RefreshError> {
+        let now = cooldown::Now {
+            wall: self.clock.now(),
+            monotonic: self.clock.monotonic(),
+            configured_at: self.configured_at,
+            cooldown: self.cooldown,
+        };
+        match cooldown::wait(marks, own, now) {
+            Some(wait) => Err(RefreshError::RateLimited { wait, last: last_error(marks) }),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes whether the store takes writes.
+    fn noted<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        match &result {
+            Ok(_) => self.unwritable.store(false, Ordering::Relaxed),
+            Err(error) if error.is_transient() => self.unwritable.store(true, Ordering::Relaxed),
+            Err(_) => {}
+        }
+        result
+    }
+
+    async fn revoke(&self, account: &Account, grant: &Grant) -> bool {
+        match self.providers.get(&account.provider) {
+            Some(provider) => provider.revoke(grant).await,
+            None => false,
+        }
+    }
+
+    fn status(&self, entry: Entry, now: Timestamp) -> Status {
+        let unsaved = self.slots().get(&entry.account).and_then(|slot| slot.lock().unsaved.clone());
+        let snapshot = match (unsaved, entry.record) {
+            (Some(unsaved), _) => unsaved,
+            (None, Ok(record)) => self.snapshot(&entry.account, &record.grant, record.marks),
+            (None, Err(_)) => {
+                return Status {
+                    account: entry.account,
+                    state: AccountState::Unknown,
+                    expires_at: None,
+                    scope: None,
+                    refreshable: false,
+                    refreshed_at: None,
+                    last_error: Some("record_unreadable".to_owned()),
+                };
+            }
+        };
+        let token = &snapshot.token;
+        Status {
+            account: entry.account,
+            state: self.state(&snapshot, now),
+            expires_at: token.expires_at,
+            scope: token.scope.clone(),
+            refreshable: token.refreshable,
+            refreshed_at: (token.version.generation > 1).then_some(token.issued_at),
+            last_error: last_error(&snapshot.marks),
+        }
+    }
+
+    fn state(&self, snapshot: &Snapshot, now: Timestamp) -> AccountState {
+        let token = &snapshot.token;
+        if snapshot.marks.latch.is_some() || flight::given_up(&snapshot.marks, token.expired(now)) {
+            AccountState::ReauthRequired
+        } else if token.expires_at.is_none() {
+            AccountState::Unknown
+        } else if token.expired(now) {
+            AccountState::Expired
+        } else if self.lasts(token, None) {
+            AccountState::Valid
+        } else {
+            AccountState::Expiring
+        }
+    }
+}
+
+/// What the last attempt failed of: the provider's code, or a word of ours.
+fn last_error(marks: &Marks) -> Option<String> {
+    let attempt = marks.attempt.as_ref()?;
+    let word = match attempt.outcome {
+        Outcome::Success => return None,
+        Outcome::Final => "grant_dead",
+        Outcome::Configuration => "configuration",
+        Outcome::NotSpent => "provider_unavailable",
+        Outcome::Refused => "refused",
+        Outcome::Ambiguous => "answer_lost",
+    };
+    Some(attempt.code.clone().unwrap_or_else(|| word.to_owned()))
+}

@@ -1,0 +1,125 @@
+//! Entity tags: which state of which account's grant a caller has seen.
+//!
+//! Owns: the text of a tag, opaque to callers, and what a caller makes of it (RFC 9110 section 13.1.1).
+//!
+//! Must not know: headers.
+
+use std::sync::Arc;
+
+use crate::{account::Account, grant::Version};
+
+/// The entity tag of one state of an account's grant, without quotes: `provider/bucket:id:generation`.
+#[must_use]
+pub fn tag(account: &Account, version: Version) -> Arc<str> {
+    format!("{account}:{version}").into()
+}
+
+/// A tag that a caller sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tag {
+    /// One of ours; whether that grant still exists is not known.
+    Ours(Account, Version),
+    /// Not one that this daemon ever made.
+    Foreign,
+}
+
+impl Tag {
+    /// Reads a tag without its quotes.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let parsed = text.split_once(':').and_then(|(account, version)| {
+            let account: Account = account.parse().ok()?;
+            let version: Version = version.parse().ok()?;
+            (*tag(&account, version) == *text).then_some(Self::Ours(account, version))
+        });
+        parsed.unwrap_or(Self::Foreign)
+    }
+}
+
+/// `If-Match`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum IfMatch {
+    /// Not sent.
+    #[default]
+    Absent,
+    /// `*`: whatever there is.
+    Any,
+    /// One or more tags.
+    Tags(Vec<Tag>),
+}
+
+/// What [`IfMatch`] says about a refresh of `account`, whose grant is at `current`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Refresh.
+    Go,
+    /// The token found bad was replaced already.
+    Moved,
+    /// The tags belong to another account.
+    Mismatch,
+    /// No tag is one of ours.
+    Malformed,
+}
+
+impl IfMatch {
+    pub(super) fn verdict(&self, account: &Account, current: Version) -> Verdict {
+        let tags = match self {
+            Self::Absent | Self::Any => return Verdict::Go,
+            Self::Tags(tags) => tags,
+        };
+        let mut verdict = Verdict::Malformed;
+        for tag in tags {
+            match tag {
+                Tag::Ours(of, version) if of == account && *version == current => return Verdict::Go,
+                Tag::Ours(of, _) if of == account => verdict = Verdict::Moved,
+                Tag::Ours(..) if verdict == Verdict::Malformed => verdict = Verdict::Mismatch,
+                Tag::Ours(..) | Tag::Foreign => {}
+            }
+        }
+        verdict
+    }
+
+    /// The versions of `account` that a change may replace; `None` for any.
+    pub(super) fn versions(&self, account: &Account) -> Option<Vec<Version>> {
+        match self {
+            Self::Absent | Self::Any => None,
+            Self::Tags(tags) => Some(
+                tags.iter()
+                    .filter_map(|tag| match tag {
+                        Tag::Ours(of, version) if of == account => Some(*version),
+                        Tag::Ours(..) | Tag::Foreign => None,
+                    })
+                    .collect(),
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grant::GrantId;
+
+    #[test]
+    fn a_tag_says_go_moved_or_mismatch() {
+        let mine: Account = "corp/me@x+y".parse().unwrap();
+        let other: Account = "corp".parse().unwrap();
+        let version = |generation| Version { id: GrantId::from_bytes([3; 16]), generation };
+        let sent = |tags: &[&str]| IfMatch::Tags(tags.iter().map(|text| Tag::parse(text)).collect());
+        let (current, earlier, foreign) = (tag(&mine, version(5)), tag(&mine, version(4)), tag(&other, version(5)));
+        for (tags, verdict) in [
+            (vec![&*current], Verdict::Go),
+            (vec![&*earlier], Verdict::Moved),
+            (vec![&*foreign], Verdict::Mismatch),
+            (vec!["garbage"], Verdict::Malformed),
+            (vec!["corp:00:1", ""], Verdict::Malformed),
+            (vec![&*foreign, &*earlier], Verdict::Moved),
+            (vec![&*foreign, &*earlier, "x", &*current], Verdict::Go),
+        ] {
+            assert_eq!(sent(&tags).verdict(&mine, version(5)), verdict, "{tags:?}");
+        }
+        assert_eq!(IfMatch::Absent.verdict(&mine, version(5)), Verdict::Go);
+        assert_eq!(IfMatch::Any.verdict(&mine, version(5)), Verdict::Go);
+        assert_eq!(sent(&[&current, &foreign]).versions(&mine), Some(vec![version(5)]));
+    }
+}

@@ -1,0 +1,206 @@
+//! When the next attempt may be made.
+//!
+//! Owns: the cooldown after an attempt and the backoffs that lengthen it, as arithmetic on marks and times.
+//!
+//! Invariants:
+//! 1. No arithmetic panics, whatever the clock does.
+//! 2. A mark that lies in the future counts as over: the clock was set back since.
+//! 3. Inside the process that made the attempt, waiting is measured on the monotonic clock.
+
+use std::time::Duration;
+
+use crate::{
+    clock::{Monotonic, Timestamp},
+    store::{Attempt, Marks, Outcome, Presented},
+};
+
+/// A provider's `Retry-After` is honoured up to this: a mistaken date must not shut an account for days.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(1);
+
+/// Doubling after refused and ambiguous attempts stops here: long enough to spare the provider, short enough that a
+/// person who waits for it to heal is not kept much longer.
+const LONGEST_BACKOFF: Duration = Duration::from_mins(10);
+
+/// A configuration error heals only by a person; asking every few minutes notices that without being a nuisance.
+const CONFIGURATION_BACKOFF: (Duration, Duration) = (Duration::from_mins(5), Duration::from_hours(1));
+
+/// How an attempt ended, as far as the waiting depends on it.
+#[derive(Debug, Clone)]
+pub(super) struct Ending {
+    pub(super) outcome: Outcome,
+    pub(super) code: Option<String>,
+    pub(super) retry_after: Option<Duration>,
+    /// When the new access token expires, after a success.
+    pub(super) expires_at: Option<Timestamp>,
+}
+
+/// The mark for an attempt that ended at `now`, given the one before it.
+pub(super) fn mark(ending: Ending, before: Option<&Attempt>, cooldown: Duration, now: Timestamp) -> Attempt {
+    let streak = match before {
+        Some(before) if before.outcome == ending.outcome => before.streak.saturating_add(1),
+        Some(_) | None => 1,
+    };
+    let wait = match ending.outcome {
+        Outcome::Success => ending.expires_at.map_or(cooldown, |end| cooldown.min(end.since(now))),
+        Outcome::Final => Duration::ZERO,
+        Outcome::NotSpent => cooldown.max(ending.retry_after.unwrap_or_default().min(LONGEST_RETRY_AFTER)),
+        Outcome::Configuration => doubled(CONFIGURATION_BACKOFF.0, streak, CONFIGURATION_BACKOFF.1),
+        Outcome::Refused | Outcome::Ambiguous => doubled(cooldown, streak, LONGEST_BACKOFF.max(cooldown)),
+    };
+    Attempt { ended_at: now, outcome: ending.outcome, code: ending.code, streak, not_before: now.plus(wait) }
+}
+
+fn doubled(first: Duration, streak: u32, longest: Duration) -> Duration {
+    // Past 2^16 every first step other than zero has reached the longest one.
+    first.saturating_mul(1 << streak.saturating_sub(1).min(16)).min(longest)
+}
+
+/// The end of an attempt that this process made itself (invariant 3).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ended {
+    pub(super) at: Timestamp,
+    pub(super) monotonic: Monotonic,
+}
+
+/// What the waiting is reckoned with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Now {
+    pub(super) wall: Timestamp,
+    pub(super) monotonic: Monotonic,
+    /// When the configuration was read: a configuration error from before it is forgiven.
+    pub(super) configured_at: Timestamp,
+    pub(super) cooldown: Duration,
+}
+
+/// How long until the next attempt may be made; `None` when it may be made now.
+pub(super) fn wait(marks: &Marks, own: Option<Ended>, now: Now) -> Option<Duration> {
+    let after_attempt = marks.attempt.as_ref().and_then(|attempt| after_attempt(attempt, own, now));
+    let after_crash = marks.presented.and_then(|presented| after_crash(presented, marks.attempt.as_ref(), now));
+    after_attempt.max(after_crash)
+}
+
+fn after_attempt(attempt: &Attempt, own: Option<Ended>, now: Now) -> Option<Duration> {
+    if attempt.outcome == Outcome::Configuration && attempt.ended_at < now.configured_at {
+        return None;
+    }
+    let whole = attempt.not_before.since(attempt.ended_at);
+    let passed = match own {
+        Some(own) if own.at == attempt.ended_at => now.monotonic.since(own.monotonic),
+        Some(_) | None if attempt.ended_at > now.wall => return None,
+        Some(_) | None => now.wall.since(attempt.ended_at),
+    };
+    Some(whole.saturating_sub(passed)).filter(|left| !left.is_zero())
+}
+
+/// A presentation without an end is one that a crash cut off. The second try is made at once (section 3 of the design,
+/// the rule for ambiguity); a daemon that crashes every time must not present once per start.
+fn after_crash(presented: Presented, attempt: Option<&Attempt>, now: Now) -> Option<Duration> {
+    let cut_off = attempt.is_none_or(|attempt| attempt.ended_at < presented.at);
+    if !cut_off || presented.count < 2 || presented.at > now.wall {
+        return None;
+    }
+    Some(now.cooldown.saturating_sub(now.wall.since(presented.at))).filter(|left| !left.is_zero())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COOLDOWN: Duration = Duration::from_secs(30);
+    const T: Timestamp = Timestamp::from_secs(1_700_000_000);
+
+    fn ending(outcome: Outcome) -> Ending {
+        Ending { outcome, code: None, retry_after: None, expires_at: None }
+    }
+
+    fn marks(attempt: Attempt) -> Marks {
+        Marks { attempt: Some(attempt), ..Marks::default() }
+    }
+
+    fn at(wall: Timestamp) -> Now {
+        Now { wall, monotonic: Monotonic::new(Duration::ZERO), configured_at: T, cooldown: COOLDOWN }
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "said once here, it need not be said in every assertion")]
+    fn seconds(number: u64) -> Option<Duration> {
+        Some(Duration::from_secs(number))
+    }
+
+    #[test]
+    fn the_cooldown_counts_from_the_end_of_the_attempt() {
+        for outcome in [Outcome::Success, Outcome::NotSpent, Outcome::Refused, Outcome::Ambiguous] {
+            let marks = marks(mark(ending(outcome), None, COOLDOWN, T));
+            assert_eq!(wait(&marks, None, at(T)), seconds(30), "{outcome:?}");
+            assert_eq!(wait(&marks, None, at(T.plus(Duration::from_secs(29)))), seconds(1), "{outcome:?}");
+            assert_eq!(wait(&marks, None, at(T.plus(COOLDOWN))), None, "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn after_a_success_it_ends_at_the_latest_when_the_token_expires() {
+        let soon = Ending { expires_at: Some(T.plus(Duration::from_secs(5))), ..ending(Outcome::Success) };
+        assert_eq!(wait(&marks(mark(soon, None, COOLDOWN, T)), None, at(T)), seconds(5));
+    }
+
+    #[test]
+    fn backoffs_double_to_their_limit_and_begin_anew_after_another_outcome() {
+        let waits = |outcome, cooldown| {
+            let mut before: Option<Attempt> = None;
+            (0..40).map(move |_| {
+                let next = mark(ending(outcome), before.as_ref(), cooldown, T);
+                before = Some(next.clone());
+                next.not_before.since(T).as_secs()
+            })
+        };
+        let first = |outcome, cooldown| waits(outcome, cooldown).take(6).collect::<Vec<_>>();
+        assert_eq!(first(Outcome::Ambiguous, COOLDOWN), [30, 60, 120, 240, 480, 600]);
+        assert_eq!(first(Outcome::Refused, Duration::ZERO), [0; 6]);
+        assert_eq!(first(Outcome::Configuration, COOLDOWN), [300, 600, 1200, 2400, 3600, 3600]);
+        assert_eq!(waits(Outcome::Refused, COOLDOWN).nth(39), Some(600));
+        let refused = mark(ending(Outcome::Refused), None, COOLDOWN, T);
+        assert_eq!(mark(ending(Outcome::Ambiguous), Some(&refused), COOLDOWN, T).streak, 1);
+    }
+
+    #[test]
+    fn retry_after_lengthens_the_cooldown_to_an_hour_at_most() {
+        let later = |retry_after| Ending { retry_after: Some(retry_after), ..ending(Outcome::NotSpent) };
+        for (asked, waited) in [(10, 30), (90, 90), (86_400, 3600)] {
+            let attempt = mark(later(Duration::from_secs(asked)), None, COOLDOWN, T);
+            assert_eq!(wait(&marks(attempt), None, at(T)), seconds(waited), "{asked}");
+        }
+        let endless = mark(later(Duration::MAX), None, COOLDOWN, T);
+        assert_eq!(wait(&marks(endless), None, at(T)), seconds(3600));
+    }
+
+    #[test]
+    fn a_mark_in_the_future_counts_as_over() {
+        let marks = marks(mark(ending(Outcome::Success), None, COOLDOWN, T.plus(Duration::from_hours(24 * 365))));
+        assert_eq!(wait(&marks, None, at(T)), None);
+    }
+
+    #[test]
+    fn inside_the_process_the_wall_clock_does_not_count() {
+        let marks = marks(mark(ending(Outcome::Success), None, COOLDOWN, T));
+        let own = Some(Ended { at: T, monotonic: Monotonic::new(Duration::ZERO) });
+        for wall in [Timestamp::from_millis(i64::MIN), Timestamp::from_secs(0), T, Timestamp::from_millis(i64::MAX)] {
+            let now = Now { monotonic: Monotonic::new(Duration::from_secs(10)), ..at(wall) };
+            assert_eq!(wait(&marks, own, now), seconds(20));
+        }
+    }
+
+    #[test]
+    fn a_configuration_error_is_forgiven_once_the_configuration_was_read_again() {
+        let marks = marks(mark(ending(Outcome::Configuration), None, COOLDOWN, T));
+        let later = T.plus(Duration::from_secs(10));
+        assert_eq!(wait(&marks, None, at(later)), seconds(290));
+        assert_eq!(wait(&marks, None, Now { configured_at: later, ..at(later) }), None);
+    }
+
+    #[test]
+    fn after_one_crash_the_next_try_is_at_once_and_after_two_it_waits() {
+        for (count, waited) in [(1, None), (2, seconds(30)), (9, seconds(30))] {
+            let marks = Marks { presented: Some(Presented { at: T, count }), ..Marks::default() };
+            assert_eq!(wait(&marks, None, at(T)), waited, "{count}");
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! A flight: one refresh of one account, from the lease to the durable save.
+//!
+//! Invariants:
+//! 1. It presents the refresh token that it read under the revision it claimed; whoever was overtaken sends nothing.
+//! 2. Nothing is sent before the mark is durable, and nothing is answered before the outcome is, but for a success
+//!    that the store would not take: that one is kept, served, and saved again until it is durable.
+//! 3. It ends within 30 s: no attempt starts after its first 15 s, and no attempt takes longer than 15 s.
+//!
+//! The rule for ambiguity: a presentation whose outcome nobody knows may have been spent, and a second one may make
+//! the provider revoke the rest. This daemon is the only holder of the chain, so a second try can win a lost answer
+//! back where the provider has a grace window, and loses nothing once the access token is of no use. One more try is
+//! made at once when a caller asked for a new token, when the access token has expired, or within the provider's grace
+//! window; otherwise the valid token is served on, and the try is made near its expiry.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures_util::FutureExt as _;
+
+use super::{
+    Inner, RefreshError,
+    cooldown::{self, Ended, Ending},
+    default_validity,
+    outcome::{Failure, Sorted, sort},
+    slot::{Base, Handle, Landed, Slot, Snapshot},
+};
+use crate::{
+    account::Account,
+    clock::Monotonic,
+    grant::{Grant, Issued, SanitizedToken, Version},
+    provider::Provider,
+    store::{Claim, Latch, Marks, Outcome, Presented, Record, Revision},
+};
+
+/// No attempt starts after this; with the longest request of 15 s it makes invariant 3.
+const LAST_START: Duration = Duration::from_secs(15);
+
+/// How long a flight waits for another owner's lease: longer than most refreshes take, shorter than a caller's patience.
+const LEASE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it looks whether the lease is free.
+const LEASE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Pauses before the tries after one that did not spend the token. Two: a provider that is down longer than some
+/// seconds is the cooldown's business.
+const RETRY_PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
+
+/// So many refusals in a row without a known reason, and the grant is taken for dead once its token is.
+const PATIENCE_WITH_REFUSALS: u32 = 5;
+
+/// The first and the longest pause between tries to save what the provider has already answered.
+const SAVE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1500));
+
+/// How long a shutdown goes on trying to save.
+const LAST_SAVES: Duration = Duration::from_secs(10);
+
+/// Whether the provider has refused so often that only a new login will help. Not latched: a later try may succeed.
+pub(super) fn given_up(marks: &Marks, expired: bool) -> bool {
+    expired
+        && marks
+            .attempt
+            .as_ref()
+            .is_some_and(|attempt| attempt.outcome == Outcome::Refused && attempt.streak >= PATIENCE_WITH_REFUSALS)
+}
+
+#[derive(Debug, Clone)]
+struct Flight {
+    inner: Arc<Inner>,
+    account: Account,
+    slot: Arc<Slot>,
+    handle: Arc<Handle>,
+    provider: Arc<dyn Provider>,
+    /// What the caller who started it had seen.
+    seen: Version,
+    started: Monotonic,
+}
+
+/// A record whose lease is ours and whose presentation is marked.
+#[derive(Debug)]
+struct Claimed {
+    record: Record,
+    revision: Revision,
+    /// The mark of the presentation under way.
+    marked: Presented,
+    /// The mark of an earlier one whose outcome is not known.
+    uncertain: Option<Presented>,
+}
+
+#[derive(Debug)]
+enum Clearance {
+    Lease(Box<Claimed>),
+    /// No call is needed: this is the answer.
+    Answer(Arc<Snapshot>),
+}
+
+/// What the store did not take.
+#[derive(Debug)]
+enum Late {
+    Marks,
+    Grant(Box<Grant>),
+}
+
+impl Inner {
+    /// Starts a flight as a task of the coordinator's. The caller has put `handle` into the slot.
+    pub(super) fn take_off(self: &Arc<Self>, account: &Account, slot: &Arc<Slot>, handle: &Arc<Handle>, seen: Version) {
+        let (inner, account) = (Arc::clone(self), account.clone());
+        let (slot, handle) = (Arc::clone(slot), Arc::clone(handle));
+        self.tasks.spawn(async move {
+            let landed = match inner.providers.get(&account.provider).cloned() {
+                Some(provider) => {
+                    let started = inner.clock.monotonic();
+                    let flight = Flight {
+                        inner,
+                        account: account.clone(),
+                        slot: Arc::clone(&slot),
+                        handle: Arc::clone(&handle),
+                        provider,
+                        seen,
+                        started,
+                    };
+                    AssertUnwindSafe(flight.fly()).catch_unwind().await.unwrap_or(Err(RefreshError::Internal))
+                }
+                None => Err(RefreshError::NotConfigured),
+            };
+            if let Err(error) = &landed {
+                tracing::warn!(%account, %error, "refresh failed");
+            }
+            {
+                let mut state = slot.lock();
+                // A put may have made room for the flight of another grant.
+                if state.flight.as_ref().is_some_and(|current| Arc::ptr_eq(current, &handle)) {
+                    state.flight = None;
+                }
+            }
+            handle.land(landed);
+            slot.changed.notify_waiters();
+        });
+    }
+}
+
+impl Flight {
+    async fn fly(self) -> Landed {
+        match self.clear().await? {
+            Clearance::Answer(snapshot) => Ok(snapshot),
+            Clearance::Lease(claimed) => self.present(*claimed).await,
+        }
+    }
+
+    /// Reads the record again, repeats every check on it, and takes the lease together with the mark.
+    async fn clear(&self) -> Result<Clearance, RefreshError> {
+        let inner = &self.inner;
+        loop {
+            let base = self.slot.base(inner.store.epoch());
+            let record = inner.store.load(&self.account).await?.ok_or(RefreshError::NotFound)?;
+            let snapshot = inner.snapshot(&self.account, &record.grant, record.marks.clone());
+            self.slot.lock().fill(base, Some(Arc::clone(&snapshot)));
+            let expired = snapshot.token.expired(inner.clock.now());
+            if snapshot.token.version != self.seen && !expired {
+                return Ok(Clearance::Answer(snapshot));
+            }
+            inner.fit(&self.account, &snapshot.token)?;
+            if let Some(latch) = record.marks.latch {
+                return Err(RefreshError::Reauth { answer_lost: latch.answer_lost });
+            }
+            let own = self.slot.lock().ended;
+            inner.paced(&record.marks, own)?;
+            let uncertain = record.marks.presented;
+            if uncertain.is_some_and(|mark| !self.may_try_again(mark, &snapshot.token)) {
+                return Ok(Clearance::Answer(snapshot));
+            }
+            if inner.stopping.is_cancelled() {
+                return Err(RefreshError::ShuttingDown);
+            }
+            let count = uncertain.map_or(1, |mark| mark.count.saturating_add(1));
+            let marked = Presented { at: inner.clock.now(), count };
+            match inner.noted(inner.store.claim(&self.account, record.revision, marked).await)? {
+                Claim::Taken(revision) => {
+                    return Ok(Clearance::Lease(Box::new(Claimed { record, revision, marked, uncertain })));
+                }
+                Claim::Held if !self.handle.forced() && !expired => return Ok(Clearance::Answer(snapshot)),
+                Claim::Held | Claim::Changed if self.age() >= LEASE_PATIENCE => return Err(RefreshError::LeaseHeld),
+                Claim::Held => self.pause(LEASE_INTERVAL).await,
+                Claim::Changed => {}
+            }
+        }
+    }
+
+    /// The rule for ambiguity, for a presentation that nobody knows the outcome of.
+    fn may_try_again(&self, mark: Presented, token: &SanitizedToken) -> bool {
+        let now = self.inner.clock.now();
+        let in_grace = now.since(mark.at) < self.provider.rules().reuse_grace;
+        let near_expiry = match (token.left(now), token.lifetime()) {
+            (Some(left), Some(lifetime)) => left < default_validity(lifetime),
+            (None, _) | (_, None) => false,
+        };
+        self.handle.forced() || in_grace || near_expiry || token.expired(now)
+    }
+
+    /// Presents the refresh token, again where that is right, until an outcome stands.
+    async fn present(&self, mut claimed: Claimed) -> Landed {
+        let mut pauses = RETRY_PAUSES.into_iter();
+        // An earlier presentation with an unknown outcome makes this one the second try.
+        let mut second_try = claimed.uncertain.is_none();
+        loop {
+            let sent = self.inner.clock.monotonic();
+            let reply = self.provider.refresh(&claimed.record.grant).await;
+            let failure = match sort(reply, self.provider.rules(), &claimed.record.grant) {
+                Sorted::Success(issued) => {
+                    let latency = self.inner.clock.monotonic().since(sent);
+                    return self.land(claimed.record, *issued, latency).await;
+                }
+                Sorted::Failure(failure) => failure,
+            };
+            let pause = match failure.outcome {
+                Outcome::NotSpent => {
+                    pauses.next().map(|pause| jittered(pause).max(failure.retry_after.unwrap_or_default()))
+                }
+                Outcome::Ambiguous => {
+                    claimed.uncertain = Some(claimed.marked);
+                    let token = SanitizedToken::of(&claimed.record.grant, &[]);
+                    let again = std::mem::take(&mut second_try) && self.may_try_again(claimed.marked, &token);
+                    again.then_some(Duration::ZERO)
+                }
+                Outcome::Success | Outcome::Final | Outcome::Configuration | Outcome::Refused => None,
+            };
+            match pause {
+                Some(pause) if self.age().saturating_add(pause) < LAST_START => self.pause(pause).await,
+                Some(_) | None => return self.fail(claimed, failure).await,
+            }
+            if self.inner.stopping.is_cancelled() {
+                return self.fail(claimed, failure).await;
+            }
+            let marked = Presented { at: self.inner.clock.now(), count: claimed.marked.count.saturating_add(1) };
+            let claim = self.inner.store.claim(&self.account, claimed.revision, marked).await;
+            match self.inner.noted(claim) {
+                Ok(Claim::Taken(revision)) => (claimed.revision, claimed.marked) = (revision, marked),
+                Ok(Claim::Held | Claim::Changed) => return self.overtaken(None).await,
+                Err(_) => return self.fail(claimed, failure).await,
+            }
+        }
+    }
+
+    /// Saves the next generation, and only then answers with it (invariant 2).
+    async fn land(&self, record: Record, issued: Issued, latency: Duration) -> Landed {
+        let inner = &self.inner;
+        let now = inner.clock.now();
+        // The life counts from when the answer was made: at the earliest, when it was asked for.
+        let asked_at = now.minus(latency);
+        let before = record.grant.version;
+        let next = record.grant.refreshed(issued, asked_at);
+        let ending = Ending { outcome: Outcome::Success, code: None, retry_after: None, expires_at: next.expires_at };
+        let attempt = cooldown::mark(ending, record.marks.attempt.as_ref(), inner.cooldown, now);
+        let marks = Marks { attempt: Some(attempt), ..Marks::default() };
+        let snapshot = inner.snapshot(&self.account, &next, marks);
+        let base = self.end_attempt(&snapshot);
+        match inner.noted(inner.store.save(&self.account, before, &next, &snapshot.marks).await) {
+            Ok(true) => {
+                self.slot.lock().publish(base, Some(Arc::clone(&snapshot)));
+                tracing::info!(account = %self.account, generation = next.version.generation, "refreshed");
+                Ok(snapshot)
+            }
+            Ok(false) => self.overtaken(Some(&next)).await,
+            Err(error) => {
+                tracing::error!(account = %self.account, %error, "the refreshed grant could not be saved; it is kept in memory");
+                self.keep(base, before, Late::Grant(Box::new(next)), &snapshot);
+                Ok(snapshot)
+            }
+        }
+    }
+
+    /// Marks the failure, and answers with it.
+    async fn fail(&self, claimed: Claimed, failure: Failure) -> Landed {
+        let inner = &self.inner;
+        let now = inner.clock.now();
+        let (grant, marks) = (&claimed.record.grant, &claimed.record.marks);
+        let ending = Ending {
+            outcome: failure.outcome,
+            code: failure.code.clone(),
+            retry_after: failure.retry_after,
+            expires_at: None,
+        };
+        let attempt = cooldown::mark(ending, marks.attempt.as_ref(), inner.cooldown, now);
+        let wait = attempt.not_before.since(now);
+        let dead = failure.outcome == Outcome::Final;
+        let answer_lost = claimed.uncertain.is_some();
+        let marks = Marks {
+            presented: claimed.uncertain.filter(|_| !dead),
+            attempt: Some(attempt),
+            latch: dead.then_some(Latch { at: now, answer_lost }),
+        };
+        let snapshot = inner.snapshot(&self.account, grant, marks);
+        let base = self.end_attempt(&snapshot);
+        match inner.noted(inner.store.settle(&self.account, grant.version, &snapshot.marks).await) {
+            Ok(true) => self.slot.lock().publish(base, Some(Arc::clone(&snapshot))),
+            Ok(false) => return self.overtaken(None).await,
+            Err(error) => {
+                tracing::error!(account = %self.account, %error, "the outcome of a refresh could not be saved; it is kept in memory");
+                self.keep(base, grant.version, Late::Marks, &snapshot);
+            }
+        }
+        if dead || given_up(&snapshot.marks, snapshot.token.expired(now)) {
+            return Err(RefreshError::Reauth { answer_lost });
+        }
+        Err(RefreshError::Failed { failure, wait })
+    }
+
+    /// The grant was deleted or replaced meanwhile, and that wins. What came late is revoked after a delete; after a
+    /// replacement never, since that could kill the new login of the same person.
+    async fn overtaken(&self, late: Option<&Grant>) -> Landed {
+        if let Some(record) = self.inner.store.load(&self.account).await? {
+            return Ok(self.inner.snapshot(&self.account, &record.grant, record.marks));
+        }
+        if let Some(late) = late {
+            let revoked = self.inner.revoke(&self.account, late).await;
+            tracing::info!(account = %self.account, revoked, "dropped a late refresh of a deleted grant");
+        }
+        Err(RefreshError::NotFound)
+    }
+
+    /// Notes the attempt's end on the monotonic clock, before it is written down.
+    fn end_attempt(&self, snapshot: &Snapshot) -> Base {
+        let monotonic = self.inner.clock.monotonic();
+        let base = self.slot.base(self.inner.store.epoch());
+        let mut state = self.slot.lock();
+        // A flight that a put has detached must not slow the new grant down.
+        if state.flight.as_ref().is_some_and(|current| Arc::ptr_eq(current, &self.handle)) {
+            state.ended = snapshot.marks.attempt.as_ref().map(|attempt| Ended { at: attempt.ended_at, monotonic });
+        }
+        drop(state);
+        base
+    }
+
+    /// Serves what the store did not take, unless it was overtaken, and tries to save it until it is durable.
+    fn keep(&self, base: Base, before: Version, late: Late, snapshot: &Arc<Snapshot>) {
+        self.slot.lock().keep(base, Arc::clone(snapshot));
+        let (flight, snapshot) = (self.clone(), Arc::clone(snapshot));
+        self.inner.tasks.spawn(async move { flight.save_late(before, late, snapshot).await });
+    }
+
+    async fn save_late(self, before: Version, late: Late, snapshot: Arc<Snapshot>) {
+        let inner = &self.inner;
+        let mut pause = SAVE_PAUSES.0;
+        let mut stopping_since = None;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(SAVE_PAUSES.1),
+                () = inner.stopping.cancelled(), if stopping_since.is_none() => {
+                    stopping_since = Some(inner.clock.monotonic());
+                    pause = SAVE_PAUSES.0;
+                }
+            }
+            let base = self.slot.base(inner.store.epoch());
+            let result = match &late {
+                Late::Marks => inner.store.settle(&self.account, before, &snapshot.marks).await,
+                Late::Grant(next) => inner.store.save(&self.account, before, next, &snapshot.marks).await,
+            };
+            match inner.noted(result) {
+                Ok(true) => {
+                    tracing::info!(account = %self.account, "saved what was kept in memory");
+                    self.slot.lock().publish(base, Some(snapshot));
+                    return;
+                }
+                Ok(false) => {
+                    self.slot.lock().let_go(&snapshot);
+                    if let Late::Grant(next) = &late {
+                        drop(self.overtaken(Some(next)).await);
+                    }
+                    return;
+                }
+                Err(error)
+                    if stopping_since.is_some_and(|since| inner.clock.monotonic().since(since) >= LAST_SAVES) =>
+                {
+                    tracing::error!(account = %self.account, %error, "ending with an unsaved refresh: log in to this account again");
+                    return;
+                }
+                Err(error) => tracing::debug!(account = %self.account, %error, "still not saved"),
+            }
+        }
+    }
+
+    /// Sleeps; a shutdown cuts it short.
+    async fn pause(&self, pause: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = self.inner.stopping.cancelled() => {}
+        }
+    }
+
+    fn age(&self) -> Duration {
+        self.inner.clock.monotonic().since(self.started)
+    }
+}
+
+/// Up to a fifth more or less, so that daemons which failed together do not come back together.
+fn jittered(pause: Duration) -> Duration {
+    let mut byte = [128];
+    if getrandom::fill(&mut byte).is_err() {
+        tracing::debug!("no randomness for the jitter, which does no harm");
+    }
+    pause.mul_f64(0.8 + 0.4 * f64::from(byte[0]) / 255.0)
+}

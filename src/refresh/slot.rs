@@ -1,0 +1,218 @@
+//! One account's place in the coordinator: what is remembered, and the flight under way.
+//!
+//! Owns: [`Snapshot`], the cache of it, and the handle through which callers join a flight.
+//!
+//! Invariants:
+//! 1. A snapshot holds no refresh token.
+//! 2. What was read before a write of ours is never remembered after it: a fill or publication that another write
+//!    overtook leaves the cache empty, and the next reader asks the store.
+//! 3. A snapshot of an earlier epoch is not current: another owner may have changed the record.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+use tokio::sync::{Notify, watch};
+
+use super::{RefreshError, condition, cooldown::Ended};
+use crate::{
+    account::Account,
+    grant::{Grant, SanitizedToken},
+    store::Marks,
+};
+
+/// What may be known of an account outside the store.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The token as it may leave.
+    pub token: SanitizedToken,
+    /// Its entity tag, without quotes.
+    pub tag: Arc<str>,
+    /// The record's marks.
+    pub marks: Marks,
+}
+
+impl Snapshot {
+    pub(super) fn of(account: &Account, grant: &Grant, marks: Marks, expose: &[String]) -> Self {
+        Self { token: SanitizedToken::of(grant, expose), tag: condition::tag(account, grant.version), marks }
+    }
+}
+
+pub(super) type Landed = Result<Arc<Snapshot>, RefreshError>;
+
+/// A flight, as its callers see it.
+#[derive(Debug)]
+pub(super) struct Handle {
+    /// Some caller asked for a new token, not just for one that is good for a while.
+    forced: AtomicBool,
+    landed: watch::Sender<Option<Landed>>,
+}
+
+impl Handle {
+    pub(super) fn new(forced: bool) -> Self {
+        Self { forced: AtomicBool::new(forced), landed: watch::Sender::new(None) }
+    }
+
+    pub(super) fn forced(&self) -> bool {
+        self.forced.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn join(&self, forced: bool) {
+        self.forced.fetch_or(forced, Ordering::Relaxed);
+    }
+
+    pub(super) fn land(&self, landed: Landed) {
+        self.landed.send_replace(Some(landed));
+    }
+
+    pub(super) async fn landed(&self) -> Landed {
+        let mut landed = self.landed.subscribe();
+        match landed.wait_for(Option::is_some).await {
+            Ok(landed) => landed.clone().unwrap_or(Err(RefreshError::Internal)),
+            Err(_) => Err(RefreshError::Internal),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    state: Mutex<State>,
+    /// Rung at every change of what a reader would see.
+    pub(super) changed: Notify,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    cached: Option<(u64, Arc<Snapshot>)>,
+    writes: u64,
+    pub(super) flight: Option<Arc<Handle>>,
+    /// When this process's own last attempt ended.
+    pub(super) ended: Option<Ended>,
+    /// What the store would hold if it had taken our last write.
+    pub(super) unsaved: Option<Arc<Snapshot>>,
+}
+
+impl Slot {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that holds the lock can panic halfway through a change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn flight(&self) -> Option<Arc<Handle>> {
+        self.lock().flight.clone()
+    }
+
+    /// Where a read or write begins, to be handed to [`State::fill`], [`State::publish`] or [`State::keep`] after it.
+    /// `epoch` is the store's before the beginning.
+    pub(super) fn base(&self, epoch: u64) -> Base {
+        self.look(epoch).0
+    }
+
+    /// What is known without asking the store, and the base for asking it.
+    pub(super) fn look(&self, epoch: u64) -> (Base, Option<Arc<Snapshot>>) {
+        let state = self.lock();
+        (Base { writes: state.writes, epoch }, state.current(epoch).cloned())
+    }
+}
+
+/// What a read or write is founded on: whatever came in between makes its result old.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Base {
+    writes: u64,
+    epoch: u64,
+}
+
+impl State {
+    fn current(&self, epoch: u64) -> Option<&Arc<Snapshot>> {
+        self.unsaved
+            .as_ref()
+            .or_else(|| self.cached.as_ref().filter(|(of, _)| *of == epoch).map(|(_, snapshot)| snapshot))
+    }
+
+    /// What was known last, current or not.
+    pub(super) fn last(&self) -> Option<&Arc<Snapshot>> {
+        self.unsaved.as_ref().or(self.cached.as_ref().map(|(_, snapshot)| snapshot))
+    }
+
+    /// Remembers what was read; `false` when a write overtook the reading (invariant 2).
+    pub(super) fn fill(&mut self, base: Base, snapshot: Option<Arc<Snapshot>>) -> bool {
+        let undisturbed = self.writes == base.writes;
+        if undisturbed {
+            self.cached = snapshot.map(|snapshot| (base.epoch, snapshot));
+        }
+        undisturbed
+    }
+
+    /// Remembers what was written; nothing when another write overtook this one (invariant 2).
+    pub(super) fn publish(&mut self, base: Base, snapshot: Option<Arc<Snapshot>>) {
+        if !self.fill(base, snapshot) {
+            self.cached = None;
+        }
+        self.writes += 1;
+        self.unsaved = None;
+    }
+
+    /// Remembers what could not be written, unless another write overtook it.
+    pub(super) fn keep(&mut self, base: Base, snapshot: Arc<Snapshot>) {
+        if self.writes == base.writes {
+            self.unsaved = Some(snapshot);
+        }
+    }
+
+    /// Forgets what was kept, once the store has something else.
+    pub(super) fn let_go(&mut self, kept: &Arc<Snapshot>) {
+        self.unsaved.take_if(|unsaved| Arc::ptr_eq(unsaved, kept));
+        self.cached = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Map;
+
+    use super::*;
+    use crate::{
+        clock::Timestamp,
+        grant::{GrantId, Issued, Lifetime},
+        secret::AccessToken,
+    };
+
+    fn snapshot(id: u8) -> Arc<Snapshot> {
+        let issued = Issued {
+            access_token: AccessToken::new("canary-at".into()).unwrap(),
+            token_type: None,
+            lifetime: Lifetime::Unknown,
+            scope: None,
+            refresh_token: None,
+            extra: Map::new(),
+        };
+        let grant = Grant::new(GrantId::from_bytes([id; 16]), issued, Timestamp::from_secs(0));
+        Arc::new(Snapshot::of(&"corp".parse().unwrap(), &grant, Marks::default(), &[]))
+    }
+
+    #[test]
+    fn what_was_read_before_a_write_is_not_remembered_after_it() {
+        let mut state = State::default();
+        let before = Base { writes: state.writes, epoch: 0 };
+        state.publish(before, Some(snapshot(2)));
+        assert!(!state.fill(before, Some(snapshot(1))));
+        assert!(Arc::ptr_eq(state.current(0).unwrap(), &state.cached.as_ref().unwrap().1));
+    }
+
+    #[test]
+    fn of_two_writes_at_once_neither_is_remembered() {
+        let mut state = State::default();
+        let before = Base { writes: state.writes, epoch: 0 };
+        state.publish(before, Some(snapshot(1)));
+        state.publish(before, Some(snapshot(2)));
+        assert!(state.current(0).is_none());
+    }
+
+    #[test]
+    fn a_snapshot_of_an_earlier_epoch_is_not_current() {
+        let mut state = State::default();
+        state.fill(Base { writes: 0, epoch: 7 }, Some(snapshot(1)));
+        assert!(state.current(7).is_some() && state.current(8).is_none() && state.last().is_some());
+    }
+}
