@@ -17,7 +17,10 @@
 pub mod account;
 pub mod clock;
 pub mod grant;
+pub mod policy;
 pub mod provider;
 pub mod refresh;
 pub mod secret;
+pub mod server;
 pub mod store;
+pub mod telemetry;

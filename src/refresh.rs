@@ -208,6 +208,11 @@ impl Coordinator {
         }
     }
 
+    /// The account's token as it is, expired or not.
+    pub async fn peek(&self, account: &Account) -> Result<Arc<Snapshot>, RefreshError> {
+        self.0.look(account, Staleness::Tolerated).await.map(|(_, snapshot)| snapshot)
+    }
+
     /// A new token, or the one that replaced what `if_match` names.
     pub async fn refresh(&self, account: &Account, if_match: &IfMatch) -> Result<Arc<Snapshot>, RefreshError> {
         let (slot, snapshot) = self.0.look(account, Staleness::Refused).await?;

@@ -1,0 +1,346 @@
+//! The listening sockets: how they come to be, whom they serve, and how they go.
+//!
+//! Invariants:
+//! 1. The directory is closed to others before the socket exists, and the socket is ours alone unless other users
+//!    were named.
+//! 2. A living daemon's socket is never replaced; a dead one's is. What is not a socket is never touched.
+//! 3. On the way out, only the socket that this listener made is removed.
+//! 4. No peer can hold more than its socket's share of the open files, nor hold a connection without asking anything.
+
+use std::{
+    fs::{self, DirBuilder, File, Permissions},
+    io,
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{Router, body::Body, extract::Request, middleware, response::IntoResponse as _};
+use http::{Version, header};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
+};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::Semaphore,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{peer::Peers, problem::Problem};
+
+/// The room for a path in `sockaddr_un`, less the closing zero byte.
+const LONGEST_PATH: usize = 107;
+
+/// How long a connection may stay silent, before its first request and between two.
+const IDLE: Duration = Duration::from_mins(1);
+
+/// The pause after an error that waiting may cure, such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why a socket cannot be offered.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The operating system has no room for such a path.
+    #[error("the path {path} has {length} bytes; a socket's path has at most {LONGEST_PATH}: choose a shorter one")]
+    TooLong {
+        /// The socket.
+        path: PathBuf,
+        /// Its length.
+        length: usize,
+    },
+    /// The path names no file in a directory.
+    #[error("the path {0} does not name a file in a directory")]
+    NoDirectory(PathBuf),
+    /// The directory is open to others, or not ours.
+    #[error("the directory {directory} {reason}; give the socket a directory of its own")]
+    Directory {
+        /// The socket's directory.
+        directory: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A daemon is listening there.
+    #[error("another daemon is listening on {0}; stop it, or choose another path with --socket")]
+    Live(PathBuf),
+    /// Something else is there.
+    #[error("{0} exists and is not a socket; move it away, or choose another path with --socket")]
+    NotASocket(PathBuf),
+    /// The operating system said no.
+    #[error("cannot listen on {path}")]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// What it said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A bound socket.
+#[derive(Debug)]
+pub struct Listener {
+    accepting: UnixListener,
+    path: PathBuf,
+    identity: (u64, u64),
+    name: String,
+    peers: Peers,
+}
+
+impl Listener {
+    /// Binds `path` for `peers`. `name` is the socket's name in logs.
+    pub fn bind(name: &str, path: &Path, peers: Peers) -> Result<Self, BindError> {
+        let length = path.as_os_str().as_bytes().len();
+        if length > LONGEST_PATH {
+            return Err(BindError::TooLong { path: path.to_owned(), length });
+        }
+        let (Some(directory), Some(_)) = (path.parent(), path.file_name()) else {
+            return Err(BindError::NoDirectory(path.to_owned()));
+        };
+        let failed = |source| BindError::Io { path: path.to_owned(), source };
+        prepare(directory, path, if peers.beyond_own() { 0o711 } else { 0o700 })?;
+        // Two daemons that start at once must not take each other's socket for a dead one's.
+        let _lock = lock(directory).map_err(failed)?;
+        clear_away(path)?;
+        let accepting = UnixListener::bind(path).map_err(failed)?;
+        let mode = if peers.beyond_own() { 0o666 } else { 0o600 };
+        fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)?;
+        let metadata = fs::symlink_metadata(path).map_err(failed)?;
+        let identity = (metadata.dev(), metadata.ino());
+        Ok(Self { accepting, path: path.to_owned(), identity, name: name.to_owned(), peers })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Serves at most `share` connections at once until `stop`, then lets the requests under way finish.
+    pub async fn serve(&self, router: Router, share: usize, stop: CancellationToken) {
+        let service = TowerToHyperService::new(router.layer(middleware::from_fn(one_host)));
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(IDLE).half_close(true);
+        let connections = TaskTracker::new();
+        let graceful = GracefulShutdown::new();
+        let seats = Arc::new(Semaphore::new(share));
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = self.accept(&seats) => accepted,
+            };
+            let (stream, seat) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(socket = self.name, %error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            if !self.peers.admits(&stream, &self.name) {
+                continue;
+            }
+            let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service.clone()));
+            connections.spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "a connection broke");
+                }
+                drop(seat);
+            });
+        }
+        graceful.shutdown().await;
+        connections.close();
+        connections.wait().await;
+    }
+
+    async fn accept(&self, seats: &Arc<Semaphore>) -> io::Result<(UnixStream, tokio::sync::OwnedSemaphorePermit)> {
+        let seat = Arc::clone(seats).acquire_owned().await.map_err(io::Error::other)?;
+        let (stream, _) = self.accepting.accept().await?;
+        Ok((stream, seat))
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let ours = |metadata: fs::Metadata| (metadata.dev(), metadata.ino()) == self.identity;
+        let removed = self.path.parent().map_or(Ok(()), |directory| {
+            let _lock = lock(directory)?;
+            if fs::symlink_metadata(&self.path).is_ok_and(ours) { fs::remove_file(&self.path) } else { Ok(()) }
+        });
+        if let Err(error) = removed {
+            tracing::warn!(socket = self.name, %error, "the socket's file stays behind");
+        }
+    }
+}
+
+/// RFC 9112 section 3.2: a request of HTTP/1.1 has exactly one `Host`. What it says does not matter on a Unix socket.
+async fn one_host(request: Request<Body>, next: middleware::Next) -> axum::response::Response {
+    if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
+        return Problem::invalid("a request of HTTP/1.1 has exactly one Host header").into_response();
+    }
+    next.run(request).await
+}
+
+/// Makes the socket's directory, closed to others from its first moment, or sees that it is.
+fn prepare(directory: &Path, socket: &Path, mode: u32) -> Result<(), BindError> {
+    let failed = |source| BindError::Io { path: socket.to_owned(), source };
+    let refuse = |reason| BindError::Directory { directory: directory.to_owned(), reason };
+    match DirBuilder::new().recursive(true).mode(0o700).create(directory) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(refuse("is not a directory")),
+        Err(error) => return Err(failed(error)),
+    }
+    let metadata = fs::metadata(directory).map_err(failed)?;
+    let found = metadata.permissions().mode() & 0o7777;
+    if metadata.uid() != rustix::process::geteuid().as_raw() {
+        return Err(refuse("belongs to another user"));
+    }
+    if found == mode {
+        return Ok(());
+    }
+    // A directory that others use is not ours to close: only one with nothing in it but our socket.
+    if found & 0o1022 != 0 {
+        return Err(refuse("is writable by others"));
+    }
+    for entry in fs::read_dir(directory).map_err(failed)? {
+        if Some(entry.map_err(failed)?.file_name().as_os_str()) != socket.file_name() {
+            return Err(refuse("is open to others and holds other files"));
+        }
+    }
+    fs::set_permissions(directory, Permissions::from_mode(mode)).map_err(failed)
+}
+
+/// Locks the directory against other daemons that come and go in it. They hold it for a moment only.
+fn lock(directory: &Path) -> io::Result<File> {
+    let file = File::open(directory)?;
+    flock(&file, FlockOperation::LockExclusive)?;
+    Ok(file)
+}
+
+/// Removes the socket of a daemon that is gone (invariant 2).
+fn clear_away(path: &Path) -> Result<(), BindError> {
+    let failed = |source| BindError::Io { path: path.to_owned(), source };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => return Err(BindError::NotASocket(path.to_owned())),
+        Ok(_) => {}
+    }
+    match knock(path) {
+        // Its queue is full, or it answers: it lives.
+        Ok(()) | Err(Errno::AGAIN) => Err(BindError::Live(path.to_owned())),
+        Err(Errno::CONNREFUSED) => fs::remove_file(path).map_err(failed),
+        Err(error) => Err(failed(error.into())),
+    }
+}
+
+/// Tries to connect, without waiting: a stopped daemon would keep us for ever.
+fn knock(path: &Path) -> rustix::io::Result<()> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    fn bind(path: &Path) -> Result<Listener, BindError> {
+        Listener::bind("test", path, Peers::own())
+    }
+
+    #[tokio::test]
+    async fn the_directory_is_0700_the_socket_0600_and_both_go_as_they_came() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("a/b/credproxy.sock");
+        let listener = bind(&path).unwrap();
+        assert_eq!((mode(path.parent().unwrap()), mode(&path)), (0o700, 0o600));
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn other_users_open_directory_and_socket() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("run/credproxy.sock");
+        let _listener = Listener::bind("test", &path, Peers::of(&[4_000_000])).unwrap();
+        assert_eq!((mode(path.parent().unwrap()), mode(&path)), (0o711, 0o666));
+    }
+
+    #[tokio::test]
+    async fn a_living_socket_is_left_alone_and_a_dead_one_replaced() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("credproxy.sock");
+        let first = bind(&path).unwrap();
+        assert!(matches!(bind(&path), Err(BindError::Live(_))));
+        let dead = home.path().join("dead.sock");
+        drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
+        assert!(dead.exists() && bind(&dead).is_ok());
+        drop(first);
+    }
+
+    #[tokio::test]
+    async fn a_listener_removes_no_socket_but_its_own() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("credproxy.sock");
+        let first = bind(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let second = bind(&path).unwrap();
+        drop(first);
+        assert!(path.exists());
+        drop(second);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_a_socket_is_not_touched() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("notes.txt");
+        drop(File::create(&path).unwrap());
+        assert!(matches!(bind(&path), Err(BindError::NotASocket(_))));
+        assert!(path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_others_use_is_refused_and_left_as_it_is() {
+        let home = tempfile::tempdir().unwrap();
+        for (name, permissions, other_file) in
+            [("sticky", 0o1777, false), ("shared", 0o775, false), ("full", 0o755, true)]
+        {
+            let directory = home.path().join(name);
+            fs::create_dir(&directory).unwrap();
+            fs::set_permissions(&directory, Permissions::from_mode(permissions)).unwrap();
+            if other_file {
+                drop(File::create(directory.join("other")).unwrap());
+            }
+            assert!(matches!(bind(&directory.join("s")), Err(BindError::Directory { .. })), "{name}");
+            assert_eq!(mode(&directory), permissions & 0o777, "{name}");
+        }
+        let ours = home.path().join("ours");
+        fs::create_dir(&ours).unwrap();
+        fs::set_permissions(&ours, Permissions::from_mode(0o755)).unwrap();
+        assert!(bind(&ours.join("s")).is_ok());
+        assert_eq!(mode(&ours), 0o700);
+    }
+
+    #[tokio::test]
+    async fn a_path_that_does_not_fit_is_refused() {
+        let path = Path::new("/tmp").join("x".repeat(110));
+        let message = bind(&path).unwrap_err().to_string();
+        assert!(message.contains("115 bytes") && message.contains("107"), "{message}");
+    }
+}

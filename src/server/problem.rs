@@ -1,0 +1,219 @@
+//! Problems: every refusal of the API, as `application/problem+json` (RFC 9457).
+//!
+//! Owns: the codes of the contract and their statuses; the only place that knows which error has which.
+//!
+//! Invariants:
+//! 1. A problem holds no text of the caller's and none of a provider's but a filtered error code.
+//! 2. `retryAfter` and `Retry-After` are made of one number: whole seconds, rounded up, at least 1.
+
+use std::time::Duration;
+
+use axum::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderValue, StatusCode, header};
+use serde::Serialize;
+
+use crate::{account::Account, refresh::RefreshError, store::Outcome};
+
+/// The `code` of a problem: the contract's, and what a program decides by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Code {
+    /// The request is malformed; nothing was touched.
+    InvalidRequest,
+    /// A person must log in again.
+    ReauthRequired,
+    /// Outside the socket's policy.
+    Unauthorized,
+    /// No such grant or route.
+    NotFound,
+    /// The grant has no refresh token.
+    RefreshNotAvailable,
+    /// `If-Match` does not hold.
+    PreconditionFailed,
+    /// Inside the cooldown or a backoff.
+    RateLimited,
+    /// A fault of ours.
+    InternalError,
+    /// A grant is stored, but its provider is not configured.
+    ProviderNotConfigured,
+    /// The provider failed or answered nonsense.
+    RefreshFailed,
+    /// The store failed before the refresh token was spent, or another owner holds the lease.
+    StoreUnavailable,
+}
+
+impl Code {
+    /// Every code, for the comparison with the OpenAPI document.
+    pub const ALL: [Self; 11] = [
+        Self::InvalidRequest,
+        Self::ReauthRequired,
+        Self::Unauthorized,
+        Self::NotFound,
+        Self::RefreshNotAvailable,
+        Self::PreconditionFailed,
+        Self::RateLimited,
+        Self::InternalError,
+        Self::ProviderNotConfigured,
+        Self::RefreshFailed,
+        Self::StoreUnavailable,
+    ];
+
+    const fn status(self) -> StatusCode {
+        match self {
+            Self::InvalidRequest => StatusCode::BAD_REQUEST,
+            Self::ReauthRequired => StatusCode::UNAUTHORIZED,
+            Self::Unauthorized => StatusCode::FORBIDDEN,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::RefreshNotAvailable => StatusCode::CONFLICT,
+            Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+            Self::InternalError => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::ProviderNotConfigured => StatusCode::NOT_IMPLEMENTED,
+            Self::RefreshFailed => StatusCode::BAD_GATEWAY,
+            Self::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+/// A refusal.
+#[derive(Debug, Clone)]
+pub(crate) struct Problem {
+    code: Code,
+    status: StatusCode,
+    detail: String,
+    retry_after: Option<u64>,
+    challenge: Option<HeaderValue>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Wire<'a> {
+    r#type: &'static str,
+    title: &'static str,
+    status: u16,
+    detail: &'a str,
+    code: Code,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after: Option<u64>,
+}
+
+impl Problem {
+    pub(crate) fn new(code: Code, detail: impl Into<String>) -> Self {
+        Self { code, status: code.status(), detail: detail.into(), retry_after: None, challenge: None }
+    }
+
+    /// The request is malformed.
+    pub(crate) fn invalid(detail: impl Into<String>) -> Self {
+        Self::new(Code::InvalidRequest, detail)
+    }
+
+    /// The same code where HTTP has a status of its own (405, 413, 415).
+    pub(crate) fn with_status(self, status: StatusCode) -> Self {
+        Self { status, ..self }
+    }
+
+    /// The one answer for whatever a socket may not do, whether or not it exists.
+    pub(crate) fn unauthorized() -> Self {
+        Self::new(Code::Unauthorized, "this socket may not do that")
+    }
+
+    /// A store or lease is usually back within seconds, and asking again costs no provider anything.
+    pub(crate) fn soon(self) -> Self {
+        self.retry_after(Duration::from_secs(1))
+    }
+
+    fn retry_after(self, wait: Duration) -> Self {
+        let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
+        Self { retry_after: Some(seconds.max(1)), ..self }
+    }
+
+    /// What became of a request for `account`'s token or grant.
+    pub(crate) fn refresh(account: &Account, error: &RefreshError) -> Self {
+        let problem = |code| Self::new(code, error.to_string());
+        match error {
+            RefreshError::NotFound => problem(Code::NotFound),
+            RefreshError::NotRefreshable => problem(Code::RefreshNotAvailable),
+            RefreshError::NotConfigured => problem(Code::ProviderNotConfigured),
+            RefreshError::PreconditionFailed => problem(Code::PreconditionFailed),
+            RefreshError::UnknownTag => problem(Code::InvalidRequest),
+            RefreshError::Reauth { .. } => {
+                let challenge = format!("Credproxy realm=\"{account}\", error=\"reauth_required\"");
+                Self { challenge: HeaderValue::try_from(challenge).ok(), ..problem(Code::ReauthRequired) }
+            }
+            RefreshError::RateLimited { wait, .. } => problem(Code::RateLimited).retry_after(*wait),
+            RefreshError::Failed { failure, wait } => {
+                let detail = match &failure.code {
+                    Some(code) => format!("{} ({code})", failure.reason),
+                    None => failure.reason.to_owned(),
+                };
+                let problem = Self::new(Code::RefreshFailed, detail).retry_after(*wait);
+                if failure.timed_out && failure.outcome == Outcome::Ambiguous {
+                    problem.with_status(StatusCode::GATEWAY_TIMEOUT)
+                } else {
+                    problem
+                }
+            }
+            RefreshError::Store(source) => {
+                let problem = problem(Code::StoreUnavailable);
+                if source.is_transient() { problem.soon() } else { problem }
+            }
+            RefreshError::LeaseHeld | RefreshError::Unsaved | RefreshError::ShuttingDown => {
+                problem(Code::StoreUnavailable).soon()
+            }
+            RefreshError::Internal => problem(Code::InternalError),
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let wire = Wire {
+            r#type: "about:blank",
+            title: self.status.canonical_reason().unwrap_or("Error"),
+            status: self.status.as_u16(),
+            detail: &self.detail,
+            code: self.code,
+            retry_after: self.retry_after,
+        };
+        // Strings and numbers always serialize.
+        let mut response = Response::new(Body::from(serde_json::to_vec(&wire).unwrap_or_default()));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if let Some(challenge) = self.challenge {
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_whole_seconds_rounded_up_and_at_least_one() {
+        for (millis, seconds) in [(0, 1), (1, 1), (1000, 1), (1001, 2), (29_999, 30), (30_000, 30)] {
+            let problem = Problem::new(Code::RateLimited, "x").retry_after(Duration::from_millis(millis));
+            assert_eq!(problem.retry_after, Some(seconds), "{millis}");
+        }
+    }
+
+    #[test]
+    fn a_dead_grant_names_its_realm() {
+        let account = "corp/work".parse().unwrap();
+        let response = Problem::refresh(&account, &RefreshError::Reauth { answer_lost: false }).into_response();
+        assert_eq!(response.status(), 401);
+        assert_eq!(
+            response.headers()[header::WWW_AUTHENTICATE],
+            "Credproxy realm=\"corp/work\", error=\"reauth_required\""
+        );
+    }
+}

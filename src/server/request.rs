@@ -1,0 +1,205 @@
+//! What a request says: account, parameters, conditions, body. Read strictly, because a mistyped parameter must not
+//! reach another account.
+//!
+//! Invariants:
+//! 1. Nothing unknown, doubled or malformed gets past: it is a [`Problem`], and nothing was touched.
+//! 2. No text of the request is repeated in a problem.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+
+use super::problem::Problem;
+use crate::{
+    account::{Account, Bucket, ProviderName},
+    refresh::condition::{IfMatch, Tag},
+};
+
+/// The largest body: a grant with a few long JWTs has some 20 KiB.
+const LARGEST_BODY: usize = 256 * 1024;
+
+/// How long a body may take; a local peer needs milliseconds.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The parameters of a query, each of them known and given at most once.
+#[derive(Debug)]
+pub(super) struct Query(Vec<(&'static str, String)>);
+
+impl Query {
+    pub(super) fn parse(uri: &Uri, known: &[&'static str]) -> Result<Self, Problem> {
+        let mut found: Vec<(&'static str, String)> = Vec::new();
+        // A plus sign is a plus sign (RFC 3986), as in names; no parameter could hold a space.
+        let query = uri.query().unwrap_or_default().replace('+', "%2B");
+        for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            let Some(name) = known.iter().find(|known| **known == name) else {
+                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+                return Err(Problem::invalid(format!("unknown query parameter; known here: {known}")));
+            };
+            if found.iter().any(|(earlier, _)| earlier == name) {
+                return Err(Problem::invalid(format!("the query parameter {name} is given twice")));
+            }
+            found.push((name, value.into_owned()));
+        }
+        Ok(Self(found))
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The account that the path's provider and the query's `bucket` make.
+    pub(super) fn account(&self, provider: &str) -> Result<Account, Problem> {
+        let provider: ProviderName =
+            provider.parse().map_err(|error| Problem::invalid(format!("provider: {error}")))?;
+        let bucket = match self.get("bucket") {
+            Some(bucket) => bucket.parse().map_err(|error| Problem::invalid(format!("bucket: {error}")))?,
+            None => Bucket::default(),
+        };
+        Ok(Account::new(provider, bucket))
+    }
+}
+
+/// The header's entity tags with a mark for the weak ones, or `None` for `*`.
+fn entity_tags(headers: &HeaderMap, name: &header::HeaderName) -> Result<Option<Vec<(bool, String)>>, Problem> {
+    let malformed = || Problem::invalid(format!("{name} is not a list of entity tags"));
+    let mut tags = Vec::new();
+    let lines: Vec<_> = headers.get_all(name).iter().collect();
+    if let [only] = lines.as_slice()
+        && only.as_bytes().trim_ascii() == b"*"
+    {
+        return Ok(None);
+    }
+    for line in lines {
+        let mut rest = line.to_str().map_err(|_| malformed())?.trim();
+        loop {
+            let weak = rest.starts_with("W/");
+            let opened = rest.strip_prefix("W/").unwrap_or(rest).strip_prefix('"').ok_or_else(malformed)?;
+            let (tag, after) = opened.split_once('"').ok_or_else(malformed)?;
+            tags.push((weak, tag.to_owned()));
+            let after = after.trim_start();
+            match after.strip_prefix(',') {
+                Some(more) => rest = more.trim_start(),
+                None if after.is_empty() => break,
+                None => return Err(malformed()),
+            }
+        }
+    }
+    Ok(Some(tags))
+}
+
+/// `If-Match` (RFC 9110 section 13.1.1): strong comparison, so a weak tag cannot be meant.
+pub(super) fn if_match(headers: &HeaderMap) -> Result<IfMatch, Problem> {
+    if !headers.contains_key(header::IF_MATCH) {
+        return Ok(IfMatch::Absent);
+    }
+    let Some(tags) = entity_tags(headers, &header::IF_MATCH)? else { return Ok(IfMatch::Any) };
+    if tags.iter().any(|(weak, _)| *weak) {
+        return Err(Problem::invalid("if-match holds a weak entity tag"));
+    }
+    Ok(IfMatch::Tags(tags.iter().map(|(_, tag)| Tag::parse(tag)).collect()))
+}
+
+/// Whether `If-None-Match` (RFC 9110 section 13.1.2, weak comparison) names the entity tag `current`.
+pub(super) fn none_match(headers: &HeaderMap, current: &str) -> Result<bool, Problem> {
+    if !headers.contains_key(header::IF_NONE_MATCH) {
+        return Ok(false);
+    }
+    let tags = entity_tags(headers, &header::IF_NONE_MATCH)?;
+    Ok(tags.is_none_or(|tags| tags.iter().any(|(_, tag)| tag == current)))
+}
+
+/// The seconds of `Prefer: wait=N` (RFC 7240 section 4.3); a preference that is not understood is no preference.
+pub(super) fn preferred_wait(headers: &HeaderMap) -> Option<u64> {
+    let lines = headers.get_all("prefer").iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split([',', ';'])).find_map(|preference| {
+        let (name, value) = preference.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("wait").then(|| value.trim().trim_matches('"').parse().ok())?
+    })
+}
+
+/// The whole body, which must be JSON if there is one.
+pub(super) async fn json_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
+    let collected = tokio::time::timeout(BODY_PATIENCE, Limited::new(body, LARGEST_BODY).collect())
+        .await
+        .map_err(|_| Problem::invalid("the body did not arrive in time"))?;
+    let collected = collected.map_err(|error| {
+        if error.downcast_ref::<LengthLimitError>().is_some() {
+            Problem::invalid("the body is larger than 256 KiB").with_status(StatusCode::PAYLOAD_TOO_LARGE)
+        } else {
+            Problem::invalid("the body broke off")
+        }
+    })?;
+    let bytes = collected.to_bytes();
+    let media_type = headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default());
+    let json = media_type.is_some_and(|value| {
+        value.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
+    });
+    if !bytes.is_empty() && !json {
+        return Err(
+            Problem::invalid("the body must be application/json").with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE)
+        );
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn a_query_is_read_strictly() {
+        let parse = |text: &str| Query::parse(&text.parse().unwrap(), &["bucket", "min_validity"]);
+        assert_eq!(parse("/x?bucket=a%2Bb").unwrap().account("corp").unwrap().to_string(), "corp/a+b");
+        assert_eq!(parse("/x?bucket=a+b").unwrap().account("corp").unwrap().to_string(), "corp/a+b");
+        assert_eq!(parse("/x?").unwrap().account("corp").unwrap().to_string(), "corp/default");
+        for bad in ["/x?bukcet=a", "/x?bucket=a&bucket=a", "/x?Bucket=a", "/x?a", "/x?bucket%00=a"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+        for bad in ["/x?bucket=", "/x?bucket=a%2Fb", "/x?bucket=%00", "/x?bucket=%ff", "/x?bucket"] {
+            assert!(parse(bad).unwrap().account("corp").is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn if_match_takes_strong_tags_only() {
+        assert_eq!(if_match(&headers(&[])).unwrap(), IfMatch::Absent);
+        assert_eq!(if_match(&headers(&[("if-match", " * ")])).unwrap(), IfMatch::Any);
+        let two = IfMatch::Tags(vec![Tag::Foreign, Tag::Foreign]);
+        assert_eq!(if_match(&headers(&[("if-match", "\"a\" , \"b\"")])).unwrap(), two);
+        assert_eq!(if_match(&headers(&[("if-match", "\"a\""), ("if-match", "\"b\"")])).unwrap(), two);
+        for bad in ["", "a", "\"a", "W/\"a\"", "\"a\" \"b\"", "\"a\",", "\"a\",*"] {
+            assert!(if_match(&headers(&[("if-match", bad)])).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn if_none_match_compares_weakly() {
+        for (sent, matches) in
+            [("*", true), ("\"t\"", true), ("W/\"t\"", true), ("\"u\"", false), ("\"u\", \"t\"", true)]
+        {
+            assert_eq!(none_match(&headers(&[("if-none-match", sent)]), "t").unwrap(), matches, "{sent}");
+        }
+        assert!(none_match(&headers(&[("if-none-match", "t")]), "t").is_err());
+        assert!(!none_match(&headers(&[]), "t").unwrap());
+    }
+
+    #[test]
+    fn a_preference_that_is_not_understood_is_none() {
+        for (sent, wait) in [
+            ("wait=10", Some(10)),
+            ("respond-async, WAIT = 5", Some(5)),
+            ("wait=x", None),
+            ("wait", None),
+            ("wait=-1", None),
+        ] {
+            assert_eq!(preferred_wait(&headers(&[("prefer", sent)])), wait, "{sent}");
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! `/v1/providers`: what is configured.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{Json, extract::State};
+use http::Uri;
+use serde::Serialize;
+
+use super::{
+    super::{problem::Problem, request::Query},
+    visible,
+};
+use crate::{
+    account::{Bucket, ProviderName},
+    policy::Policy,
+    refresh::Coordinator,
+};
+
+#[derive(Debug, Serialize)]
+pub(in crate::server) struct List {
+    providers: Vec<Line>,
+}
+
+#[derive(Debug, Serialize)]
+struct Line {
+    name: ProviderName,
+    /// No login flow is on offer in this version.
+    flows: [&'static str; 0],
+    buckets: Vec<Bucket>,
+}
+
+/// `listProviders`: the configured providers that the socket may see, with the buckets that hold a grant.
+pub(in crate::server) async fn list(
+    State(coordinator): State<Coordinator>,
+    State(policy): State<Arc<Policy>>,
+    uri: Uri,
+) -> Result<Json<List>, Problem> {
+    Query::parse(&uri, &[])?;
+    let mut buckets: BTreeMap<ProviderName, Vec<Bucket>> = BTreeMap::new();
+    for status in visible(&coordinator, &policy).await? {
+        buckets.entry(status.account.provider).or_default().push(status.account.bucket);
+    }
+    let names = coordinator.providers().names().filter(|name| policy.sees_provider(name));
+    let providers = names
+        .map(|name| Line { name: name.clone(), flows: [], buckets: buckets.remove(name).unwrap_or_default() })
+        .collect();
+    Ok(Json(List { providers }))
+}

@@ -1,0 +1,283 @@
+//! `/v1/tokens`: grants and the tokens they give.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json,
+    body::Body,
+    extract::{Path, State},
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::{
+    super::{
+        problem::{Code, Problem},
+        request::{Query, if_match, json_body, none_match, preferred_wait},
+    },
+    visible,
+};
+use crate::{
+    account::{Account, Bucket, ProviderName},
+    clock::Timestamp,
+    grant::{Issued, Lifetime},
+    policy::{Operation, Policy},
+    refresh::{AccountState, Coordinator, Snapshot, Status},
+    secret::{AccessToken, RefreshToken, SecretError},
+    store::Put,
+};
+
+/// The longest long poll. Proxies and clients commonly give up after a minute without a byte.
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
+
+/// `refreshToken`: a new token, whoever asks.
+pub(in crate::server) async fn refresh(
+    State(coordinator): State<Coordinator>,
+    State(policy): State<Arc<Policy>>,
+    Path(provider): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let account = Query::parse(&uri, &["bucket"])?.account(&provider)?;
+    let if_match = if_match(&headers)?;
+    let body = json_body(&headers, body).await?;
+    if !body.is_empty() && !serde_json::from_slice::<Map<_, Value>>(&body).is_ok_and(|members| members.is_empty()) {
+        return Err(Problem::invalid("a refresh takes no body but an empty JSON object"));
+    }
+    permitted(&policy, Operation::Refresh, &account)?;
+    match coordinator.refresh(&account, &if_match).await {
+        Ok(snapshot) => Ok(token(&snapshot)),
+        Err(error) => Err(Problem::refresh(&account, &error)),
+    }
+}
+
+/// `getToken`: a token that lasts a while; `HEAD` shows the headers of what there is and refreshes nothing.
+pub(in crate::server) async fn get(
+    State(coordinator): State<Coordinator>,
+    State(policy): State<Arc<Policy>>,
+    Path(provider): Path<String>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let query = Query::parse(&uri, &["bucket", "min_validity"])?;
+    let account = query.account(&provider)?;
+    let min_validity = query.get("min_validity").map(seconds).transpose()?;
+    none_match(&headers, "")?;
+    permitted(&policy, Operation::Read, &account)?;
+    let problem = |error| Problem::refresh(&account, &error);
+    if method == Method::HEAD {
+        return coordinator.peek(&account).await.map(|snapshot| token(&snapshot)).map_err(problem);
+    }
+    let mut snapshot = coordinator.token(&account, min_validity).await.map_err(problem)?;
+    if none_match(&headers, &snapshot.tag)?
+        && let Some(wait) = preferred_wait(&headers)
+    {
+        coordinator.changed(&account, &snapshot.tag, LONGEST_WAIT.min(Duration::from_secs(wait))).await;
+        snapshot = coordinator.token(&account, min_validity).await.map_err(problem)?;
+    }
+    if none_match(&headers, &snapshot.tag)? {
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, entity_tag(&snapshot.tag))]).into_response());
+    }
+    Ok(token(&snapshot))
+}
+
+/// `putToken`: a whole grant, refresh token and all. The host's alone.
+pub(in crate::server) async fn put(
+    State(coordinator): State<Coordinator>,
+    State(policy): State<Arc<Policy>>,
+    Path(provider): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let account = Query::parse(&uri, &["bucket"])?.account(&provider)?;
+    let if_match = if_match(&headers)?;
+    if !policy.may_write() {
+        return Err(Problem::unauthorized());
+    }
+    let issued = grant(&json_body(&headers, body).await?)?;
+    let (put, tag) =
+        coordinator.put(&account, issued, &if_match).await.map_err(|error| Problem::refresh(&account, &error))?;
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = if put == Put::Created { StatusCode::CREATED } else { StatusCode::NO_CONTENT };
+    response.headers_mut().insert(header::ETAG, entity_tag(&tag));
+    if put == Put::Created
+        && let Ok(location) = HeaderValue::try_from(location(&account))
+    {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    Ok(response)
+}
+
+/// `deleteToken`: the grant is gone, and with `revoke=true` the provider is told. The host's alone.
+pub(in crate::server) async fn delete(
+    State(coordinator): State<Coordinator>,
+    State(policy): State<Arc<Policy>>,
+    Path(provider): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Json<Value>, Problem> {
+    let query = Query::parse(&uri, &["bucket", "revoke"])?;
+    let account = query.account(&provider)?;
+    let revoke = match query.get("revoke") {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(_) => return Err(Problem::invalid("revoke is true or false")),
+    };
+    let if_match = if_match(&headers)?;
+    if !policy.may_write() {
+        return Err(Problem::unauthorized());
+    }
+    match coordinator.delete(&account, &if_match, revoke).await {
+        Ok(revoked) => Ok(Json(json!({"revoked": revoked}))),
+        Err(error) => Err(Problem::refresh(&account, &error)),
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(in crate::server) struct List {
+    tokens: Vec<Line>,
+}
+
+#[derive(Debug, Serialize)]
+struct Line {
+    provider: ProviderName,
+    bucket: Bucket,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expiry: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scope: Option<String>,
+    refreshable: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refreshed_at: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_error: Option<String>,
+}
+
+impl From<Status> for Line {
+    fn from(status: Status) -> Self {
+        Self {
+            state: match status.state {
+                AccountState::Valid => "valid",
+                AccountState::Expiring => "expiring",
+                AccountState::Expired => "expired",
+                AccountState::ReauthRequired => "reauth_required",
+                AccountState::Unknown => "unknown",
+            },
+            provider: status.account.provider,
+            bucket: status.account.bucket,
+            expiry: status.expires_at.map(Timestamp::as_secs),
+            scope: status.scope,
+            refreshable: status.refreshable,
+            refreshed_at: status.refreshed_at.map(Timestamp::as_secs),
+            last_error: status.last_error,
+        }
+    }
+}
+
+/// `listTokens`: how every account stands that the socket may see.
+pub(in crate::server) async fn list(
+    State(coordinator): State<Coordinator>,
+    State(policy): State<Arc<Policy>>,
+    uri: Uri,
+) -> Result<Json<List>, Problem> {
+    Query::parse(&uri, &[])?;
+    let tokens = visible(&coordinator, &policy).await?.map(Line::from).collect();
+    Ok(Json(List { tokens }))
+}
+
+fn permitted(policy: &Policy, operation: Operation, account: &Account) -> Result<(), Problem> {
+    if policy.permits(operation, account) { Ok(()) } else { Err(Problem::unauthorized()) }
+}
+
+/// Digits alone: a sign, a fraction or a unit is a misunderstanding.
+fn seconds(text: &str) -> Result<Duration, Problem> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse() {
+        Ok(seconds) if digits => Ok(Duration::from_secs(seconds)),
+        Ok(_) | Err(_) => Err(Problem::invalid("min_validity is a whole number of seconds")),
+    }
+}
+
+fn token(snapshot: &Snapshot) -> Response {
+    let mut response = Response::new(Body::from(snapshot.token.json()));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::ETAG, entity_tag(&snapshot.tag));
+    response
+}
+
+fn entity_tag(tag: &str) -> HeaderValue {
+    // Names and hexadecimal digits are visible ASCII.
+    HeaderValue::try_from(format!("\"{tag}\"")).unwrap_or(HeaderValue::from_static("\"\""))
+}
+
+/// Every character of a name may stand in a path; in a query a plus sign is read as a space by many.
+fn location(account: &Account) -> String {
+    let path = format!("/v1/tokens/{}", account.provider);
+    if account.bucket == Bucket::default() {
+        path
+    } else {
+        format!("{path}?bucket={}", account.bucket.as_str().replace('+', "%2B"))
+    }
+}
+
+/// Reads a grant in the form of a token answer (RFC 6749 section 5.1), strictly: a person wrote it, and can mend it.
+fn grant(body: &[u8]) -> Result<Issued, Problem> {
+    let mut members: Map<String, Value> =
+        serde_json::from_slice(body).map_err(|_| Problem::invalid("the body is not a JSON object"))?;
+    let access_token = text(&mut members, "access_token")?
+        .ok_or_else(|| Problem::invalid("access_token is missing"))
+        .and_then(|text| AccessToken::new(text).map_err(|error| secret("access_token", error)))?;
+    // An empty one is none, as in the answers of many providers.
+    let successor = text(&mut members, REFRESH_MEMBER)?.filter(|text| !text.is_empty()).map(RefreshToken::new);
+    let issued = Issued {
+        access_token,
+        refresh_token: successor.transpose().map_err(|error| secret("the refresh token", error))?,
+        token_type: text(&mut members, "token_type")?,
+        scope: text(&mut members, "scope")?,
+        lifetime: lifetime(&mut members)?,
+        extra: members,
+    };
+    if issued.reveals(None) {
+        return Err(Problem::invalid("the access token is or holds the refresh token, which never leaves"));
+    }
+    Ok(issued)
+}
+
+const REFRESH_MEMBER: &str = crate::secret::FORBIDDEN_TEXT;
+
+fn secret(member: &str, error: SecretError) -> Problem {
+    Problem::new(Code::InvalidRequest, format!("{member} {error}"))
+}
+
+fn text(members: &mut Map<String, Value>, name: &str) -> Result<Option<String>, Problem> {
+    let shown = if name == REFRESH_MEMBER { "the refresh token" } else { name };
+    match members.remove(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(Problem::invalid(format!("{shown} is not a string"))),
+    }
+}
+
+fn lifetime(members: &mut Map<String, Value>) -> Result<Lifetime, Problem> {
+    let mut read = |name: &str, of: fn(&Value) -> Option<Lifetime>| match members.remove(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match of(&value) {
+            Some(Lifetime::Unknown) | None => {
+                Err(Problem::invalid(format!("{name} is not a number of seconds above zero")))
+            }
+            known => Ok(known),
+        },
+    };
+    let at = read("expiry", Lifetime::from_expires_at)?;
+    let within = read("expires_in", Lifetime::from_expires_in)?;
+    if at.is_some() && within.is_some() {
+        return Err(Problem::invalid("give expiry or expires_in, not both"));
+    }
+    Ok(at.or(within).unwrap_or(Lifetime::Unknown))
+}
