@@ -24,6 +24,7 @@ use crate::{
 
 pub mod key;
 pub mod memory;
+pub(crate) mod private;
 pub mod seal;
 pub mod sqlite;
 
@@ -214,6 +215,11 @@ impl StoreError {
     #[must_use]
     pub const fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_))
+    }
+
+    /// For `map_err`.
+    pub(crate) fn unavailable(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Unavailable(cause.into())
     }
 }
 
