@@ -24,6 +24,7 @@ use crate::{
 
 pub mod key;
 pub mod memory;
+pub(crate) mod private;
 pub mod seal;
 pub mod sqlite;
 
@@ -126,6 +127,21 @@ pub enum Expect {
     OneOf(Vec<Version>),
 }
 
+impl Expect {
+    /// Whether a record that is there will do; its version is `None` when damage made it unreadable.
+    pub(crate) fn allows(&self, found: Option<Version>) -> bool {
+        match self {
+            Self::Whatever | Self::Present => true,
+            Self::OneOf(versions) => found.is_some_and(|version| versions.contains(&version)),
+        }
+    }
+
+    /// Whether it will do that there is none.
+    pub(crate) fn allows_none(&self) -> bool {
+        *self == Self::Whatever
+    }
+}
+
 /// The answer to [`Store::put`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Put {
@@ -142,7 +158,7 @@ pub enum Put {
 pub enum Deleted {
     /// The record is gone. It held this grant, unless it was unreadable.
     Gone(Option<Box<Grant>>),
-    /// There was none.
+    /// There was none, whatever was expected.
     Missing,
     /// The expectation was not met; nothing changed.
     Conflict,
@@ -215,6 +231,11 @@ impl StoreError {
     pub const fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_))
     }
+
+    /// For `map_err`.
+    pub(crate) fn unavailable(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Unavailable(cause.into())
+    }
 }
 
 /// A keeper of records. One value is one owner of leases.
@@ -230,11 +251,12 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// holds the lease may claim again, to mark the next presentation.
     async fn claim(&self, account: &Account, expected: Revision, presented: Presented) -> Result<Claim, StoreError>;
 
-    /// Writes the marks and releases the lease, in one commit, if the grant is still at `version`. `false` when not.
+    /// Writes the marks and releases the lease, in one commit, if the grant is still at `version`. `false` when not, or
+    /// when another owner has taken the lease: its mark must stand.
     async fn settle(&self, account: &Account, version: Version, marks: &Marks) -> Result<bool, StoreError>;
 
-    /// Replaces the grant at `version` by its next generation, writes the marks and releases the lease, in one
-    /// commit. `false` when the grant is not at `version` any more.
+    /// Replaces the grant at `version` by its next generation, writes the marks and releases the lease, whoever has it,
+    /// in one commit: `next` holds the only living successor. `false` when the grant is not at `version` any more.
     async fn save(&self, account: &Account, version: Version, next: &Grant, marks: &Marks) -> Result<bool, StoreError>;
 
     /// Stores a whole grant: no marks, no lease.

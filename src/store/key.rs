@@ -1,1 +1,228 @@
-//! placeholder
+//! The store key in a file: 64 hexadecimal digits, made at the first start.
+//!
+//! Owns: how the file is made, read and judged.
+//!
+//! Invariants:
+//! 1. The file is complete and on the disk before its name exists; two daemons that start at once agree on one key.
+//! 2. A key is made only when there is no store yet: a new key beside an old store would hide the loss of the old one.
+//! 3. A key that others could read is refused, not repaired.
+//!
+//! Must not know: what the key seals.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+};
+
+use zeroize::Zeroizing;
+
+use crate::{
+    secret::StoreKey,
+    store::{
+        StoreError,
+        private::{self, FileError, unfit},
+    },
+};
+
+const KEY: usize = 32;
+const DIGITS: usize = 2 * KEY;
+
+/// Reads the key in the file at `path`; makes it, and its directory, when there is none and no store either.
+///
+/// `store_exists`: whether there is a store that was sealed with this key.
+pub fn from_file(path: &Path, store_exists: bool) -> Result<StoreKey, StoreError> {
+    if let Some(key) = read(path)? {
+        return Ok(key);
+    }
+    if store_exists {
+        return Err(unfit(
+            path,
+            "the key is missing, but the store sealed with it exists; put the key back, or move the store away to \
+             begin a new one",
+        ));
+    }
+    make(path)?;
+    read(path)?.ok_or_else(|| unfit(path, "the key vanished as soon as it was made; look for what removes it"))
+}
+
+fn read(path: &Path) -> Result<Option<StoreKey>, StoreError> {
+    let file = match OpenOptions::new().read(true).custom_flags(private::wary()).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // The error of a link that is not followed differs from system to system; the file tells what it is.
+        Err(error) => {
+            let found = fs::symlink_metadata(path).map_err(FileError::at("look at", path))?;
+            private::check_private_file(path, &found)?;
+            return Err(FileError::at("open", path)(error).into());
+        }
+    };
+    private::check_private_file(path, &file.metadata().map_err(FileError::at("look at", path))?)?;
+    // One byte more than the longest good form, so that a longer file is noticed.
+    let mut text = Zeroizing::new(Vec::with_capacity(DIGITS + 2));
+    file.take(DIGITS as u64 + 2).read_to_end(&mut text).map_err(FileError::at("read", path))?;
+    match parse(text.strip_suffix(b"\n").unwrap_or(&text)) {
+        Some(key) => Ok(Some(key)),
+        None => Err(unfit(
+            path,
+            "is not a key: that is one line of 64 hexadecimal digits; put the key back, or move the file and the \
+             store away to begin anew",
+        )),
+    }
+}
+
+fn parse(digits: &[u8]) -> Option<StoreKey> {
+    let mut key = Zeroizing::new([0; KEY]);
+    if digits.len() != DIGITS {
+        return None;
+    }
+    for (byte, pair) in key.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = pair.iter().try_fold(0, |value, digit| Some(value << 4 | value_of(*digit)?))?;
+    }
+    Some(StoreKey::new(*key))
+}
+
+fn value_of(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).and_then(|value| value.try_into().ok())
+}
+
+/// Writes a random key beside `path` and links it there (invariant 1). A link, unlike a renaming, never replaces:
+/// whoever links first has made the key.
+fn make(path: &Path) -> Result<(), StoreError> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    private::private_directory(directory)?;
+    let mut key = Zeroizing::new([0; KEY]);
+    getrandom::fill(&mut *key).map_err(StoreError::unavailable)?;
+    let draft = path.with_added_extension(format!("{:08x}", getrandom::u32().map_err(StoreError::unavailable)?));
+    let linked = write(&draft, &key).and_then(|()| match fs::hard_link(&draft, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    });
+    let removed = fs::remove_file(&draft);
+    linked.and(removed).map_err(FileError::at("make the key", path))?;
+    private::sync_directory(directory)
+}
+
+fn write(draft: &Path, key: &[u8; KEY]) -> io::Result<()> {
+    let mut line = Zeroizing::new(Vec::with_capacity(DIGITS + 1));
+    for digit in key.iter().flat_map(|byte| [byte >> 4, byte & 15]) {
+        line.push(b"0123456789abcdef"[usize::from(digit)]);
+    }
+    line.push(b'\n');
+    let mut file = private::create_private_file(draft)?;
+    file.write_all(&line)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::Permissions,
+        os::unix::fs::{PermissionsExt as _, symlink},
+        path::PathBuf,
+        sync::Barrier,
+        thread,
+    };
+
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    #[expect(clippy::disallowed_methods, reason = "compares keys in a test")]
+    fn same(left: &StoreKey, right: &StoreKey) -> bool {
+        left.expose_secret() == right.expose_secret()
+    }
+
+    fn place() -> (tempfile::TempDir, PathBuf) {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("deep/store.key");
+        (home, path)
+    }
+
+    fn written(content: &[u8]) -> (tempfile::TempDir, PathBuf) {
+        let (home, path) = place();
+        private::private_directory(path.parent().unwrap()).unwrap();
+        private::create_private_file(&path).unwrap().write_all(content).unwrap();
+        (home, path)
+    }
+
+    fn reason(result: Result<StoreKey, StoreError>) -> String {
+        match result {
+            Err(StoreError::Unfit { reason, .. }) => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_key_made_first_is_read_later() {
+        let (_home, path) = place();
+        let made = from_file(&path, false).unwrap();
+        assert!(same(&made, &from_file(&path, false).unwrap()));
+        assert!(same(&made, &from_file(&path, true).unwrap()));
+        let found = fs::metadata(&path).unwrap();
+        assert_eq!((found.permissions().mode() & 0o777, found.len()), (0o600, 65));
+        let names: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(names, [path], "nothing is left of the making");
+    }
+
+    #[test]
+    fn daemons_that_start_at_once_agree_on_one_key() {
+        let (_home, path) = place();
+        let start = Barrier::new(8);
+        let keys: Vec<StoreKey> = thread::scope(|scope| {
+            let begin = || {
+                start.wait();
+                from_file(&path, false).unwrap()
+            };
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(begin)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(keys.iter().all(|key| same(key, &keys[0])));
+    }
+
+    #[test]
+    fn no_new_key_is_made_beside_an_old_store() {
+        let (_home, path) = place();
+        assert!(reason(from_file(&path, true)).contains("put the key back"));
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_key_that_others_can_open_is_refused() {
+        let (_home, path) = place();
+        from_file(&path, false).unwrap();
+        for bad in [0o640, 0o620, 0o604, 0o602, 0o610] {
+            fs::set_permissions(&path, Permissions::from_mode(bad)).unwrap();
+            assert!(reason(from_file(&path, false)).contains("chmod 600"), "{bad:o}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused_and_kept() {
+        let good = [b'5'; 64];
+        for bad in [&b""[..], b"\n", &good[1..], &[b'g'; 64], &[b'5'; 65], &[&good[..], b"\n\n"].concat(), &[0xff; 64]]
+        {
+            let (_home, path) = written(bad);
+            assert!(reason(from_file(&path, false)).contains("not a key"), "{bad:?}");
+            assert_eq!(fs::read(&path).unwrap(), bad);
+        }
+        let (_home, path) = written(&good);
+        assert!(same(&from_file(&path, true).unwrap(), &StoreKey::new([0x55; 32])), "the line's end may be missing");
+    }
+
+    #[test]
+    fn a_link_or_a_directory_or_a_pipe_is_no_key() {
+        let (_home, path) = written(&[b'5'; 64]);
+        let link = path.with_file_name("link");
+        symlink(&path, &link).unwrap();
+        let directory = path.with_file_name("directory");
+        private::private_directory(&directory).unwrap();
+        let pipe = path.with_file_name("pipe");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        for bad in [link, directory, pipe] {
+            assert!(reason(from_file(&bad, false)).contains("not a regular file"), "{}", bad.display());
+        }
+    }
+}

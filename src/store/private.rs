@@ -1,0 +1,140 @@
+//! Files and directories that only this user may open.
+//!
+//! Owns: how they are made and what makes an existing one unfit, for the key, the database and the owner files.
+//!
+//! Invariants:
+//! 1. What is made here is private from its first byte: the mode is given to the call that makes it.
+//! 2. What was there before is judged and left as it is: who opened it to others had a reason, or a fault to know of.
+//!
+//! Must not know: what the files hold.
+
+use std::{
+    fs::{self, DirBuilder, File, Metadata, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::OFlags;
+
+use crate::store::StoreError;
+
+/// An error of the file system, with the place that the standard library's leaves out.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}", .place.display())]
+pub(crate) struct FileError {
+    action: &'static str,
+    place: PathBuf,
+    #[source]
+    cause: io::Error,
+}
+
+impl FileError {
+    /// For `map_err`: names what was tried, and where.
+    pub(crate) fn at(action: &'static str, place: &Path) -> impl FnOnce(io::Error) -> Self {
+        let place = place.to_owned();
+        move |cause| Self { action, place, cause }
+    }
+}
+
+impl From<FileError> for StoreError {
+    fn from(error: FileError) -> Self {
+        Self::Unavailable(Box::new(error))
+    }
+}
+
+/// The key, the store or their directory cannot be used as they are.
+pub(crate) fn unfit(place: &Path, reason: impl Into<String>) -> StoreError {
+    StoreError::Unfit { place: place.display().to_string(), reason: reason.into() }
+}
+
+/// Makes the directory and its missing parents with mode 0700. One that exists must belong to this user or to root,
+/// and neither group nor others may write to it: they could put other files in the place of ours.
+pub(crate) fn private_directory(path: &Path) -> Result<(), StoreError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(FileError::at("make the directory", path))?;
+    let found = fs::metadata(path).map_err(FileError::at("look at", path))?;
+    if !is_ours(&found) && found.uid() != 0 {
+        Err(unfit(path, "the directory belongs to another user; choose one of your own"))
+    } else if found.mode() & 0o022 != 0 {
+        Err(unfit(path, "group or others can write to the directory; run chmod go-w on it, or choose another"))
+    } else {
+        Ok(())
+    }
+}
+
+/// Refuses what is not a regular file of this user's, closed to all others.
+pub(crate) fn check_private_file(path: &Path, found: &Metadata) -> Result<(), StoreError> {
+    if !found.is_file() {
+        Err(unfit(path, "is not a regular file; move it away"))
+    } else if !is_ours(found) {
+        Err(unfit(path, "belongs to another user; run as that user, or give the file to this one"))
+    } else if found.mode() & 0o077 != 0 {
+        Err(unfit(path, "group or others can open the file; run chmod 600 on it"))
+    } else {
+        Ok(())
+    }
+}
+
+/// Makes a new file of mode 0600, open for writing; an existing one is an error.
+pub(crate) fn create_private_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// What an open must not do with a file it does not know: follow a link, or wait for the other end of a pipe.
+pub(crate) fn wary() -> i32 {
+    (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed()
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_directory(path: &Path) -> Result<(), StoreError> {
+    let synced = File::open(path).and_then(|directory| directory.sync_all());
+    Ok(synced.map_err(FileError::at("write out the directory", path))?)
+}
+
+fn is_ours(found: &Metadata) -> bool {
+    found.uid() == rustix::process::geteuid().as_raw()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::Permissions, os::unix::fs::PermissionsExt as _};
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o777
+    }
+
+    #[test]
+    fn a_missing_directory_is_made_private_with_its_parents() {
+        let home = tempfile::tempdir().unwrap();
+        let wanted = home.path().join("a/b");
+        private_directory(&wanted).unwrap();
+        private_directory(&wanted).unwrap();
+        assert_eq!((mode(&wanted), mode(wanted.parent().unwrap())), (0o700, 0o700));
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_refused_and_left_as_it_is() {
+        let home = tempfile::tempdir().unwrap();
+        for bad in [0o720, 0o702, 0o777] {
+            fs::set_permissions(home.path(), Permissions::from_mode(bad)).unwrap();
+            assert!(matches!(private_directory(home.path()), Err(StoreError::Unfit { .. })), "{bad:o}");
+            assert_eq!(mode(home.path()), bad);
+        }
+        fs::set_permissions(home.path(), Permissions::from_mode(0o755)).unwrap();
+        private_directory(home.path()).unwrap();
+    }
+
+    #[test]
+    fn an_error_says_what_was_tried_and_where() {
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("file");
+        drop(create_private_file(&file).unwrap());
+        let StoreError::Unavailable(source) = private_directory(&file.join("below")).unwrap_err() else {
+            panic!("not an error of the file system")
+        };
+        assert_eq!(source.to_string(), format!("cannot make the directory {}", file.join("below").display()));
+        assert!(source.source().is_some());
+    }
+}

@@ -1,0 +1,223 @@
+//! The database file: found, judged, made.
+//!
+//! Owns: the schema and its format number, and how connections are made.
+//!
+//! Invariants:
+//! 1. Nothing is written to a file before it is known to be an empty one or a store of this format.
+//! 2. The tables and the check value of the key come in one commit: a store whose key cannot be checked never stands.
+//! 3. Whoever prepares the store is alone at it: the directory of the owners is locked meanwhile.
+//!
+//! Must not know: what the records hold.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use sqlx::{
+    ConnectOptions as _, SqliteConnection, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteSynchronous},
+};
+
+use crate::store::{
+    StoreError,
+    private::{self, FileError, unfit},
+    seal::Sealer,
+};
+
+const FORMAT: i64 = 1;
+
+/// "crpx": tells our databases from those of other programs (<https://www.sqlite.org/fileformat.html#application_id>).
+const APPLICATION: i64 = 0x6372_7078;
+
+/// `deleted_revision` is the highest revision that a deleted record had. A new record begins above it, so that no
+/// revision of an account comes back.
+const SCHEMA: &str = "
+    CREATE TABLE meta (
+        only INTEGER PRIMARY KEY CHECK (only = 1),
+        key_check BLOB NOT NULL,
+        deleted_revision INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE records (
+        provider TEXT NOT NULL,
+        bucket TEXT NOT NULL,
+        sealed BLOB NOT NULL,
+        grant_id BLOB NOT NULL,
+        generation INTEGER NOT NULL,
+        revision INTEGER NOT NULL,
+        presented TEXT,
+        attempt TEXT,
+        latch TEXT,
+        lease_owner TEXT,
+        PRIMARY KEY (provider, bucket)
+    ) STRICT;
+    PRAGMA application_id = 0x63727078;
+    PRAGMA user_version = 1;
+";
+
+/// How long a connection waits for another process's write to end. A write takes milliseconds; a flight, which ends
+/// within 30 s, waits at most 5 s for its lease.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Readers serve what is not in the coordinator's memory: a handful at once is many.
+const READERS: u32 = 4;
+
+/// An idle reader is a thread and a page cache.
+const READER_IDLE: Duration = Duration::from_secs(30);
+
+/// Where the store is.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) file: PathBuf,
+    pub(super) directory: PathBuf,
+    pub(super) owners: PathBuf,
+}
+
+impl Place {
+    /// An absolute path, which SQLite cannot take for a URI or for its `:memory:`.
+    pub(super) fn new(file: &Path) -> Result<Self, StoreError> {
+        let file = std::path::absolute(file).map_err(FileError::at("find", file))?;
+        let Some(directory) = file.parent().map(Path::to_owned) else {
+            return Err(unfit(&file, "is not a file; choose another place for the store"));
+        };
+        Ok(Self { owners: directory.join("owners"), directory, file })
+    }
+
+    /// Makes what is missing, privately, and refuses what is there and open to others.
+    pub(super) fn make_files(&self) -> Result<(), StoreError> {
+        if !self.check_file("")? {
+            private::create_private_file(&self.file).map_err(FileError::at("make the store", &self.file))?;
+            private::sync_directory(&self.directory)?;
+        }
+        // SQLite gives these the mode of the database when it makes them.
+        for suffix in ["-wal", "-shm"] {
+            self.check_file(suffix)?;
+        }
+        Ok(())
+    }
+
+    /// Looks at a file by name: to open and close it would drop the locks that SQLite holds on it in this process
+    /// (<https://www.sqlite.org/howtocorrupt.html>, section 2.2).
+    fn check_file(&self, suffix: &str) -> Result<bool, StoreError> {
+        let mut path = self.file.clone().into_os_string();
+        path.push(suffix);
+        let path = PathBuf::from(path);
+        match fs::symlink_metadata(&path) {
+            Ok(found) => private::check_private_file(&path, &found).map(|()| true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(FileError::at("look at", &path)(error).into()),
+        }
+    }
+
+    /// Waits until nobody else prepares a store in this directory.
+    pub(super) async fn lock(&self) -> Result<File, StoreError> {
+        private::private_directory(&self.directory)?;
+        private::private_directory(&self.owners)?;
+        let directory = File::open(&self.owners).map_err(FileError::at("open", &self.owners))?;
+        let attempt = Duration::from_millis(10);
+        let locked = tokio::time::timeout(PATIENCE, async {
+            loop {
+                match directory.try_lock() {
+                    Ok(()) => return Ok(()),
+                    Err(TryLockError::WouldBlock) => tokio::time::sleep(attempt).await,
+                    Err(TryLockError::Error(error)) => return Err(FileError::at("lock", &self.owners)(error)),
+                }
+            }
+        });
+        locked.await.map_err(StoreError::unavailable)??;
+        Ok(directory)
+    }
+
+    pub(super) fn options(&self) -> SqliteConnectOptions {
+        SqliteConnectOptions::new()
+            .filename(&self.file)
+            .busy_timeout(PATIENCE)
+            .synchronous(SqliteSynchronous::Full)
+            .disable_statement_logging()
+    }
+
+    /// Connects lazily. A connection is not tested when it is taken: it was when it was given back.
+    pub(super) fn readers(&self) -> SqlitePool {
+        SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .idle_timeout(READER_IDLE)
+            .acquire_timeout(PATIENCE)
+            .test_before_acquire(false)
+            .connect_lazy_with(self.options().read_only(true))
+    }
+
+    /// Connects to the file, which may be empty, and leaves a store of this format and key there.
+    pub(super) async fn prepare(&self, sealer: &Sealer, key_place: &str) -> Result<SqliteConnection, StoreError> {
+        let mut connection = self.options().connect().await.map_err(|error| self.unopened(error))?;
+        let is_empty = self.is_empty(&mut connection).await?;
+        use_wal(&mut connection, &self.file).await?;
+        if is_empty {
+            create(&mut connection, &sealer.check_value()?).await.map_err(StoreError::unavailable)?;
+        }
+        let check: Option<Vec<u8>> = sqlx::query_scalar("SELECT key_check FROM meta")
+            .fetch_optional(&mut connection)
+            .await
+            .map_err(|error| self.unopened(error))?;
+        if check.is_some_and(|check| sealer.accepts(&check)) {
+            Ok(connection)
+        } else {
+            Err(StoreError::WrongKey { key: key_place.to_owned(), place: self.file.display().to_string() })
+        }
+    }
+
+    /// Whether the store is yet to be made; an error if what is there is not a store of ours.
+    async fn is_empty(&self, connection: &mut SqliteConnection) -> Result<bool, StoreError> {
+        let mut ask = async |query: &'static str| -> Result<i64, StoreError> {
+            sqlx::query_scalar(query).fetch_one(&mut *connection).await.map_err(|error| self.unopened(error))
+        };
+        let tables = ask("SELECT count(*) FROM sqlite_schema").await?;
+        match (ask("PRAGMA application_id").await?, ask("PRAGMA user_version").await?) {
+            (APPLICATION, FORMAT) => Ok(false),
+            (0, 0) if tables == 0 => Ok(true),
+            (APPLICATION, format) if format > FORMAT => Err(StoreError::NewerStore {
+                place: self.file.display().to_string(),
+                format: format.try_into().unwrap_or(u32::MAX),
+            }),
+            _ => Err(unfit(&self.file, "is the database of another program; choose another place for the store")),
+        }
+    }
+
+    /// Sorts an error met before the first table was read.
+    fn unopened(&self, error: sqlx::Error) -> StoreError {
+        // The primary result code is the low byte (<https://www.sqlite.org/rescode.html>).
+        let code =
+            error.as_database_error().and_then(|error| error.code()?.parse::<i32>().ok()).map(|code| code & 0xff);
+        match code {
+            Some(CORRUPT | NOT_A_DATABASE) => unfit(
+                &self.file,
+                "is not a SQLite database, or is damaged; put back a copy of the store, or move the file away to \
+                 begin a new one",
+            ),
+            _ => StoreError::unavailable(error),
+        }
+    }
+}
+
+const CORRUPT: i32 = 11;
+const NOT_A_DATABASE: i32 = 26;
+
+/// The mode stays with the file; there is nothing to do but the first time.
+async fn use_wal(connection: &mut SqliteConnection, file: &Path) -> Result<(), StoreError> {
+    let mode: String =
+        sqlx::query_scalar("PRAGMA journal_mode = WAL").fetch_one(connection).await.map_err(StoreError::unavailable)?;
+    if mode == "wal" {
+        Ok(())
+    } else {
+        Err(unfit(file, "the file system lacks what SQLite needs for its write-ahead log; choose a local one"))
+    }
+}
+
+async fn create(connection: &mut SqliteConnection, check: &[u8]) -> Result<(), sqlx::Error> {
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
+    sqlx::raw_sql(SCHEMA).execute(&mut *connection).await?;
+    sqlx::query("INSERT INTO meta VALUES (1, ?1, 0)").bind(check).execute(&mut *connection).await?;
+    sqlx::query("COMMIT").execute(connection).await?;
+    Ok(())
+}

@@ -1,0 +1,252 @@
+//! Owners of leases: who they are, and whether they live.
+//!
+//! Owns: the owner files, `owners/<id>` beside the database.
+//!
+//! Invariants:
+//! 1. An owner lives as long as it holds the operating system's lock on the file that its id names. The lock goes with
+//!    the process, however that ends, and stays with one that is stopped or slow.
+//! 2. A lock counts only on the file that the path names now: who locked a file that was removed meanwhile locked
+//!    nothing. So the file is compared with its path after every locking, on both sides.
+//! 3. An id is random, and is never used again.
+//!
+//! The locks are `flock` locks: they belong to the open file, so that two owners in one process are two.
+//!
+//! Must not know: SQL.
+
+use std::{
+    fmt::Write as _,
+    fs::{self, File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use crate::store::{
+    StoreError,
+    private::{self, FileError},
+};
+
+/// The owner that this store is.
+#[derive(Debug)]
+pub(super) struct Owner {
+    id: String,
+    directory: PathBuf,
+    /// Locked; `None` once given up.
+    file: Mutex<Option<File>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum OwnerError {
+    #[error("the store is closed")]
+    GivenUp,
+    #[error("another process is using the owner file {}", .0.display())]
+    Taken(PathBuf),
+}
+
+/// 128 bits, in hexadecimal digits.
+const ID_DIGITS: usize = 32;
+
+impl Owner {
+    /// A new living owner in the directory `directory`, which is made.
+    pub(super) fn new(directory: &Path) -> Result<Self, StoreError> {
+        let mut bytes = [0; ID_DIGITS / 2];
+        getrandom::fill(&mut bytes).map_err(StoreError::unavailable)?;
+        let id = bytes.iter().fold(String::with_capacity(ID_DIGITS), |mut id, byte| {
+            // Writing to a string cannot fail.
+            write!(id, "{byte:02x}").unwrap_or_default();
+            id
+        });
+        let file = lock_file(&directory.join(&id))?;
+        Ok(Self { id, directory: directory.to_owned(), file: Mutex::new(Some(file)) })
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Makes sure that others see this owner living. A file that was removed or replaced is made and locked anew:
+    /// from then on the leases that nobody took in between are safe again. An error when that fails, and once the
+    /// owner was given up: then no lease may be taken.
+    pub(super) fn ensure_alive(&self) -> Result<(), StoreError> {
+        let mut held = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(file) = &*held else { return Err(StoreError::unavailable(OwnerError::GivenUp)) };
+        let path = self.directory.join(&self.id);
+        if !is_at(file, &path).map_err(FileError::at("look at the owner file", &path))? {
+            *held = Some(lock_file(&path)?);
+        }
+        Ok(())
+    }
+
+    /// Gives up all leases at once, by letting go of the lock. The file stays, as after a crash.
+    pub(super) fn give_up(&self) -> Option<File> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Gives up all leases, and removes the file.
+    pub(super) fn retire(&self) {
+        let path = self.directory.join(&self.id);
+        // Locked until its name is gone.
+        if let Some(file) = self.give_up()
+            && is_at(&file, &path).unwrap_or(false)
+        {
+            remove(&path);
+        }
+    }
+}
+
+/// A file that stays says nothing without its lock, and the next start sweeps it.
+fn remove(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        tracing::debug!(%error, "could not remove an owner file");
+    }
+}
+
+/// Whether the owner `id` lives. The file of a dead one is removed. Text that is no id is damage, and no living owner's.
+pub(super) fn is_alive(directory: &Path, id: &str) -> Result<bool, StoreError> {
+    if id.len() != ID_DIGITS || !id.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return Ok(false);
+    }
+    let path = directory.join(id);
+    Ok(probe(&path).map_err(FileError::at("look at the owner file", &path))?)
+}
+
+/// Removes the files of dead owners. What cannot be removed does no harm.
+pub(super) fn sweep(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if let Some(Err(error)) = entry.file_name().to_str().map(|id| is_alive(directory, id)) {
+            tracing::debug!(%error, "could not look at an owner file");
+        }
+    }
+}
+
+fn probe(path: &Path) -> io::Result<bool> {
+    let file = match OpenOptions::new().read(true).custom_flags(private::wary()).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    match file.try_lock() {
+        Ok(()) if is_at(&file, path)? => {
+            remove(path);
+            Ok(false)
+        }
+        // The path changed hands in this very moment: the next look tells.
+        Ok(()) | Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Makes the file if need be, and locks it.
+fn lock_file(path: &Path) -> Result<File, StoreError> {
+    if let Some(directory) = path.parent() {
+        private::private_directory(directory)?;
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(private::wary())
+        .open(path)
+        .map_err(FileError::at("make the owner file", path))?;
+    match file.try_lock() {
+        Ok(()) if is_at(&file, path).map_err(FileError::at("look at the owner file", path))? => Ok(file),
+        Ok(()) | Err(TryLockError::WouldBlock) => Err(StoreError::unavailable(OwnerError::Taken(path.to_owned()))),
+        Err(TryLockError::Error(error)) => Err(FileError::at("lock the owner file", path)(error).into()),
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let held = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(found) => Ok((held.dev(), held.ino()) == (found.dev(), found.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owners() -> (tempfile::TempDir, PathBuf) {
+        let home = tempfile::tempdir().unwrap();
+        let directory = home.path().join("owners");
+        (home, directory)
+    }
+
+    #[test]
+    fn an_owner_lives_until_it_gives_up() {
+        let (_home, directory) = owners();
+        let owner = Owner::new(&directory).unwrap();
+        assert!(is_alive(&directory, owner.id()).unwrap());
+        drop(owner.give_up());
+        assert!(directory.join(owner.id()).exists(), "as a killed process leaves it");
+        assert!(!is_alive(&directory, owner.id()).unwrap());
+        assert!(!directory.join(owner.id()).exists(), "who finds it dead buries it");
+        assert!(owner.ensure_alive().is_err(), "and it does not come back");
+    }
+
+    #[test]
+    fn a_retired_owner_leaves_nothing() {
+        let (_home, directory) = owners();
+        let owner = Owner::new(&directory).unwrap();
+        owner.retire();
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
+        assert!(!is_alive(&directory, owner.id()).unwrap());
+    }
+
+    #[test]
+    fn a_sweep_takes_the_dead_only() {
+        let (_home, directory) = owners();
+        let living = Owner::new(&directory).unwrap();
+        let dead = Owner::new(&directory).unwrap();
+        drop(dead.give_up());
+        sweep(&directory);
+        let left: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, [living.id()]);
+    }
+
+    #[test]
+    fn an_owner_whose_file_was_removed_or_replaced_comes_back_to_life() {
+        let (_home, directory) = owners();
+        let owner = Owner::new(&directory).unwrap();
+        let path = directory.join(owner.id());
+
+        fs::remove_dir_all(&directory).unwrap();
+        assert!(!is_alive(&directory, owner.id()).unwrap());
+        owner.ensure_alive().unwrap();
+        assert!(is_alive(&directory, owner.id()).unwrap());
+
+        let other = directory.join("other");
+        drop(private::create_private_file(&other).unwrap());
+        fs::rename(&other, &path).unwrap();
+        owner.ensure_alive().unwrap();
+        assert!(is_alive(&directory, owner.id()).unwrap());
+    }
+
+    #[test]
+    fn an_owner_whose_file_another_holds_takes_no_leases() {
+        let (_home, directory) = owners();
+        let owner = Owner::new(&directory).unwrap();
+        let path = directory.join(owner.id());
+        fs::remove_file(&path).unwrap();
+        let usurper = lock_file(&path).unwrap();
+        assert!(matches!(owner.ensure_alive(), Err(StoreError::Unavailable(_))));
+        drop(usurper);
+        owner.ensure_alive().unwrap();
+    }
+
+    #[test]
+    fn damaged_ids_are_nobody_and_no_paths() {
+        let (home, directory) = owners();
+        private::private_directory(&directory).unwrap();
+        let outside = home.path().join("outside");
+        drop(private::create_private_file(&outside).unwrap());
+        for id in ["", "../outside", "/etc/passwd", &"g".repeat(ID_DIGITS), &"0".repeat(ID_DIGITS + 1)] {
+            assert!(!is_alive(&directory, id).unwrap(), "{id}");
+        }
+        assert!(outside.exists());
+    }
+}
