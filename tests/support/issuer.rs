@@ -57,6 +57,8 @@ pub(crate) enum Answer {
     Delay(Duration),
     /// Sends the head and one byte of the body a second; the refresh token is not spent.
     Drip(Raw),
+    /// Sends the head and half of the body, then closes; the refresh token is not spent.
+    Cut(Raw),
     /// Answers with this many bytes of JSON; the refresh token is not spent.
     Huge {
         /// The HTTP status.
@@ -562,6 +564,11 @@ async fn token(shared: &Shared, stream: TcpStream, request: &Seen) {
             untouched();
             drip(stream, &raw).await;
         }
+        Answer::Cut(raw) => {
+            untouched();
+            let body = &raw.body[..raw.body.len() / 2];
+            write_bytes(stream, &[head(&raw).as_bytes(), body].concat()).await;
+        }
         Answer::Huge { status, bytes } => {
             untouched();
             let body = format!("{{\"padding\":\"{}\"}}", "x".repeat(bytes.saturating_sub(14)));
@@ -616,9 +623,12 @@ fn head(answer: &Raw) -> String {
     format!("HTTP/1.1 {} Scripted\r\n{}\r\n", answer.status, lines.concat())
 }
 
-async fn write(mut stream: TcpStream, answer: &Raw) {
-    let whole = [head(answer).as_bytes(), &answer.body].concat();
-    if stream.write_all(&whole).await.is_ok() && stream.shutdown().await.is_ok() {
+async fn write(stream: TcpStream, answer: &Raw) {
+    write_bytes(stream, &[head(answer).as_bytes(), &answer.body].concat()).await;
+}
+
+async fn write_bytes(mut stream: TcpStream, bytes: &[u8]) {
+    if stream.write_all(bytes).await.is_ok() && stream.shutdown().await.is_ok() {
         wait_for_close(stream).await;
     }
 }
