@@ -1,1 +1,290 @@
-//! placeholder
+//! The provider of OAuth 2.0: refreshes (RFC 6749 section 6) and revokes (RFC 7009).
+//!
+//! Owns: what a request says and how the client authenticates.
+//!
+//! Invariants:
+//! 1. A request asks for no scope: what was granted stays granted, and nothing more is asked for.
+//! 2. Secrets travel in the body, or in a header marked as sensitive; never in the address.
+//! 3. Everything that belongs to one refresh, discovery too, ends within `request_timeout`.
+//! 4. A log line holds status, class of body and latency.
+//!
+//! Must not know: whether a refresh is due, what a reply means for a grant.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::HeaderValue;
+use secrecy::ExposeSecret as _;
+use tokio::time::timeout;
+use url::{
+    Url,
+    form_urlencoded::{Serializer, byte_serialize},
+};
+use zeroize::Zeroizing;
+
+use crate::{
+    clock::Clock,
+    grant::Grant,
+    provider::{
+        Body, Provider, Reply, Rules,
+        discovery::{Metadata, discover},
+        wire::{CaFileError, Exchange, Http, JSON, Post, Progress, answer, check_endpoint},
+    },
+    secret::ClientSecret,
+};
+
+pub use crate::provider::wire::{EndpointError, endpoint};
+
+/// How the client proves who it is (RFC 6749 section 2.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// A public client: its id in the body.
+    None,
+    /// Id and secret in the body.
+    Post,
+    /// Id and secret in the header, form-encoded first, as RFC 6749 section 2.3.1 says.
+    Basic,
+    /// Id and secret in the header as they are, as some servers want it.
+    BasicRaw,
+}
+
+/// The form of a request's body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestFormat {
+    /// `application/x-www-form-urlencoded`, the standard's.
+    Form,
+    /// A JSON object with the same members.
+    Json,
+}
+
+/// Where the provider is. An endpoint that is given wins over the issuer's metadata.
+#[derive(Debug, Clone, Default)]
+pub struct Endpoints {
+    /// Whose metadata names the endpoints that are not given (RFC 8414).
+    pub issuer: Option<Url>,
+    /// Where refresh tokens are presented.
+    pub token: Option<Url>,
+    /// Where tokens are revoked.
+    pub revocation: Option<Url>,
+}
+
+/// One client registration, as configured.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where the provider is.
+    pub endpoints: Endpoints,
+    /// The client's public name.
+    pub client_id: String,
+    /// The client's secret, or why it could not be read: that stops this provider's refreshes, not the daemon.
+    pub client_secret: Option<Result<ClientSecret, &'static str>>,
+    /// How the client authenticates.
+    pub client_auth: ClientAuth,
+    /// The form of requests.
+    pub request_format: RequestFormat,
+    /// The time for one refresh from beginning to end.
+    pub request_timeout: Duration,
+    /// Root certificates in PEM form, beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// How to read replies.
+    pub rules: Rules,
+}
+
+/// Why settings make no provider.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// Nothing says where refresh tokens are presented.
+    #[error("neither an issuer nor a token endpoint is given")]
+    NoTokenEndpoint,
+    /// A URL must not be used.
+    #[error("the {which} {reason}")]
+    Endpoint {
+        /// Which of the URLs.
+        which: &'static str,
+        /// What is wrong with it.
+        reason: EndpointError,
+    },
+    /// The issuer has a query, which RFC 8414 section 2 forbids.
+    #[error("the issuer holds a query")]
+    IssuerQuery,
+    /// The kind of client authentication needs a secret.
+    #[error("this kind of client authentication needs a client secret")]
+    NoSecret,
+    /// The file of root certificates is not fit for use.
+    #[error(transparent)]
+    CaFile(#[from] CaFileError),
+}
+
+/// One client registration at one OAuth 2.0 authorization server.
+#[derive(Debug)]
+pub struct OAuth2 {
+    settings: Settings,
+    clock: Arc<dyn Clock>,
+    http: Http,
+    /// Set by the first discovery that succeeds.
+    metadata: OnceLock<Metadata>,
+}
+
+impl OAuth2 {
+    /// Checks the settings and reads the file of certificates. Sends nothing.
+    pub fn new(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self, SetupError> {
+        let Endpoints { issuer, token, revocation } = &settings.endpoints;
+        if issuer.is_none() && token.is_none() {
+            return Err(SetupError::NoTokenEndpoint);
+        }
+        let urls = [("issuer", issuer), ("token endpoint", token), ("revocation endpoint", revocation)];
+        for (which, url) in urls {
+            url.as_ref().map_or(Ok(()), check_endpoint).map_err(|reason| SetupError::Endpoint { which, reason })?;
+        }
+        if issuer.as_ref().is_some_and(|issuer| issuer.query().is_some()) {
+            return Err(SetupError::IssuerQuery);
+        }
+        if settings.client_auth != ClientAuth::None && settings.client_secret.is_none() {
+            return Err(SetupError::NoSecret);
+        }
+        let http = Http::new(settings.ca_file.as_deref(), settings.request_timeout)?;
+        Ok(Self { settings, clock, http, metadata: OnceLock::new() })
+    }
+
+    async fn token_endpoint(&self) -> Result<&Url, &'static str> {
+        match &self.settings.endpoints.token {
+            Some(given) => Ok(given),
+            None => Ok(&self.metadata().await?.token),
+        }
+    }
+
+    async fn revocation_endpoint(&self) -> Result<&Url, &'static str> {
+        match &self.settings.endpoints.revocation {
+            Some(given) => Ok(given),
+            None => self.metadata().await?.revocation.as_ref().ok_or("the provider has no revocation endpoint"),
+        }
+    }
+
+    async fn metadata(&self) -> Result<&Metadata, &'static str> {
+        if let Some(known) = self.metadata.get() {
+            return Ok(known);
+        }
+        let issuer = self.settings.endpoints.issuer.as_ref().ok_or("no issuer is configured")?;
+        let found = discover(&self.http, issuer).await?;
+        Ok(self.metadata.get_or_init(|| found))
+    }
+
+    /// Sends one request, within the time limit, to the endpoint that `find` finds.
+    async fn call(
+        &self,
+        find: impl Future<Output = Result<&Url, &'static str>>,
+        parameters: &[(&str, &str)],
+    ) -> Exchange {
+        let post = match self.post(parameters) {
+            Ok(post) => post,
+            Err(why) => return Exchange::NotSent(why),
+        };
+        let mut progress = Progress::default();
+        let steps = async {
+            match find.await {
+                Ok(url) => self.http.post(url, post, &mut progress).await,
+                Err(why) => Exchange::NotSent(why),
+            }
+        };
+        let outcome = timeout(self.settings.request_timeout, steps).await;
+        outcome.unwrap_or_else(|_| progress.broken("the time was up before the request was sent", true))
+    }
+
+    /// The request that says `parameters`, and who the client is.
+    #[expect(clippy::disallowed_methods, reason = "the client secret is for the provider's endpoints")]
+    fn post(&self, parameters: &[(&str, &str)]) -> Result<Post, &'static str> {
+        let Settings { client_id, client_auth, request_format, .. } = &self.settings;
+        let secret = || match &self.settings.client_secret {
+            Some(Ok(secret)) => Ok(secret.expose_secret()),
+            Some(Err(why)) => Err(*why),
+            None => Ok(""),
+        };
+        let mut members = parameters.to_vec();
+        let mut authorization = None;
+        match client_auth {
+            ClientAuth::None => members.push(("client_id", client_id)),
+            ClientAuth::Post => members.extend([("client_id", client_id.as_str()), ("client_secret", secret()?)]),
+            ClientAuth::Basic => {
+                let encode = |text: &str| Zeroizing::new(byte_serialize(text.as_bytes()).collect::<String>());
+                authorization = Some(basic(&encode(client_id), &encode(secret()?))?);
+            }
+            ClientAuth::BasicRaw => authorization = Some(basic(client_id, secret()?)?),
+        }
+        let (content_type, body) = match request_format {
+            RequestFormat::Form => (answer::FORM, form(&members)),
+            // A map of texts always serializes.
+            RequestFormat::Json => {
+                (JSON, serde_json::to_vec(&members.into_iter().collect::<BTreeMap<_, _>>()).unwrap_or_default())
+            }
+        };
+        Ok(Post { content_type, authorization, body: Zeroizing::new(body) })
+    }
+}
+
+/// RFC 7617 section 2.
+fn basic(id: &str, secret: &str) -> Result<HeaderValue, &'static str> {
+    let pair = Zeroizing::new(format!("{id}:{secret}"));
+    let header = Zeroizing::new(format!("Basic {}", *Zeroizing::new(STANDARD.encode(pair.as_bytes()))));
+    HeaderValue::from_str(&header).map_err(|_| "the client's credentials do not fit a header")
+}
+
+fn form(members: &[(&str, &str)]) -> Vec<u8> {
+    // Every byte may need three, so there is room from the start and no copy is left behind by growing.
+    let room = members.iter().map(|(name, value)| name.len() + 3 * value.len() + 2).sum();
+    Serializer::new(String::with_capacity(room)).extend_pairs(members).finish().into_bytes()
+}
+
+#[async_trait]
+impl Provider for OAuth2 {
+    #[expect(clippy::disallowed_methods, reason = "the refresh token goes to its own provider")]
+    async fn refresh(&self, grant: &Grant) -> Reply {
+        let Some(refresh_token) = &grant.refresh_token else { return Reply::NotSent("there is no refresh token") };
+        let parameters = [("grant_type", "refresh_token"), ("refresh_token", refresh_token.expose_secret())];
+        let started = self.clock.monotonic();
+        let reply = match self.call(self.token_endpoint(), &parameters).await {
+            Exchange::NotSent(why) => Reply::NotSent(why),
+            Exchange::Lost { timed_out } => Reply::Lost { timed_out },
+            Exchange::Answered { head, body } => Reply::Answered {
+                status: head.status,
+                body: body.map_or(Body::Unreadable, |body| {
+                    answer::read(head.status, head.content_type.as_deref(), &body, Some(refresh_token))
+                }),
+                retry_after: head.retry_after.and_then(|text| answer::retry_after(&text, self.clock.now())),
+            },
+        };
+        log(&reply, self.clock.monotonic().since(started));
+        reply
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the token goes to its own provider")]
+    async fn revoke(&self, grant: &Grant) -> bool {
+        let (token, hint) = match &grant.refresh_token {
+            Some(token) => (token.expose_secret(), "refresh_token"),
+            None => (grant.access_token.expose_secret(), "access_token"),
+        };
+        let outcome = self.call(self.revocation_endpoint(), &[("token", token), ("token_type_hint", hint)]).await;
+        // RFC 7009 section 2.2: 200, also for a token that was not valid; the body does not matter.
+        matches!(outcome, Exchange::Answered { head, .. } if (200..300).contains(&head.status))
+    }
+
+    fn rules(&self) -> &Rules {
+        &self.settings.rules
+    }
+}
+
+fn log(reply: &Reply, latency: Duration) {
+    let (class, status) = match reply {
+        Reply::NotSent(_) => ("not sent", None),
+        Reply::Lost { timed_out: true } => ("timed out", None),
+        Reply::Lost { timed_out: false } => ("broke off", None),
+        Reply::Answered { status, body: Body::Issued(_), .. } => ("tokens", Some(status)),
+        Reply::Answered { status, body: Body::Error(_), .. } => ("error", Some(status)),
+        Reply::Answered { status, body: Body::Unreadable, .. } => ("unreadable", Some(status)),
+    };
+    tracing::debug!(class, status, ?latency, "token endpoint");
+}

@@ -1,1 +1,463 @@
-//! placeholder
+//! The HTTP client: one request, one answer, within limits.
+//!
+//! Owns: the only use of `reqwest`; which addresses may be spoken to and by which way ([`endpoint`]); the limits on
+//! an answer's time and size; and, in [`answer`], the reading of a token endpoint's answer.
+//!
+//! Invariants:
+//! 1. A request's body lies in one place until it is needed. The connection takes it once, or it is taken back and
+//!    can never be sent any more: [`Exchange::NotSent`] is a fact, not a guess from an error.
+//! 2. Nothing is sent twice: no redirects, no retries, no connection used before (a server may close one just as it
+//!    is used again).
+//! 3. What goes to loopback passes no proxy; plain `http` goes to loopback alone.
+//! 4. At most [`LONGEST_BODY`] bytes of an answer are kept.
+//! 5. Headers and bodies are never logged, the provider's error texts included.
+//!
+//! Must not know: OAuth 2.0 (but for its child), accounts, grants.
+
+use std::{
+    error::Error as _,
+    fmt, io, mem,
+    net::{Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderValue,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
+};
+use hyper::body::{Body, Frame, SizeHint};
+use reqwest::{Certificate, Client, RequestBuilder, Response, redirect, retry};
+use rustls::{
+    RootCertStore,
+    crypto::{CryptoProvider, ring},
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
+use url::{Host, Url};
+use zeroize::Zeroizing;
+
+pub mod answer;
+
+/// The longest body of an answer that is read. Token answers have some 10 KiB, metadata less.
+pub const LONGEST_BODY: usize = 1024 * 1024;
+
+/// The longest time for name, connection and TLS handshake together, if the request has at least twice that: what
+/// takes longer is not going to answer, and must leave time for the answer.
+const LONGEST_CONNECT: Duration = Duration::from_secs(5);
+
+const USER_AGENT: &str = concat!("credproxy/", env!("CARGO_PKG_VERSION"));
+
+pub(super) const JSON: &str = "application/json";
+
+/// Why a text is not an address to send secrets to. It does not hold the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum EndpointError {
+    /// Not an absolute URL.
+    #[error("is not a URL")]
+    Malformed,
+    /// Neither `https` nor a loopback host (RFC 6749 section 3.2 asks for TLS).
+    #[error("is not https, and its host is not loopback")]
+    Insecure,
+    /// Holds a user name or a password.
+    #[error("holds a user name or a password")]
+    UserInfo,
+    /// Holds a fragment, which RFC 6749 section 3.2 forbids.
+    #[error("holds a fragment")]
+    Fragment,
+}
+
+/// Reads an address that secrets may be sent to: `https`, or `http` to 127.0.0.0/8, `::1` or `localhost`; neither
+/// user information nor a fragment.
+pub fn endpoint(text: &str) -> Result<Url, EndpointError> {
+    let url = Url::parse(text).map_err(|_| EndpointError::Malformed)?;
+    check_endpoint(&url)?;
+    Ok(url)
+}
+
+pub(super) fn check_endpoint(url: &Url) -> Result<(), EndpointError> {
+    match url.scheme() {
+        "https" => {}
+        "http" if is_loopback(url) => {}
+        _ => return Err(EndpointError::Insecure),
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        Err(EndpointError::UserInfo)
+    } else if url.fragment().is_some() {
+        Err(EndpointError::Fragment)
+    } else {
+        Ok(())
+    }
+}
+
+pub(super) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == LOCALHOST,
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
+const LOCALHOST: &str = "localhost";
+
+/// The file of further root certificates is not fit for use.
+#[derive(Debug, thiserror::Error)]
+pub enum CaFileError {
+    /// It cannot be read.
+    #[error("the certificates in {} cannot be read", .0.display())]
+    Unreadable(PathBuf, #[source] io::Error),
+    /// It holds no PEM certificate.
+    #[error("{} holds no certificate in PEM form", .0.display())]
+    Empty(PathBuf),
+    /// One of its certificates is damaged.
+    #[error("{} holds a certificate that cannot be used", .0.display())]
+    Unusable(PathBuf),
+}
+
+fn read_roots(file: &Path) -> Result<Vec<Certificate>, CaFileError> {
+    let pem = std::fs::read(file).map_err(|error| CaFileError::Unreadable(file.to_owned(), error))?;
+    let unusable = || CaFileError::Unusable(file.to_owned());
+    let mut trial = RootCertStore::empty();
+    let mut roots = Vec::new();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.map_err(|_| unusable())?;
+        roots.push(Certificate::from_der(&certificate).map_err(|_| unusable())?);
+        trial.add(certificate).map_err(|_| unusable())?;
+    }
+    if roots.is_empty() { Err(CaFileError::Empty(file.to_owned())) } else { Ok(roots) }
+}
+
+/// The way to a host (invariant 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// `http` to loopback: no proxy, and no certificates to load.
+    Plain,
+    /// `https` to loopback: no proxy.
+    Direct,
+    /// Everywhere else, through the system's proxy if it has one.
+    Outward,
+}
+
+impl Way {
+    fn to(url: &Url) -> Self {
+        match (is_loopback(url), url.scheme()) {
+            (true, "http") => Self::Plain,
+            (true, _) => Self::Direct,
+            (false, _) => Self::Outward,
+        }
+    }
+}
+
+/// A client for each [`Way`], made when it is first needed: reading the system's root certificates takes longer than
+/// the whole start of the daemon may.
+pub(super) struct Http {
+    roots: Vec<Certificate>,
+    connect_timeout: Duration,
+    clients: [OnceLock<Client>; 3],
+}
+
+impl fmt::Debug for Http {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Http").field("connect_timeout", &self.connect_timeout).finish_non_exhaustive()
+    }
+}
+
+/// A `POST` to be sent. Without `Debug`, as is all that holds a body.
+pub(super) struct Post {
+    pub(super) content_type: &'static str,
+    pub(super) authorization: Option<HeaderValue>,
+    pub(super) body: Zeroizing<Vec<u8>>,
+}
+
+/// What came of a request.
+pub(super) enum Exchange {
+    /// Nothing was sent, for this reason.
+    NotSent(&'static str),
+    /// It was sent, and no answer came back whole.
+    Lost { timed_out: bool },
+    /// The answer; no body when it was too long, or when a refusal broke off.
+    Answered { head: Head, body: Option<Zeroizing<Vec<u8>>> },
+}
+
+/// What is kept of an answer's head.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) status: u16,
+    pub(super) content_type: Option<String>,
+    pub(super) retry_after: Option<String>,
+}
+
+impl Head {
+    fn of(response: &Response) -> Self {
+        let text = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        Self {
+            status: response.status().as_u16(),
+            content_type: text(CONTENT_TYPE).map(str::to_ascii_lowercase),
+            retry_after: text(RETRY_AFTER).map(str::to_owned),
+        }
+    }
+}
+
+impl Http {
+    /// Reads the file of further root certificates.
+    pub(super) fn new(ca_file: Option<&Path>, request_timeout: Duration) -> Result<Self, CaFileError> {
+        Ok(Self {
+            roots: ca_file.map(read_roots).transpose()?.unwrap_or_default(),
+            connect_timeout: LONGEST_CONNECT.min(request_timeout / 2),
+            clients: Default::default(),
+        })
+    }
+
+    /// Sends a `POST` that accepts JSON, and notes in `progress` how far it came.
+    pub(super) async fn post(&self, url: &Url, post: Post, progress: &mut Progress) -> Exchange {
+        let client = match self.client(url) {
+            Ok(client) => client,
+            Err(why) => return Exchange::NotSent(why),
+        };
+        let (letter, sealed) = Letter::new(post.body);
+        progress.letter = Some(letter);
+        let mut request = client
+            .post(url.clone())
+            .header(ACCEPT, JSON)
+            .header(CONTENT_TYPE, post.content_type)
+            .body(reqwest::Body::wrap(sealed));
+        if let Some(mut credentials) = post.authorization {
+            credentials.set_sensitive(true);
+            request = request.header(AUTHORIZATION, credentials);
+        }
+        exchange(request, progress).await
+    }
+
+    /// Gets a JSON document. It holds no secret, so [`Exchange::NotSent`] may mean a broken connection as well.
+    pub(super) async fn get(&self, url: Url) -> Exchange {
+        match self.client(&url) {
+            Ok(client) => exchange(client.get(url).header(ACCEPT, JSON), &mut Progress::default()).await,
+            Err(why) => Exchange::NotSent(why),
+        }
+    }
+
+    fn client(&self, url: &Url) -> Result<&Client, &'static str> {
+        let way = Way::to(url);
+        let place = &self.clients[way as usize];
+        if let Some(client) = place.get() {
+            return Ok(client);
+        }
+        let client = self.build(way).map_err(|_| "the HTTP client found no root certificates to start with")?;
+        Ok(place.get_or_init(|| client))
+    }
+
+    fn build(&self, way: Way) -> reqwest::Result<Client> {
+        if CryptoProvider::get_default().is_none() {
+            // Whoever was faster has set one as well, which is all that is needed.
+            drop(ring::default_provider().install_default());
+        }
+        let builder = Client::builder()
+            .user_agent(USER_AGENT)
+            .http1_only()
+            .pool_max_idle_per_host(0)
+            .redirect(redirect::Policy::none())
+            .retry(retry::never())
+            .referer(false)
+            .connect_timeout(self.connect_timeout)
+            // The name is taken at its word (RFC 6761 section 6.3), whatever the resolver says.
+            .resolve_to_addrs(LOCALHOST, &[(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()]);
+        match way {
+            Way::Plain => builder.no_proxy().tls_certs_only([]),
+            Way::Direct => builder.no_proxy().tls_certs_merge(self.roots.clone()),
+            Way::Outward => builder.tls_certs_merge(self.roots.clone()),
+        }
+        .build()
+    }
+}
+
+async fn exchange(request: RequestBuilder, progress: &mut Progress) -> Exchange {
+    let mut response = match request.send().await {
+        Ok(response) => response,
+        Err(error) => return mem::take(progress).broken(why(&error), false),
+    };
+    progress.head = Some(Head::of(&response));
+    let mut body = Zeroizing::new(Vec::with_capacity(USUAL_BODY));
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len().saturating_add(chunk.len()) <= LONGEST_BODY => body.extend_from_slice(&chunk),
+            Ok(whole) => {
+                let body = whole.is_none().then_some(body);
+                return Exchange::Answered { head: Head::of(&response), body };
+            }
+            Err(_) => return mem::take(progress).broken("the connection broke", false),
+        }
+    }
+}
+
+/// Room for most answers, so that no copies of their tokens are left behind by growing.
+const USUAL_BODY: usize = 16 * 1024;
+
+/// Why nothing was sent. The error's own text may hold the address and what the other side said.
+fn why(error: &reqwest::Error) -> &'static str {
+    if error.is_dns() {
+        return "the host name was not resolved";
+    }
+    match tls_error(error) {
+        Some(rustls::Error::InvalidCertificate(_)) => "the server's certificate was not accepted",
+        Some(_) => "the TLS handshake failed",
+        None if error.is_timeout() => "no connection was made in time",
+        None if error.is_connect() => "no connection was made",
+        None => "the connection broke",
+    }
+}
+
+fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if let Some(found) = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            return Some(found);
+        }
+        next = cause.source();
+    }
+    None
+}
+
+/// How far a request has come. It lies outside of the future that carries the request, to be asked when that future
+/// was dropped because the time was up.
+#[derive(Default)]
+pub(super) struct Progress {
+    letter: Option<Letter>,
+    head: Option<Head>,
+}
+
+impl Progress {
+    /// The outcome of a request that goes no further. A refusal counts without its body: its status says that the
+    /// request was not carried out. A 2xx or 5xx says nothing as long as the rest is missing.
+    pub(super) fn broken(self, why_not_sent: &'static str, timed_out: bool) -> Exchange {
+        if self.letter.is_none_or(|letter| letter.take_back()) {
+            return Exchange::NotSent(why_not_sent);
+        }
+        match self.head {
+            Some(head) if (300..500).contains(&head.status) => Exchange::Answered { head, body: None },
+            Some(_) | None => Exchange::Lost { timed_out },
+        }
+    }
+}
+
+/// A body on its way (invariant 1): whoever takes it first, the connection or its sender, decides whether it is sent.
+struct Letter(Arc<Mutex<Option<Bytes>>>);
+
+impl Letter {
+    fn new(body: Zeroizing<Vec<u8>>) -> (Self, SealedLetter) {
+        let left = u64::try_from(body.len()).unwrap_or(u64::MAX);
+        let place = Arc::new(Mutex::new(Some(Bytes::from_owner(body))));
+        (Self(Arc::clone(&place)), SealedLetter { letter: Self(place), left })
+    }
+
+    fn take(&self) -> Option<Bytes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Whether the body was still there: it is now gone, and was not sent.
+    fn take_back(&self) -> bool {
+        self.take().is_some()
+    }
+}
+
+/// What the connection holds of a [`Letter`].
+struct SealedLetter {
+    letter: Letter,
+    left: u64,
+}
+
+impl Body for SealedLetter {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        if self.left == 0 {
+            return Poll::Ready(None);
+        }
+        let body = self.letter.take();
+        self.left = 0;
+        // An error and not an end: the head that promised a length must not leave with nothing behind it.
+        Poll::Ready(Some(body.map(Frame::data).ok_or_else(|| io::Error::other("taken back"))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_go_to_https_or_loopback_only() {
+        for good in [
+            "https://login.example.com/token?x=1",
+            "http://127.0.0.1:8080/token",
+            "http://127.9.9.9/",
+            "http://[::1]:1/",
+            "http://LOCALHOST:1/token",
+            "https://h.example//token",
+        ] {
+            assert!(endpoint(good).is_ok(), "{good}");
+        }
+        for (bad, reason) in [
+            ("", EndpointError::Malformed),
+            ("/token", EndpointError::Malformed),
+            ("https://", EndpointError::Malformed),
+            ("http://example.com/", EndpointError::Insecure),
+            ("http://localhost.example.com/", EndpointError::Insecure),
+            ("http://127.0.0.1.example.com/", EndpointError::Insecure),
+            ("http://[::ffff:127.0.0.1]/", EndpointError::Insecure),
+            ("http://0.0.0.0/", EndpointError::Insecure),
+            ("http://10.0.0.1/", EndpointError::Insecure),
+            ("ftp://127.0.0.1/", EndpointError::Insecure),
+            ("file:///etc/passwd", EndpointError::Insecure),
+            ("https://user@example.com/", EndpointError::UserInfo),
+            ("https://:secret@example.com/", EndpointError::UserInfo),
+            ("http://127.0.0.1@example.com/", EndpointError::Insecure),
+            ("https://example.com/#x", EndpointError::Fragment),
+        ] {
+            assert_eq!(endpoint(bad), Err(reason), "{bad}");
+        }
+        assert_eq!(endpoint("http://127.1:9/").unwrap().host_str(), Some("127.0.0.1"));
+    }
+
+    #[test]
+    fn what_goes_to_loopback_passes_no_proxy() {
+        for (url, way) in [
+            ("http://127.0.0.1:1/", Way::Plain),
+            ("http://localhost/", Way::Plain),
+            ("https://[::1]/", Way::Direct),
+            ("https://localhost:8443/", Way::Direct),
+            ("https://127.0.0.2/", Way::Direct),
+            ("https://example.com/", Way::Outward),
+            ("https://10.0.0.1/", Way::Outward),
+        ] {
+            assert_eq!(Way::to(&endpoint(url).unwrap()), way, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_letter_taken_back_is_never_sent_and_one_that_was_sent_cannot_be_taken_back() {
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        let (letter, mut sealed) = Letter::new(Zeroizing::new(b"body".to_vec()));
+        assert_eq!(sealed.size_hint().exact(), Some(4));
+        assert!(letter.take_back());
+        assert!(matches!(Pin::new(&mut sealed).poll_frame(&mut context), Poll::Ready(Some(Err(_)))));
+
+        let (letter, mut sealed) = Letter::new(Zeroizing::new(b"body".to_vec()));
+        let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut sealed).poll_frame(&mut context) else { panic!("no frame") };
+        assert_eq!(frame.into_data().unwrap(), "body");
+        assert!(matches!(Pin::new(&mut sealed).poll_frame(&mut context), Poll::Ready(None)));
+        assert!(!letter.take_back());
+    }
+}

@@ -1,0 +1,656 @@
+//! A loopback authorization server: it rotates refresh tokens, remembers every presentation, and fails on request.
+//!
+//! It stands in for the providers that matter most here: a refresh token is good for one use, and a spent one that is
+//! presented again kills its family (RFC 9700 section 4.14.2). It runs on a thread and a runtime of its own, so it
+//! serves async tests, plain tests and child processes alike, and is gone with the last handle.
+//!
+//! ```ignore
+//! let issuer = Issuer::start().await;                     // or Issuer::start_blocking()
+//! let (access, refresh) = issuer.new_grant();             // "canary-at-…", "canary-rt-…"
+//! issuer.script(Answer::RotateThenReset);                 // the next token request; later ones are Normal again
+//! // … let the code under test present `refresh` at issuer.token_endpoint() …
+//! assert_eq!(issuer.reused(), 0);
+//! assert!(issuer.family_alive(&refresh));
+//! ```
+//!
+//! Every token it makes holds the marker `canary-`: a test may search logs and answers for it. No token is a part of
+//! another one.
+#![expect(clippy::expect_used, reason = "the server of a test fails loudly")]
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use credproxy::clock::{Clock as _, Monotonic, SystemClock};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::{oneshot, watch},
+};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+/// What the server does with one request to the token endpoint.
+#[derive(Debug, Clone)]
+pub(crate) enum Answer {
+    /// Rotates, and answers as RFC 6749 section 5 says.
+    Normal,
+    /// Answers this; the refresh token is not spent.
+    Raw(Raw),
+    /// Spends the refresh token, then answers this: the successor is lost.
+    RotateThenRaw(Raw),
+    /// Spends the refresh token, then resets the connection: the successor is lost.
+    RotateThenReset,
+    /// Reads the request and resets the connection; the refresh token is not spent.
+    ResetBefore,
+    /// Waits for the gate, then does as `Normal`. The presentation is recorded when the gate opens.
+    HoldBefore(Gate),
+    /// Rotates, waits for the gate, then answers.
+    HoldAfter(Gate),
+    /// Rotates, waits this long, then answers.
+    Delay(Duration),
+    /// Sends the head and one byte of the body a second; the refresh token is not spent.
+    Drip(Raw),
+    /// Sends the head and half of the body, then closes; the refresh token is not spent.
+    Cut(Raw),
+    /// Answers with this many bytes of JSON; the refresh token is not spent.
+    Huge {
+        /// The HTTP status.
+        status: u16,
+        /// The length of the body.
+        bytes: usize,
+    },
+    /// Reads the request and keeps silent; the refresh token is not spent. (Silence after the rotation is a
+    /// `HoldAfter` whose gate stays shut.)
+    Silence,
+}
+
+/// A whole answer, sent as it is.
+#[derive(Debug, Clone)]
+pub(crate) struct Raw {
+    /// The HTTP status.
+    pub(crate) status: u16,
+    /// The `Content-Type`; none is sent when empty.
+    pub(crate) content_type: String,
+    /// Further headers.
+    pub(crate) headers: Vec<(String, String)>,
+    /// The body, sent with its length.
+    pub(crate) body: Vec<u8>,
+}
+
+impl Raw {
+    /// An answer of this status, type and body.
+    pub(crate) fn new(status: u16, content_type: &str, body: impl Into<Vec<u8>>) -> Self {
+        Self { status, content_type: content_type.to_owned(), headers: Vec::new(), body: body.into() }
+    }
+
+    /// An answer with a JSON body.
+    pub(crate) fn json(status: u16, body: &Value) -> Self {
+        Self::new(status, "application/json", body.to_string())
+    }
+
+    /// An error answer as in RFC 6749 section 5.2.
+    pub(crate) fn error(status: u16, code: &str) -> Self {
+        Self::json(status, &json!({"error": code}))
+    }
+
+    /// The same with one more header.
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+}
+
+/// Holds requests back until it is opened; it stays open. Clones are the same gate.
+#[derive(Debug, Clone)]
+pub(crate) struct Gate(Arc<watch::Sender<(usize, bool)>>);
+
+impl Gate {
+    /// A shut gate.
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(watch::Sender::new((0, false))))
+    }
+
+    /// Lets through all who wait and all who come.
+    pub(crate) fn open(&self) {
+        self.0.send_modify(|state| state.1 = true);
+    }
+
+    /// How many requests have come to the gate so far.
+    pub(crate) fn arrived(&self) -> usize {
+        self.0.borrow().0
+    }
+
+    /// Waits until `count` requests have come to the gate.
+    pub(crate) async fn wait_for_arrivals(&self, count: usize) {
+        self.0.subscribe().wait_for(|state| state.0 >= count).await.expect("the gate is held by self");
+    }
+
+    async fn pass(&self) {
+        self.0.send_modify(|state| state.0 += 1);
+        self.0.subscribe().wait_for(|state| state.1).await.expect("the gate is held by self");
+    }
+}
+
+/// What came of presenting a refresh token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It was spent, and a successor made (whether or not the answer arrived).
+    Rotated,
+    /// Rotation is off: a new access token, the refresh token stays good.
+    Kept,
+    /// It was spent before, within the grace window: the same successor was answered.
+    Replayed,
+    /// It was spent before: `invalid_grant`, and its family is dead.
+    Reused,
+    /// It was not spent, but its family was dead: `invalid_grant`.
+    Dead,
+    /// The server never made it: `invalid_grant`.
+    Unknown,
+    /// The script answered without looking at it.
+    Untouched,
+}
+
+/// One presentation of a refresh token.
+#[derive(Debug, Clone)]
+pub(crate) struct Presentation {
+    /// The refresh token as it came; empty when there was none.
+    pub(crate) token: String,
+    /// What came of it.
+    pub(crate) outcome: Outcome,
+    /// When, since the server's start.
+    pub(crate) at: Duration,
+}
+
+/// One HTTP request as it came, to any path.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    /// The method.
+    pub(crate) method: String,
+    /// The target, query and all.
+    pub(crate) target: String,
+    /// The headers in their order, names in lower case.
+    pub(crate) headers: Vec<(String, String)>,
+    /// The body.
+    pub(crate) body: String,
+}
+
+impl Seen {
+    /// The only value of that header; `None` when it was not sent or more than once.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let mut values = self.headers.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        values.next().filter(|_| values.next().is_none())
+    }
+
+    /// A parameter of the body, be it form or JSON.
+    fn parameter(&self, name: &str) -> Option<String> {
+        if self.body.starts_with('{') {
+            let body: Value = serde_json::from_str(&self.body).ok()?;
+            return Some(body.get(name)?.as_str()?.to_owned());
+        }
+        url::form_urlencoded::parse(self.body.as_bytes()).find(|(key, _)| key == name).map(|(_, value)| value.into())
+    }
+}
+
+/// A handle on the running server; clones are the same server, which ends with the last of them.
+#[derive(Debug, Clone)]
+pub(crate) struct Issuer {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    _running: Arc<DropGuard>,
+}
+
+impl Issuer {
+    /// Starts a server on a free port of 127.0.0.1.
+    pub(crate) async fn start() -> Self {
+        let (shared, running, address) = launch();
+        Self::handle(shared, running, address.await.expect("the server's thread reports its address"))
+    }
+
+    /// The same, for a test without a runtime.
+    pub(crate) fn start_blocking() -> Self {
+        let (shared, running, address) = launch();
+        Self::handle(shared, running, address.blocking_recv().expect("the server's thread reports its address"))
+    }
+
+    fn handle(shared: Arc<Shared>, running: DropGuard, address: SocketAddr) -> Self {
+        shared.lock().port = address.port();
+        Self { address, shared, _running: Arc::new(running) }
+    }
+
+    /// `http://127.0.0.1:PORT`, without a slash at the end.
+    pub(crate) fn origin(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Where refresh tokens are presented.
+    pub(crate) fn token_endpoint(&self) -> String {
+        format!("{}/token", self.origin())
+    }
+
+    /// Where tokens are revoked (RFC 7009).
+    pub(crate) fn revocation_endpoint(&self) -> String {
+        format!("{}/revoke", self.origin())
+    }
+
+    /// Makes a new family: an access token and the refresh token that belongs to it.
+    pub(crate) fn new_grant(&self) -> (String, String) {
+        let mut state = self.shared.lock();
+        state.families.push(true);
+        let family = state.families.len() - 1;
+        let pair = state.mint(family);
+        (pair.access, pair.refresh)
+    }
+
+    /// Every presentation of a refresh token, in order.
+    pub(crate) fn presentations(&self) -> Vec<Presentation> {
+        self.shared.lock().presentations.clone()
+    }
+
+    /// How often a spent refresh token was presented and refused. The number a client must keep at zero.
+    pub(crate) fn reused(&self) -> usize {
+        self.shared.lock().presentations.iter().filter(|seen| seen.outcome == Outcome::Reused).count()
+    }
+
+    /// How often this refresh token was presented, whatever came of it.
+    pub(crate) fn times_presented(&self, refresh: &str) -> usize {
+        self.shared.lock().presentations.iter().filter(|seen| seen.token == refresh).count()
+    }
+
+    /// Whether the family of this refresh token (spent or not) can still be refreshed.
+    pub(crate) fn family_alive(&self, refresh: &str) -> bool {
+        let state = self.shared.lock();
+        state.tokens.get(refresh).is_some_and(|token| state.families[token.family])
+    }
+
+    /// Kills the family of this refresh token, as a person does who logs out at the provider.
+    pub(crate) fn kill_family(&self, refresh: &str) {
+        self.shared.lock().kill(refresh);
+    }
+
+    /// The refresh token of this one's family that is not spent yet.
+    pub(crate) fn living_successor(&self, refresh: &str) -> Option<String> {
+        let state = self.shared.lock();
+        let family = state.tokens.get(refresh)?.family;
+        let unspent = |token: &Token| token.family == family && token.successor.is_none();
+        state.tokens.iter().find(|(_, token)| unspent(token)).map(|(text, _)| text.clone())
+    }
+
+    /// Every request to any path, in order of arrival.
+    pub(crate) fn requests(&self) -> Vec<Seen> {
+        self.shared.lock().requests.clone()
+    }
+
+    /// The tokens that were sent to the revocation endpoint, in order.
+    pub(crate) fn revocations(&self) -> Vec<String> {
+        self.shared.lock().revocations.clone()
+    }
+
+    /// Queues a behaviour for one coming request to the token endpoint.
+    pub(crate) fn script(&self, answer: Answer) {
+        self.shared.lock().script.push_back(answer);
+    }
+
+    /// Sets the behaviour when the queue is empty; `None` is `Normal`.
+    pub(crate) fn always(&self, answer: Option<Answer>) {
+        self.shared.lock().always = answer.unwrap_or(Answer::Normal);
+    }
+
+    /// Sets `expires_in`; `None` leaves the member out. An hour unless told.
+    pub(crate) fn set_lifetime(&self, lifetime: Option<Duration>) {
+        self.shared.lock().lifetime = lifetime;
+    }
+
+    /// Switches rotation off or on. While off, a refresh token stays good and answers hold none.
+    pub(crate) fn set_rotation(&self, rotation: bool) {
+        self.shared.lock().rotation = rotation;
+    }
+
+    /// For this long a spent refresh token is accepted again and gives the same successor. Zero unless told.
+    pub(crate) fn set_grace(&self, grace: Duration) {
+        self.shared.lock().grace = grace;
+    }
+
+    /// Serves an answer at a path such as `/.well-known/openid-configuration`; other paths answer 404.
+    pub(crate) fn serve(&self, path: &str, answer: Raw) {
+        self.shared.lock().pages.insert(path.to_owned(), answer);
+    }
+
+    /// This server's metadata (RFC 8414), for the issuer named.
+    pub(crate) fn metadata(&self, issuer: &str) -> Value {
+        json!({
+            "issuer": issuer,
+            "token_endpoint": self.token_endpoint(),
+            "revocation_endpoint": self.revocation_endpoint(),
+            "response_types_supported": ["code"],
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    clock: SystemClock,
+    start: Monotonic,
+    state: Mutex<State>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder panics")
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    port: u16,
+    minted: u64,
+    /// Whether each family is alive.
+    families: Vec<bool>,
+    tokens: HashMap<String, Token>,
+    presentations: Vec<Presentation>,
+    requests: Vec<Seen>,
+    revocations: Vec<String>,
+    script: VecDeque<Answer>,
+    always: Answer,
+    pages: HashMap<String, Raw>,
+    lifetime: Option<Duration>,
+    rotation: bool,
+    grace: Duration,
+}
+
+#[derive(Debug)]
+struct Token {
+    family: usize,
+    /// Set once the token is spent.
+    successor: Option<(Pair, Duration)>,
+}
+
+#[derive(Debug, Clone)]
+struct Pair {
+    access: String,
+    refresh: String,
+}
+
+impl State {
+    fn mint_access(&mut self) -> String {
+        self.minted += 1;
+        format!("canary-at-{}-{:08}", self.port, self.minted)
+    }
+
+    fn mint(&mut self, family: usize) -> Pair {
+        let access = self.mint_access();
+        let refresh = format!("canary-rt-{}-{:08}", self.port, self.minted);
+        self.tokens.insert(refresh.clone(), Token { family, successor: None });
+        Pair { access, refresh }
+    }
+
+    fn kill(&mut self, refresh: &str) {
+        if let Some(token) = self.tokens.get(refresh) {
+            self.families[token.family] = false;
+        }
+    }
+
+    fn record(&mut self, token: &str, outcome: Outcome, at: Duration) {
+        self.presentations.push(Presentation { token: token.to_owned(), outcome, at });
+    }
+
+    /// Decides on a presented refresh token, and makes the answer.
+    fn present(&mut self, request: &Seen, now: Duration) -> Raw {
+        let presented = request.parameter("refresh_token").unwrap_or_default();
+        if request.parameter("grant_type").as_deref() != Some("refresh_token") {
+            self.record(&presented, Outcome::Untouched, now);
+            return Raw::error(400, "unsupported_grant_type");
+        }
+        let (outcome, pair) = self.decide(&presented, now);
+        self.record(&presented, outcome, now);
+        let Some((access, refresh)) = pair else { return Raw::error(400, "invalid_grant") };
+        let mut body = json!({"access_token": access, "token_type": "Bearer", "scope": "read write"});
+        if let Some(lifetime) = self.lifetime {
+            body["expires_in"] = json!(lifetime.as_secs());
+        }
+        if let Some(refresh) = refresh {
+            body["refresh_token"] = json!(refresh);
+        }
+        Raw::json(200, &body)
+    }
+
+    fn decide(&mut self, presented: &str, now: Duration) -> (Outcome, Option<(String, Option<String>)>) {
+        let Some(token) = self.tokens.get(presented) else { return (Outcome::Unknown, None) };
+        let family = token.family;
+        let alive = self.families[family];
+        match &token.successor {
+            Some((pair, spent_at)) if alive && now.saturating_sub(*spent_at) < self.grace => {
+                (Outcome::Replayed, Some((pair.access.clone(), Some(pair.refresh.clone()))))
+            }
+            Some(_) => {
+                self.families[family] = false;
+                (Outcome::Reused, None)
+            }
+            None if !alive => (Outcome::Dead, None),
+            None if !self.rotation => (Outcome::Kept, Some((self.mint_access(), None))),
+            None => {
+                let pair = self.mint(family);
+                self.tokens.insert(presented.to_owned(), Token { family, successor: Some((pair.clone(), now)) });
+                (Outcome::Rotated, Some((pair.access, Some(pair.refresh))))
+            }
+        }
+    }
+}
+
+fn launch() -> (Arc<Shared>, DropGuard, oneshot::Receiver<SocketAddr>) {
+    let clock = SystemClock::new();
+    let state = State {
+        port: 0,
+        minted: 0,
+        families: Vec::new(),
+        tokens: HashMap::new(),
+        presentations: Vec::new(),
+        requests: Vec::new(),
+        revocations: Vec::new(),
+        script: VecDeque::new(),
+        always: Answer::Normal,
+        pages: HashMap::new(),
+        lifetime: Some(Duration::from_hours(1)),
+        rotation: true,
+        grace: Duration::ZERO,
+    };
+    let shared = Arc::new(Shared { start: clock.monotonic(), clock, state: Mutex::new(state) });
+    let stop = CancellationToken::new();
+    let (tell, address) = oneshot::channel();
+    let (server, stopped) = (Arc::clone(&shared), stop.clone());
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(stopped.run_until_cancelled(async move {
+            let listener = listen();
+            tell.send(listener.local_addr().expect("an address")).expect("the starter waits");
+            accept(&listener, server).await;
+        }));
+    });
+    (shared, stop.drop_guard(), address)
+}
+
+fn listen() -> TcpListener {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a free port");
+    // A herd of clients connects at once; past the backlog a connect would wait a second for its second try.
+    socket.listen(4096).expect("a listener")
+}
+
+async fn accept(listener: &TcpListener, shared: Arc<Shared>) {
+    let connections = TaskTracker::new();
+    loop {
+        // Out of file descriptors is the one failure to expect; it passes when connections close.
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            continue;
+        };
+        connections.spawn(connection(Arc::clone(&shared), stream));
+    }
+}
+
+/// One request, one answer, close. A client that goes away in between is its own affair.
+async fn connection(shared: Arc<Shared>, mut stream: TcpStream) {
+    let Some(request) = read_request(&mut stream).await else { return };
+    shared.lock().requests.push(request.clone());
+    let path = request.target.split('?').next().unwrap_or_default();
+    match path {
+        "/token" => token(&shared, stream, &request).await,
+        "/revoke" => {
+            let revoked = request.parameter("token").unwrap_or_default();
+            {
+                let mut state = shared.lock();
+                state.kill(&revoked);
+                state.revocations.push(revoked);
+            }
+            write(stream, &Raw::new(200, "", "")).await;
+        }
+        other => {
+            let page = shared.lock().pages.get(other).cloned();
+            write(stream, &page.unwrap_or_else(|| Raw::new(404, "text/plain", "nothing here"))).await;
+        }
+    }
+}
+
+async fn token(shared: &Shared, stream: TcpStream, request: &Seen) {
+    let now = || shared.clock.monotonic().since(shared.start);
+    let present = || shared.lock().present(request, now());
+    let untouched = || {
+        let presented = request.parameter("refresh_token").unwrap_or_default();
+        shared.lock().record(&presented, Outcome::Untouched, now());
+    };
+    let answer = {
+        let mut state = shared.lock();
+        state.script.pop_front().unwrap_or_else(|| state.always.clone())
+    };
+    match answer {
+        Answer::Normal => write(stream, &present()).await,
+        Answer::Raw(raw) => {
+            untouched();
+            write(stream, &raw).await;
+        }
+        Answer::RotateThenRaw(raw) => {
+            present();
+            write(stream, &raw).await;
+        }
+        Answer::RotateThenReset => {
+            present();
+            reset(&stream);
+        }
+        Answer::ResetBefore => {
+            untouched();
+            reset(&stream);
+        }
+        Answer::HoldBefore(gate) => {
+            gate.pass().await;
+            write(stream, &present()).await;
+        }
+        Answer::HoldAfter(gate) => {
+            let answer = present();
+            gate.pass().await;
+            write(stream, &answer).await;
+        }
+        Answer::Delay(delay) => {
+            let answer = present();
+            tokio::time::sleep(delay).await;
+            write(stream, &answer).await;
+        }
+        Answer::Drip(raw) => {
+            untouched();
+            drip(stream, &raw).await;
+        }
+        Answer::Cut(raw) => {
+            untouched();
+            let body = &raw.body[..raw.body.len() / 2];
+            write_bytes(stream, &[head(&raw).as_bytes(), body].concat()).await;
+        }
+        Answer::Huge { status, bytes } => {
+            untouched();
+            let body = format!("{{\"padding\":\"{}\"}}", "x".repeat(bytes.saturating_sub(14)));
+            write(stream, &Raw::new(status, "application/json", body)).await;
+        }
+        Answer::Silence => {
+            untouched();
+            wait_for_close(stream).await;
+        }
+    }
+}
+
+async fn read_request(stream: &mut TcpStream) -> Option<Seen> {
+    let mut bytes = Vec::new();
+    let end = loop {
+        if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+            break end;
+        }
+        if stream.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+    };
+    let head = String::from_utf8(bytes[..end].to_vec()).ok()?;
+    let mut body = bytes.split_off(end + 4);
+    let mut lines = head.split("\r\n");
+    let mut first = lines.next()?.split(' ');
+    let (method, target) = (first.next()?.to_owned(), first.next()?.to_owned());
+    let headers: Vec<(String, String)> = lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+        .collect();
+    let mut seen = Seen { method, target, headers, body: String::new() };
+    let length = seen.header("content-length").map_or(Some(0), |length| length.parse().ok())?;
+    while body.len() < length {
+        if stream.read_buf(&mut body).await.ok()? == 0 {
+            return None;
+        }
+    }
+    seen.body = String::from_utf8(body).ok()?;
+    Some(seen)
+}
+
+fn head(answer: &Raw) -> String {
+    let mut headers = answer.headers.clone();
+    if !answer.content_type.is_empty() {
+        headers.push(("Content-Type".into(), answer.content_type.clone()));
+    }
+    headers.push(("Cache-Control".into(), "no-store".into()));
+    headers.push(("Content-Length".into(), answer.body.len().to_string()));
+    headers.push(("Connection".into(), "close".into()));
+    let lines: Vec<String> = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    format!("HTTP/1.1 {} Scripted\r\n{}\r\n", answer.status, lines.concat())
+}
+
+async fn write(stream: TcpStream, answer: &Raw) {
+    write_bytes(stream, &[head(answer).as_bytes(), &answer.body].concat()).await;
+}
+
+async fn write_bytes(mut stream: TcpStream, bytes: &[u8]) {
+    if stream.write_all(bytes).await.is_ok() && stream.shutdown().await.is_ok() {
+        wait_for_close(stream).await;
+    }
+}
+
+async fn drip(mut stream: TcpStream, answer: &Raw) {
+    if stream.write_all(head(answer).as_bytes()).await.is_err() {
+        return;
+    }
+    for byte in &answer.body {
+        if stream.write_all(&[*byte]).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Closing with unread bytes would reset the connection under the answer.
+async fn wait_for_close(mut stream: TcpStream) {
+    let mut scrap = [0; 256];
+    while matches!(stream.read(&mut scrap).await, Ok(count) if count > 0) {}
+}
+
+fn reset(stream: &TcpStream) {
+    stream.set_zero_linger().expect("a living socket");
+}

@@ -1,0 +1,7 @@
+//! What the integration tests share.
+#![expect(dead_code, reason = "each test binary uses its own part of the shared code")]
+
+pub(crate) mod issuer;
+
+/// Used by nobody, so that the expectation above holds in a test binary that uses all the rest.
+const UNUSED: () = ();
