@@ -129,10 +129,16 @@ impl Scripted {
     pub(crate) fn reuses(&self) -> usize {
         let state = self.state.lock().unwrap();
         let mut seen = Vec::new();
-        state.presented.iter().filter(|token| state.spent.contains(token) && seen.contains(token) || {
-            seen.push(*token);
-            false
-        }).count()
+        state
+            .presented
+            .iter()
+            .filter(|token| {
+                state.spent.contains(token) && seen.contains(token) || {
+                    seen.push(*token);
+                    false
+                }
+            })
+            .count()
     }
 
     fn issue(&self, chain: &mut Chain) -> Issued {
@@ -164,7 +170,11 @@ impl Provider for Scripted {
         let mut chain = self.state.lock().unwrap();
         if chain.living.as_ref() != Some(&presented) {
             chain.living = None;
-            return Reply::Answered { status: 400, body: Body::Error(ErrorCode::new("invalid_grant", None)), retry_after: None };
+            return Reply::Answered {
+                status: 400,
+                body: Body::Error(ErrorCode::new("invalid_grant", None)),
+                retry_after: None,
+            };
         }
         chain.spent.push(presented);
         let issued = self.issue(&mut chain);

@@ -1,14 +1,15 @@
 //! The coordinator, driven through its own interface with a clock that stands still: section 3 of the design.
 
-use std::{
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use credproxy::{
     account::Account,
     provider::{Provider, Providers, Reply, Rules},
-    refresh::{AccountState, Coordinator, RefreshError, Snapshot, condition::{IfMatch, Tag}, outcome::Failure},
+    refresh::{
+        AccountState, Coordinator, RefreshError, Snapshot,
+        condition::{IfMatch, Tag},
+        outcome::Failure,
+    },
     store::{Outcome, Presented, Store as _, memory::Memory},
 };
 use serde_json::Value;
@@ -78,7 +79,12 @@ impl World {
     }
 }
 
-fn coordinator(store: &Arc<Frail<Memory>>, provider: &Arc<Scripted>, clock: &Arc<WoundClock>, cooldown: Duration) -> Coordinator {
+fn coordinator(
+    store: &Arc<Frail<Memory>>,
+    provider: &Arc<Scripted>,
+    clock: &Arc<WoundClock>,
+    cooldown: Duration,
+) -> Coordinator {
     let provider: Arc<dyn Provider> = Arc::<Scripted>::clone(provider);
     let providers: Providers = [("corp".parse().unwrap(), provider)].into_iter().collect();
     Coordinator::new(Arc::<Frail<Memory>>::clone(store), providers, Arc::<WoundClock>::clone(clock), cooldown)
@@ -97,7 +103,10 @@ async fn refresh(coordinator: &Coordinator) -> Result<String, RefreshError> {
     coordinator.refresh(&account(), &IfMatch::Absent).await.map(|snapshot| access(&snapshot))
 }
 
-fn spawn_refresh(coordinator: &Coordinator, tasks: &mut JoinSet<Result<String, RefreshError>>) -> tokio::task::AbortHandle {
+fn spawn_refresh(
+    coordinator: &Coordinator,
+    tasks: &mut JoinSet<Result<String, RefreshError>>,
+) -> tokio::task::AbortHandle {
     let coordinator = coordinator.clone();
     tasks.spawn(async move { refresh(&coordinator).await })
 }
@@ -131,7 +140,10 @@ async fn a_thousand_callers_make_one_call() {
     world.provider.open();
     let results = all(tasks).await;
     assert_eq!(results.len(), 1000);
-    assert!(results.iter().all(|result| result.as_deref() == Ok("canary-at-2-end")), "{results:?}");
+    assert!(
+        results.iter().all(|result| result.as_deref().is_ok_and(|token| token == "canary-at-2-end")),
+        "{results:?}"
+    );
     assert_eq!(world.provider.presentations(), 1);
 }
 
@@ -296,11 +308,13 @@ async fn what_was_not_spent_is_tried_twice_more_and_then_left_to_the_cooldown() 
 #[tokio::test(start_paused = true)]
 async fn retry_after_lengthens_the_cooldown() {
     let world = World::new().await;
-    let busy = || Act::Fail(Reply::Answered {
-        status: 429,
-        body: credproxy::provider::Body::Unreadable,
-        retry_after: Some(SECOND * 120),
-    });
+    let busy = || {
+        Act::Fail(Reply::Answered {
+            status: 429,
+            body: credproxy::provider::Body::Unreadable,
+            retry_after: Some(SECOND * 120),
+        })
+    };
     world.provider.script([busy()]);
     assert!(matches!(world.refresh().await, Err(RefreshError::Failed { wait, .. }) if wait == SECOND * 120));
     assert_eq!((rate_limited(&world.refresh().await), world.provider.presentations()), (120, 1));
@@ -324,7 +338,8 @@ async fn further_lost_answers_never_latch_and_double_the_pause() {
             Err(RefreshError::Failed { wait, .. }) => waits.push(wait.as_secs()),
             other => panic!("{other:?}"),
         }
-        tokio::time::advance(*[SECOND * 30, SECOND * 60, SECOND * 120, SECOND * 240].get(waits.len() - 1).unwrap()).await;
+        tokio::time::advance(*[SECOND * 30, SECOND * 60, SECOND * 120, SECOND * 240].get(waits.len() - 1).unwrap())
+            .await;
     }
     assert_eq!((waits, world.provider.presentations()), (vec![30, 60, 120, 240], 5));
     assert_eq!(world.refresh().await.unwrap(), "canary-at-2-end");
@@ -576,7 +591,8 @@ async fn if_match_refreshes_only_the_token_that_was_found_bad() {
     let world = World::with(Rules::default(), Duration::ZERO).await;
     let first = world.coordinator.token(&account(), None).await.unwrap().tag.clone();
     let matching = |tag: &str| IfMatch::Tags(vec![Tag::parse(tag)]);
-    let ask = async |if_match: IfMatch| world.coordinator.refresh(&account(), &if_match).await.map(|token| access(&token));
+    let ask =
+        async |if_match: IfMatch| world.coordinator.refresh(&account(), &if_match).await.map(|token| access(&token));
     assert_eq!(ask(matching(&first)).await.unwrap(), "canary-at-2-end");
     assert_eq!(ask(matching(&first)).await.unwrap(), "canary-at-2-end", "it was replaced already");
     assert_eq!(ask(IfMatch::Any).await.unwrap(), "canary-at-3-end");

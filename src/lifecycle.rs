@@ -1,0 +1,193 @@
+//! The daemon's life: where the parts are put together, started and ended.
+//!
+//! Invariants:
+//! 1. The end waits for the flights under way and for one more try to save what is unsaved, within [`LAST_WAIT`]. The
+//!    sockets' files go after that, the store last.
+//! 2. A part that cannot start is an error before any socket exists.
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    account::ProviderName,
+    clock::{Clock, SystemClock},
+    config::{Config, Environment, ProviderConfig, SocketConfig},
+    provider::{
+        Provider, Providers,
+        oauth2::{Endpoints, OAuth2, Settings, SetupError},
+    },
+    refresh::Coordinator,
+    server::{
+        self, AppState,
+        listener::{BindError, Listener},
+        peer::Peers,
+    },
+    store::{Store, StoreError, key, sqlite::Sqlite},
+};
+
+pub mod check;
+pub mod dev;
+
+/// A flight takes at most 30 s; what is left is for answering.
+const LAST_WAIT: Duration = Duration::from_secs(35);
+
+/// Once no flight is left, answers are written within milliseconds; a peer that stalls is not waited for.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// Open files that are not connections: the store, calls to providers, logs.
+const OWN_FILES: usize = 128;
+
+/// Why the daemon does not start, or ends otherwise than it should.
+#[derive(Debug, thiserror::Error)]
+pub enum LifecycleError {
+    /// The store cannot be opened.
+    #[error("cannot open the store")]
+    Store(#[from] StoreError),
+    /// A socket cannot be offered.
+    #[error("cannot offer the socket {name}")]
+    Bind {
+        /// The socket's name in the configuration.
+        name: String,
+        /// Why.
+        #[source]
+        source: BindError,
+    },
+    /// A provider is configured in a way that cannot work.
+    #[error("cannot use the provider {name}")]
+    Provider {
+        /// The provider's name.
+        name: ProviderName,
+        /// Why.
+        #[source]
+        source: SetupError,
+    },
+    /// The operating system said no.
+    #[error("cannot {what}")]
+    Io {
+        /// What was asked of it.
+        what: &'static str,
+        /// What it said.
+        #[source]
+        source: io::Error,
+    },
+    /// What `--dev` begins with cannot be made.
+    #[error("cannot make the accounts of --dev")]
+    Dev(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Something was still under way after the longest wait.
+    #[error("ended with work under way, after {} s", LAST_WAIT.as_secs())]
+    Unfinished,
+}
+
+/// Serves until a signal. `ready` is called once every socket is open.
+pub async fn serve(config: &Config, environment: &Environment, ready: impl FnOnce(&[PathBuf])) -> Result<(), LifecycleError> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let providers = providers(&config.providers, environment, config.refresh.request_timeout, &clock).await?;
+    let store = Arc::new(open_store(config).await?);
+    let shared: Arc<dyn Store> = Arc::<Sqlite>::clone(&store);
+    let coordinator = Coordinator::new(shared, providers, clock, config.refresh.cooldown);
+    let served = run(&coordinator, &config.sockets, ready).await;
+    let closed = store.close().await;
+    served?;
+    Ok(closed?)
+}
+
+async fn open_store(config: &Config) -> Result<Sqlite, StoreError> {
+    let (path, key_file) = (&config.store.path, &config.store.key_file);
+    let key = key::from_file(key_file, Sqlite::exists(path))?;
+    Sqlite::open(path, key, &key_file.display().to_string()).await
+}
+
+async fn providers(
+    configured: &[ProviderConfig],
+    environment: &Environment,
+    request_timeout: Duration,
+    clock: &Arc<dyn Clock>,
+) -> Result<Providers, LifecycleError> {
+    let mut providers: Vec<(ProviderName, Arc<dyn Provider>)> = Vec::with_capacity(configured.len());
+    for provider in configured {
+        let settings = settings(provider, environment, request_timeout).await;
+        let built = OAuth2::new(settings, Arc::clone(clock))
+            .map_err(|source| LifecycleError::Provider { name: provider.name.clone(), source })?;
+        providers.push((provider.name.clone(), Arc::new(built)));
+    }
+    Ok(providers.into_iter().collect())
+}
+
+/// Serves the coordinator on these sockets until a signal, then ends in order (invariant 1).
+async fn run(
+    coordinator: &Coordinator,
+    sockets: &[SocketConfig],
+    ready: impl FnOnce(&[PathBuf]),
+) -> Result<(), LifecycleError> {
+    // Signals are listened to before anything is there to be cleaned up.
+    let mut signals = Signals::new().map_err(|source| LifecycleError::Io { what: "listen for signals", source })?;
+    let share = raise_open_files() / sockets.len().max(1);
+    let mut listeners = Vec::with_capacity(sockets.len());
+    for socket in sockets {
+        let listener = Listener::bind(&socket.name, &socket.path, Peers::of(&socket.uids))
+            .map_err(|source| LifecycleError::Bind { name: socket.name.clone(), source })?;
+        listeners.push((Arc::new(listener), socket.policy.clone()));
+    }
+    let (stop, serving) = (CancellationToken::new(), TaskTracker::new());
+    for (listener, policy) in &listeners {
+        let router = server::router(AppState::new(coordinator.clone(), policy.clone()));
+        let (listener, stop) = (Arc::clone(listener), stop.clone());
+        serving.spawn(async move { listener.serve(router, share, stop).await });
+    }
+    serving.close();
+    let paths: Vec<PathBuf> = listeners.iter().map(|(listener, _)| listener.path().to_owned()).collect();
+    tracing::info!(sockets = ?paths, "ready");
+    ready(&paths);
+    let signal = signals.next().await;
+    tracing::info!(signal, "ending");
+    stop.cancel();
+    let finished = tokio::time::timeout(LAST_WAIT, coordinator.shut_down()).await;
+    if tokio::time::timeout(LAST_ANSWERS, serving.wait()).await.is_err() {
+        tracing::warn!("some connections were cut off");
+    }
+    finished.map_err(|_| LifecycleError::Unfinished)
+}
+
+/// The signals that end the daemon. A terminal that goes away is one: the daemon would have nobody to stop it.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.hang_up.recv() => "SIGHUP",
+        }
+    }
+}
+
+/// Raises the limit of open files as far as it goes; gives how many connections there may be.
+fn raise_open_files() -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "cannot raise the limit of open files");
+        }
+    }
+    let files = getrlimit(Resource::Nofile).current.map_or(MOST_CONNECTIONS, |files| usize::try_from(files).unwrap_or(usize::MAX));
+    files.saturating_sub(OWN_FILES).clamp(OWN_FILES, MOST_CONNECTIONS)
+}
+
+/// However many files may be open: a connection costs some ten KiB.
+const MOST_CONNECTIONS: usize = 65_536;
