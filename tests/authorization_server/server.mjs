@@ -176,7 +176,7 @@ const provider = new Provider(issuer, {
   jwks: { keys: [generateKeyPairSync('ec', { namedCurve: 'P-256' }).privateKey.export({ format: 'jwk' })] },
   cookies: { keys: [randomBytes(32).toString('hex')] },
   ttl: {
-    AccessToken: Number(process.env.ACCESS_TOKEN_TTL ?? 600),
+    AccessToken: Number(process.env.ACCESS_TOKEN_TTL),
     AuthorizationCode: 60,
     Grant: life,
     IdToken: life,

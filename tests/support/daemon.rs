@@ -132,7 +132,7 @@ impl Daemon {
         daemon
     }
 
-    /// Starts the process again, after it was ended, and waits until it answers.
+    /// Starts the process, again after it was ended, and waits until it answers.
     pub(crate) async fn launch(&mut self) {
         assert!(self.child.is_none(), "it still runs");
         let output = |kind| OpenOptions::new().create(true).append(true).open(self.output(kind)).unwrap();
@@ -141,12 +141,13 @@ impl Daemon {
         self.child = Some(command.spawn().unwrap());
         let ready = async {
             while !self.answers().await {
-                assert_eq!(self.child.as_mut().unwrap().try_wait().unwrap(), None, "it ended: {}", self.output_tail());
+                let ended = self.child.as_mut().unwrap().try_wait().unwrap();
+                assert!(ended.is_none(), "it ended instead of answering: {ended:?}");
                 sleep(LOOK).await;
             }
         };
         let ready = timeout(READY, ready).await;
-        assert!(ready.is_ok(), "it does not answer: {}", self.output_tail());
+        assert!(ready.is_ok(), "it does not answer");
     }
 
     async fn answers(&self) -> bool {
@@ -282,7 +283,7 @@ impl Daemon {
                 }
             }
         };
-        let Ok(status) = timeout(END, ended).await else { panic!("it does not end: {}", self.output_tail()) };
+        let Ok(status) = timeout(END, ended).await else { panic!("it does not end") };
         self.child = None;
         status
     }
@@ -291,7 +292,7 @@ impl Daemon {
     pub(crate) async fn restart(&mut self) {
         self.sigterm();
         let status = self.wait().await;
-        assert!(status.success(), "{status}: {}", self.output_tail());
+        assert!(status.success(), "{status}");
         self.launch().await;
     }
 

@@ -88,6 +88,11 @@ pub(crate) struct Oidc {
 
 impl Oidc {
     pub(crate) async fn start() -> Self {
+        Self::start_with_lifetime(Duration::from_mins(10)).await
+    }
+
+    /// Starts one whose access tokens live as long as told, in whole seconds.
+    pub(crate) async fn start_with_lifetime(lifetime: Duration) -> Self {
         assert!(
             Path::new(DIRECTORY).join("node_modules").exists(),
             "the authorization server of the tests is not installed: run ./scripts/test"
@@ -96,6 +101,7 @@ impl Oidc {
         let mut child = Command::new("node")
             .arg("server.mjs")
             .current_dir(DIRECTORY)
+            .env("ACCESS_TOKEN_TTL", lifetime.as_secs().to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
