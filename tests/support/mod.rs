@@ -1,7 +1,10 @@
 //! What the integration tests share.
 #![expect(dead_code, reason = "each test binary uses its own part of the shared code")]
 
+pub(crate) mod daemon;
+pub(crate) mod http;
 pub(crate) mod issuer;
+pub(crate) mod oidc;
 
 /// Used by nobody, so that the expectation above holds in a test binary that uses all the rest.
 const UNUSED: () = ();

@@ -1,0 +1,247 @@
+//! An authorization server that someone else wrote: starts it, logs in there, and reads the log that it keeps.
+
+use std::{collections::BTreeMap, path::Path, process::Stdio, time::Duration};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+    time::{sleep, timeout},
+};
+use url::{Url, form_urlencoded};
+
+use super::http::{Connection, Response};
+
+const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/authorization_server");
+const REDIRECT: &str = "http://127.0.0.1/callback";
+
+/// The example of RFC 7636 appendix B: a verifier and its SHA-256.
+const VERIFIER: &str = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
+const CHALLENGE: &str = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM";
+
+/// Node compiles some 100 files before it listens; a busy machine takes seconds.
+const START: Duration = Duration::from_secs(30);
+
+/// The clients registered there, named after how they authenticate.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Client {
+    Public,
+    Basic,
+    Post,
+}
+
+impl Client {
+    pub(crate) const fn id(self) -> &'static str {
+        match self {
+            Self::Public => "public",
+            Self::Basic => "basic",
+            Self::Post => "post",
+        }
+    }
+
+    pub(crate) const fn secret(self) -> Option<&'static str> {
+        match self {
+            Self::Public => None,
+            Self::Basic => Some("canary-cs-basic:%+&=/"),
+            Self::Post => Some("canary-cs-post:%+&=/"),
+        }
+    }
+
+    /// As `client_auth` has it in the daemon's configuration.
+    pub(crate) const fn auth(self) -> &'static str {
+        match self {
+            Self::Public => "none",
+            Self::Basic => "basic",
+            Self::Post => "post",
+        }
+    }
+}
+
+/// One request to the token endpoint; `server.mjs` says what the members mean.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Entry {
+    pub(crate) time: u64,
+    pub(crate) grant_type: Option<String>,
+    pub(crate) fingerprint: Option<String>,
+    pub(crate) presented_before: u32,
+    pub(crate) spent_before: bool,
+    pub(crate) committed: bool,
+    pub(crate) status: Option<u16>,
+    pub(crate) error: Option<String>,
+}
+
+/// Every token handed out, oldest first.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Issued {
+    pub(crate) access_tokens: Vec<String>,
+    pub(crate) refresh_tokens: Vec<String>,
+}
+
+/// The running server; ends with this value.
+pub(crate) struct Oidc {
+    issuer: String,
+    address: String,
+    _child: Child,
+}
+
+impl Oidc {
+    pub(crate) async fn start() -> Self {
+        Self::start_with_lifetime(Duration::from_mins(10)).await
+    }
+
+    /// Starts one whose access tokens live as long as told, in whole seconds.
+    pub(crate) async fn start_with_lifetime(lifetime: Duration) -> Self {
+        assert!(
+            Path::new(DIRECTORY).join("node_modules").exists(),
+            "the authorization server of the tests is not installed: run ./scripts/test"
+        );
+        // It ends when its standard input does, so it does not outlive a test that is killed.
+        let mut child = Command::new("node")
+            .arg("server.mjs")
+            .current_dir(DIRECTORY)
+            .env("ACCESS_TOKEN_TTL", lifetime.as_secs().to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap_or_else(|error| panic!("node: {error}: run ./scripts/test, which installs it"));
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = timeout(START, lines.next_line()).await.expect("the authorization server does not start").unwrap();
+        let line: Value = serde_json::from_str(&line.expect("the authorization server ended")).unwrap();
+        let issuer = line["issuer"].as_str().unwrap().to_owned();
+        let address = issuer.strip_prefix("http://").unwrap().to_owned();
+        Self { issuer, address, _child: child }
+    }
+
+    pub(crate) fn issuer(&self) -> &str {
+        &self.issuer
+    }
+
+    pub(crate) fn token_endpoint(&self) -> String {
+        format!("{}/token", self.issuer)
+    }
+
+    /// Logs a person in: the authorization code flow with PKCE. Gives the token endpoint's answer.
+    pub(crate) async fn code_flow_grant(&self, client: Client) -> Value {
+        let mut url = Url::parse(&format!("{}/auth", self.issuer)).unwrap();
+        url.query_pairs_mut().extend_pairs([
+            ("client_id", client.id()),
+            ("redirect_uri", REDIRECT),
+            ("response_type", "code"),
+            ("scope", "openid offline_access"),
+            // Without it no refresh token is given (OpenID Connect Core section 11).
+            ("prompt", "consent"),
+            ("code_challenge", CHALLENGE),
+            ("code_challenge_method", "S256"),
+        ]);
+        let back = self.follow(url).await;
+        let code = back.query_pairs().find(|(name, _)| name == "code").unwrap_or_else(|| panic!("no code: {back}")).1;
+        let form = [
+            ("grant_type", "authorization_code"),
+            ("code", &code),
+            ("redirect_uri", REDIRECT),
+            ("code_verifier", VERIFIER),
+        ];
+        let answer = self.ask_token_endpoint(client, &form).await.unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json()
+    }
+
+    /// What a browser does: goes where it is sent, and keeps cookies, until it is sent back to the client.
+    async fn follow(&self, mut url: Url) -> Url {
+        let mut cookies = BTreeMap::new();
+        for _ in 0..10 {
+            let jar = cookies.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("; ");
+            let path = &url[url::Position::BeforePath..];
+            let answer = self.request("GET", path, &[("cookie", &jar)], String::new()).await;
+            for cookie in answer.headers.get_all("set-cookie") {
+                let pair = cookie.to_str().unwrap().split(';').next().unwrap();
+                let (name, value) = pair.split_once('=').unwrap();
+                cookies.insert(name.to_owned(), value.to_owned());
+            }
+            let location = answer.header("location").unwrap_or_else(|| panic!("no way on: {}", answer.text()));
+            url = url.join(location).unwrap();
+            if url.as_str().starts_with(REDIRECT) {
+                return url;
+            }
+        }
+        panic!("sent in circles, last to {url}");
+    }
+
+    /// Presents a refresh token by hand.
+    pub(crate) async fn present(&self, client: Client, refresh_token: &str) -> Response {
+        self.try_present(client, refresh_token).await.expect("the authorization server answers")
+    }
+
+    /// The same, where a fault may close the connection.
+    pub(crate) async fn try_present(&self, client: Client, refresh_token: &str) -> Result<Response, hyper::Error> {
+        self.ask_token_endpoint(client, &[("grant_type", "refresh_token"), ("refresh_token", refresh_token)]).await
+    }
+
+    async fn ask_token_endpoint(&self, client: Client, form: &[(&str, &str)]) -> Result<Response, hyper::Error> {
+        let mut body = form_urlencoded::Serializer::new(String::new());
+        body.extend_pairs(form);
+        let mut headers = vec![("content-type", "application/x-www-form-urlencoded")];
+        let credentials;
+        match (client, client.secret()) {
+            (Client::Basic, Some(secret)) => {
+                let encoded: String = form_urlencoded::byte_serialize(secret.as_bytes()).collect();
+                credentials = format!("Basic {}", BASE64_STANDARD.encode(format!("{}:{encoded}", client.id())));
+                headers.push(("authorization", &credentials));
+            }
+            (_, secret) => {
+                body.append_pair("client_id", client.id());
+                body.extend_pairs(secret.map(|secret| ("client_secret", secret)));
+            }
+        }
+        self.connect().await.try_request("POST", "/token", &headers, body.finish()).await
+    }
+
+    /// Everything the token endpoint was asked, logins included, oldest first.
+    pub(crate) async fn log(&self) -> Vec<Entry> {
+        let answer = self.request("GET", "/test/log", &[], String::new()).await;
+        serde_json::from_slice(&answer.body).unwrap()
+    }
+
+    /// The refreshes among them.
+    pub(crate) async fn refreshes(&self) -> Vec<Entry> {
+        let mut log = self.log().await;
+        log.retain(|entry| entry.grant_type.as_deref() == Some("refresh_token"));
+        log
+    }
+
+    /// Waits until that many refreshes have arrived, answered or not.
+    pub(crate) async fn refreshes_reach(&self, count: usize) {
+        let arrived = async {
+            while self.refreshes().await.len() < count {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(START, arrived).await.unwrap_or_else(|_| panic!("refresh number {count} does not arrive"));
+    }
+
+    pub(crate) async fn issued(&self) -> Issued {
+        let answer = self.request("GET", "/test/issued", &[], String::new()).await;
+        serde_json::from_slice(&answer.body).unwrap()
+    }
+
+    /// Puts a fault before the token endpoint, in the words of `server.mjs`.
+    pub(crate) async fn fault(&self, fault: Value) {
+        assert_eq!(self.request("PUT", "/test/fault", &[], fault.to_string()).await.status, 200);
+    }
+
+    /// Takes the fault away, and lets go what it holds.
+    pub(crate) async fn heal(&self) {
+        assert_eq!(self.request("DELETE", "/test/fault", &[], String::new()).await.status, 200);
+    }
+
+    async fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: String) -> Response {
+        self.connect().await.request(method, path, headers, body).await
+    }
+
+    async fn connect(&self) -> Connection {
+        Connection::to_provider(&self.address).await
+    }
+}
