@@ -2,7 +2,6 @@
 
 #![cfg(test)]
 
-#[expect(dead_code, reason = "the daemon's part is for other tests")]
 mod support;
 
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! The provider client against a real socket: what it sends, and what it makes of every answer.
 
+#![cfg(test)]
+
 mod support;
 
 use support::issuer::Issuer;

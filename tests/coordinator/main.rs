@@ -1,5 +1,7 @@
 //! The coordinator, driven through its own interface with a clock that stands still: section 3 of the design.
 
+#![cfg(test)]
+
 use std::{sync::Arc, time::Duration};
 
 use credproxy::{

@@ -15,7 +15,6 @@
 //!
 //! Every token it makes holds the marker `canary-`: a test may search logs and answers for it. No token is a part of
 //! another one.
-#![expect(clippy::expect_used, reason = "the server of a test fails loudly")]
 
 use std::{
     collections::{HashMap, VecDeque},
