@@ -16,6 +16,7 @@
 
 pub mod account;
 pub mod clock;
+pub mod config;
 pub mod grant;
 pub mod policy;
 pub mod provider;
