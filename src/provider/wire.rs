@@ -313,11 +313,14 @@ fn why(error: &reqwest::Error) -> &'static str {
 fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
     let mut next = error.source();
     while let Some(cause) = next {
-        let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        if let Some(found) = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        if let Some(found) = cause.downcast_ref() {
             return Some(found);
         }
-        next = cause.source();
+        // The source of an `io::Error` is its content's source: the content itself has to be asked for.
+        next = match cause.downcast_ref().and_then(io::Error::get_ref) {
+            Some(content) => Some(content),
+            None => cause.source(),
+        };
     }
     None
 }
