@@ -5,7 +5,7 @@
 //!
 //! Invariants:
 //! 1. A request's body lies in one place until it is needed. The connection takes it once, or it is taken back and
-//!    can never be sent any more: [`Exchange::NotSent`] is a fact, not a guess from an error.
+//!    can never be sent any more: that nothing was sent is a fact, not a guess from an error.
 //! 2. Nothing is sent twice: no redirects, no retries, no connection used before (a server may close one just as it
 //!    is used again).
 //! 3. What goes to loopback passes no proxy; plain `http` goes to loopback alone.
