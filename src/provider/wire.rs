@@ -5,7 +5,7 @@
 //!
 //! Invariants:
 //! 1. A request's body lies in one place until it is needed. The connection takes it once, or it is taken back and
-//!    can never be sent any more: [`Exchange::NotSent`] is a fact, not a guess from an error.
+//!    can never be sent any more: that nothing was sent is a fact, not a guess from an error.
 //! 2. Nothing is sent twice: no redirects, no retries, no connection used before (a server may close one just as it
 //!    is used again).
 //! 3. What goes to loopback passes no proxy; plain `http` goes to loopback alone.
@@ -313,11 +313,14 @@ fn why(error: &reqwest::Error) -> &'static str {
 fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
     let mut next = error.source();
     while let Some(cause) = next {
-        let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        if let Some(found) = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        if let Some(found) = cause.downcast_ref() {
             return Some(found);
         }
-        next = cause.source();
+        // The source of an `io::Error` is its content's source: the content itself has to be asked for.
+        next = match cause.downcast_ref().and_then(io::Error::get_ref) {
+            Some(content) => Some(content),
+            None => cause.source(),
+        };
     }
     None
 }
