@@ -18,6 +18,7 @@ pub mod account;
 pub mod clock;
 pub mod config;
 pub mod grant;
+pub mod lifecycle;
 pub mod policy;
 pub mod provider;
 pub mod refresh;

@@ -14,10 +14,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     account::ProviderName,
     clock::{Clock, SystemClock},
-    config::{Config, Environment, ProviderConfig, SocketConfig},
+    config::{self, Config, Environment, ProviderConfig, SocketConfig},
     provider::{
-        Provider, Providers,
-        oauth2::{Endpoints, OAuth2, Settings, SetupError},
+        Provider, Providers, Rules,
+        oauth2::{ClientAuth, Endpoints, OAuth2, RequestFormat, Settings, SetupError},
     },
     refresh::Coordinator,
     server::{
@@ -82,7 +82,11 @@ pub enum LifecycleError {
 }
 
 /// Serves until a signal. `ready` is called once every socket is open.
-pub async fn serve(config: &Config, environment: &Environment, ready: impl FnOnce(&[PathBuf])) -> Result<(), LifecycleError> {
+pub async fn serve(
+    config: &Config,
+    environment: &Environment,
+    ready: impl FnOnce(&[PathBuf]),
+) -> Result<(), LifecycleError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let providers = providers(&config.providers, environment, config.refresh.request_timeout, &clock).await?;
     let store = Arc::new(open_store(config).await?);
@@ -114,6 +118,51 @@ async fn providers(
         providers.push((provider.name.clone(), Arc::new(built)));
     }
     Ok(providers.into_iter().collect())
+}
+
+/// What the configuration says of a provider, in the provider client's words.
+async fn settings(provider: &ProviderConfig, environment: &Environment, request_timeout: Duration) -> Settings {
+    let client_secret = match &provider.client_secret {
+        None => None,
+        Some(source) => Some(source.read(environment).await.map_err(|error| {
+            // This provider fails, and says so at every refresh; the others do not.
+            tracing::error!(provider = %provider.name, error = chain(&error), "no client secret");
+            "the client secret could not be read"
+        })),
+    };
+    Settings {
+        endpoints: Endpoints {
+            // The configuration has seen that it is a URL; discovery compares its text (RFC 8414 section 3.3).
+            issuer: provider.issuer.as_deref().and_then(|issuer| issuer.parse().ok()),
+            token: provider.token_endpoint.clone(),
+            revocation: provider.revocation_endpoint.clone(),
+        },
+        client_id: provider.client_id.clone(),
+        client_secret,
+        client_auth: match provider.client_auth {
+            config::ClientAuth::None => ClientAuth::None,
+            config::ClientAuth::Post => ClientAuth::Post,
+            config::ClientAuth::Basic => ClientAuth::Basic,
+            config::ClientAuth::BasicRaw => ClientAuth::BasicRaw,
+        },
+        request_format: match provider.request_format {
+            config::RequestFormat::Form => RequestFormat::Form,
+            config::RequestFormat::Json => RequestFormat::Json,
+        },
+        request_timeout,
+        ca_file: provider.ca_file.clone(),
+        rules: Rules {
+            dead_grant_codes: provider.dead_grant_codes.clone(),
+            reuse_grace: provider.reuse_grace,
+            expose: provider.expose.clone(),
+        },
+    }
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |cause| cause.source())
+        .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// Serves the coordinator on these sockets until a signal, then ends in order (invariant 1).
@@ -185,7 +234,9 @@ fn raise_open_files() -> usize {
             tracing::warn!(%error, "cannot raise the limit of open files");
         }
     }
-    let files = getrlimit(Resource::Nofile).current.map_or(MOST_CONNECTIONS, |files| usize::try_from(files).unwrap_or(usize::MAX));
+    let files = getrlimit(Resource::Nofile)
+        .current
+        .map_or(MOST_CONNECTIONS, |files| usize::try_from(files).unwrap_or(usize::MAX));
     files.saturating_sub(OWN_FILES).clamp(OWN_FILES, MOST_CONNECTIONS)
 }
 
