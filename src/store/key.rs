@@ -33,6 +33,8 @@ const DIGITS: usize = 2 * KEY;
 ///
 /// `store_exists`: whether there is a store that was sealed with this key.
 pub fn from_file(path: &Path, store_exists: bool) -> Result<StoreKey, StoreError> {
+    // A bare name has no directory to make or to sync.
+    let path = &std::path::absolute(path).map_err(FileError::at("find", path))?;
     if let Some(key) = read(path)? {
         return Ok(key);
     }

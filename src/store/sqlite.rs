@@ -317,3 +317,42 @@ impl Store for Sqlite {
         self.shared.epoch.load(Ordering::Acquire)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn ask<T>(store: &Sqlite, question: &'static str) -> T
+    where
+        T: for<'r> sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite> + Send + Unpin + 'static,
+    {
+        let answer = store.write(move |_, connection| {
+            Box::pin(async move {
+                sqlx::query_scalar(question).fetch_one(connection).await.map_err(StoreError::unavailable)
+            })
+        });
+        answer.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn every_commit_waits_for_the_disk_with_a_new_connection_too() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Sqlite::open(&home.path().join("db"), StoreKey::new([1; 32]), "key").await.unwrap();
+        for _ in 0..2 {
+            assert_eq!(ask::<i64>(&store, "PRAGMA synchronous").await, 2, "FULL");
+            assert_eq!(ask::<String>(&store, "PRAGMA journal_mode").await, "wal");
+            let epoch = store.epoch();
+            let failed: Result<(), _> = store
+                .write(|_, connection| {
+                    Box::pin(async move {
+                        sqlx::query("BEGIN IMMEDIATE").execute(connection).await.map_err(StoreError::unavailable)?;
+                        Err(StoreError::unavailable("fails in the middle"))
+                    })
+                })
+                .await;
+            assert!(failed.is_err());
+            ask::<i64>(&store, "PRAGMA data_version").await;
+            assert!(store.epoch() > epoch, "what others did while there was no connection is not known");
+        }
+    }
+}
