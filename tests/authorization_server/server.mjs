@@ -9,13 +9,13 @@
 //   PUT    /test/fault   {"kind": "delay" | "hold" | "drop" | "answer", "after": bool, ..} (see `suffer`)
 //   DELETE /test/fault   ends the fault and lets go what it holds
 
-import { createHash, generateKeyPairSync, randomBytes, webcrypto } from 'node:crypto';
+import { createHash, generateKeyPairSync, randomBytes } from 'node:crypto';
 import { createServer } from 'node:http';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-globalThis.crypto ??= webcrypto; // not there by itself before node 19
+import { Provider } from 'oidc-provider';
+
 console.info = console.warn = () => {}; // remarks on what is for development only; all of this is
-const { Provider } = await import('oidc-provider');
 
 // Its own memory store forgets the oldest of 1,000 records.
 const records = new Map();

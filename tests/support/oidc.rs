@@ -97,8 +97,11 @@ impl Oidc {
             Path::new(DIRECTORY).join("node_modules").exists(),
             "the authorization server of the tests is not installed: run ./scripts/test"
         );
+        // There when the system's own is too old.
+        let installed = Path::new(DIRECTORY).join("node_modules/.bin/node");
+        let node = if installed.exists() { installed.as_path() } else { Path::new("node") };
         // It ends when its standard input does, so it does not outlive a test that is killed.
-        let mut child = Command::new("node")
+        let mut child = Command::new(node)
             .arg("server.mjs")
             .current_dir(DIRECTORY)
             .env("ACCESS_TOKEN_TTL", lifetime.as_secs().to_string())
