@@ -1,5 +1,4 @@
 //! The provider client against real sockets: what it sends, and what it makes of every answer.
-#![expect(clippy::unwrap_used, reason = "a helper of a test fails loudly")]
 #![cfg(test)]
 
 mod support;

@@ -60,7 +60,7 @@ async fn store(config: &Config) -> Result<String, String> {
     let closed = store.close().await.map_err(|error| chain(&error));
     let entries = entries?;
     closed?;
-    match entries.iter().filter_map(|entry| entry.record.as_ref().err()).next() {
+    match entries.iter().find_map(|entry| entry.record.as_ref().err()) {
         Some(error) => Err(chain(error)),
         None => Ok(format!("{}: {} readable records", path.display(), entries.len())),
     }
