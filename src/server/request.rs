@@ -7,9 +7,12 @@
 
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::{
+    body::Body,
+    extract::{FromRequestParts, Path},
+};
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, Uri, header};
+use http::{HeaderMap, StatusCode, Uri, header, request::Parts};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 
 use super::problem::Problem;
@@ -59,6 +62,21 @@ impl Query {
             None => Bucket::default(),
         };
         Ok(Account::new(provider, bucket))
+    }
+}
+
+/// The provider that the path names, not yet looked at.
+#[derive(Debug)]
+pub(super) struct ProviderSegment(pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for ProviderSegment {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(provider)) => Ok(Self(provider)),
+            Err(_) => Err(Problem::invalid("the provider in the path is not UTF-8 text")),
+        }
     }
 }
 

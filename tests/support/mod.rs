@@ -1,6 +1,7 @@
 //! What the integration tests share.
 #![expect(dead_code, reason = "each test binary uses its own part of the shared code")]
 
+pub(crate) mod contract;
 pub(crate) mod daemon;
 pub(crate) mod http;
 pub(crate) mod issuer;

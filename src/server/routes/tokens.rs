@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Json,
     body::Body,
-    extract::{Path, State},
+    extract::State,
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use super::{
     super::{
         problem::{Code, Problem},
-        request::{Query, if_match, json_body, none_match, preferred_wait},
+        request::{ProviderSegment, Query, if_match, json_body, none_match, preferred_wait},
     },
     visible,
 };
@@ -36,7 +36,7 @@ const LONGEST_WAIT: Duration = Duration::from_mins(1);
 pub(in crate::server) async fn refresh(
     State(coordinator): State<Coordinator>,
     State(policy): State<Arc<Policy>>,
-    Path(provider): Path<String>,
+    ProviderSegment(provider): ProviderSegment,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
@@ -58,7 +58,7 @@ pub(in crate::server) async fn refresh(
 pub(in crate::server) async fn get(
     State(coordinator): State<Coordinator>,
     State(policy): State<Arc<Policy>>,
-    Path(provider): Path<String>,
+    ProviderSegment(provider): ProviderSegment,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
@@ -89,7 +89,7 @@ pub(in crate::server) async fn get(
 pub(in crate::server) async fn put(
     State(coordinator): State<Coordinator>,
     State(policy): State<Arc<Policy>>,
-    Path(provider): Path<String>,
+    ProviderSegment(provider): ProviderSegment,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
@@ -117,7 +117,7 @@ pub(in crate::server) async fn put(
 pub(in crate::server) async fn delete(
     State(coordinator): State<Coordinator>,
     State(policy): State<Arc<Policy>>,
-    Path(provider): Path<String>,
+    ProviderSegment(provider): ProviderSegment,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Problem> {
