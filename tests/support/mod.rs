@@ -1,0 +1,7 @@
+//! What the integration tests share. Not `support.rs`: cargo would take that for a test of its own.
+#![expect(dead_code, reason = "each test binary uses its own part of the shared code")]
+
+pub(crate) mod contract;
+
+/// Used by nobody, so that the expectation above holds in a test binary that uses all the rest.
+const UNUSED: () = ();
