@@ -14,7 +14,7 @@ use std::{
 
 /// How high a room stands; it may import what stands lower. `provider` and `store` are traits, which the coordinator
 /// knows; what implements them (`CHILDREN_RANK`) stands above it.
-const RANKS: [(&str, u8); 15] = [
+const RANKS: [(&str, u8); 16] = [
     ("secret", 0),
     ("clock", 0),
     ("account", 1),
@@ -27,6 +27,7 @@ const RANKS: [(&str, u8); 15] = [
     ("client", 5),
     ("config", 5),
     ("cli", 6),
+    ("telemetry", 6),
     ("lifecycle", 7),
     ("lib", 8),
     ("main", 8),
