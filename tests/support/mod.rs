@@ -1,4 +1,4 @@
-//! What the integration tests share.
+//! What the integration tests share. Not `support.rs`: cargo would take that for a test of its own.
 #![expect(dead_code, reason = "each test binary uses its own part of the shared code")]
 
 pub(crate) mod contract;
