@@ -30,119 +30,24 @@ use crate::{
     clock::{Clock, Timestamp},
     grant::{Grant, Issued, SanitizedToken},
     provider::{Provider, Providers},
-    store::{Deleted, Entry, Expect, Marks, Outcome, Put, Store, StoreError, random_grant_id},
+    store::{Deleted, Expect, Marks, Put, Store, StoreError, random_grant_id},
 };
 
 pub mod condition;
 mod cooldown;
+mod error;
 mod flight;
 pub mod outcome;
 mod slot;
+mod status;
 
+pub use error::RefreshError;
 pub use slot::Snapshot;
+pub use status::{AccountState, Status};
 
 use condition::{IfMatch, Verdict};
-use outcome::Failure;
 use slot::{Handle, Slot};
-
-/// Why there is no token. Everything in it may be shown to the caller.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum RefreshError {
-    /// No grant is stored for the account.
-    #[error("no grant is stored for this account")]
-    NotFound,
-    /// The grant has no refresh token.
-    #[error("the grant has no refresh token")]
-    NotRefreshable,
-    /// A grant is stored, but its provider is not in the configuration.
-    #[error("a grant is stored, but no provider of this name is configured")]
-    NotConfigured,
-    /// `If-Match` names another state, or another account.
-    #[error("the grant is not in the state that If-Match names")]
-    PreconditionFailed,
-    /// `If-Match` holds no entity tag that this daemon made.
-    #[error("If-Match holds no entity tag of this daemon's")]
-    UnknownTag,
-    /// The grant is dead; a person must log in again.
-    #[error("{}", if *answer_lost { ANSWER_LOST } else { "the provider no longer accepts the grant: log in again" })]
-    Reauth {
-        /// An answer of the provider's was lost before, and perhaps the successor with it.
-        answer_lost: bool,
-    },
-    /// Inside the cooldown or a backoff.
-    #[error("too soon after the last attempt{}", last.as_ref().map(|last| format!(" ({last})")).unwrap_or_default())]
-    RateLimited {
-        /// How long until the next attempt.
-        wait: Duration,
-        /// What the last attempt failed of, if it did.
-        last: Option<String>,
-    },
-    /// The provider failed.
-    #[error("{}", .failure.reason)]
-    Failed {
-        /// How.
-        failure: Failure,
-        /// How long until the next attempt.
-        wait: Duration,
-    },
-    /// The store failed before the refresh token was spent.
-    #[error("{0}")]
-    Store(Arc<StoreError>),
-    /// Another daemon refreshes this account right now.
-    #[error("another daemon is refreshing this account")]
-    LeaseHeld,
-    /// A refreshed grant of this account has not reached the store yet; it is served, but not refreshed again.
-    #[error("the last refresh of this account is not saved yet")]
-    Unsaved,
-    /// The daemon is about to end.
-    #[error("the daemon is shutting down")]
-    ShuttingDown,
-    /// A fault of ours.
-    #[error("internal error")]
-    Internal,
-}
-
-const ANSWER_LOST: &str = "the provider no longer accepts the grant; an answer of its was lost before, perhaps with the successor: log in again";
-
-impl From<StoreError> for RefreshError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(Arc::new(error))
-    }
-}
-
-/// How an account stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AccountState {
-    /// The access token is good.
-    Valid,
-    /// It is good, and so near its end that a reader would have it refreshed.
-    Expiring,
-    /// It is of no use.
-    Expired,
-    /// A person must log in again.
-    ReauthRequired,
-    /// Nothing is known of its life, or the record cannot be read.
-    Unknown,
-}
-
-/// One line of the overview.
-#[derive(Debug)]
-pub struct Status {
-    /// Whose.
-    pub account: Account,
-    /// How it stands.
-    pub state: AccountState,
-    /// The access token's end.
-    pub expires_at: Option<Timestamp>,
-    /// The granted scope.
-    pub scope: Option<String>,
-    /// Whether there is a refresh token.
-    pub refreshable: bool,
-    /// When it was refreshed last.
-    pub refreshed_at: Option<Timestamp>,
-    /// What the last attempt failed of.
-    pub last_error: Option<String>,
-}
+use status::last_error;
 
 /// Reads and changes grants on behalf of callers. Clones share one coordinator.
 #[derive(Debug, Clone)]
@@ -511,62 +416,4 @@ impl Inner {
             None => false,
         }
     }
-
-    fn status(&self, entry: Entry, now: Timestamp) -> Status {
-        let unsaved = self.slots().get(&entry.account).and_then(|slot| slot.lock().unsaved.clone());
-        let snapshot = match (unsaved, entry.record) {
-            (Some(unsaved), _) => unsaved,
-            (None, Ok(record)) => self.snapshot(&entry.account, &record.grant, record.marks),
-            (None, Err(_)) => {
-                return Status {
-                    account: entry.account,
-                    state: AccountState::Unknown,
-                    expires_at: None,
-                    scope: None,
-                    refreshable: false,
-                    refreshed_at: None,
-                    last_error: Some("record_unreadable".to_owned()),
-                };
-            }
-        };
-        let token = &snapshot.token;
-        Status {
-            account: entry.account,
-            state: self.state(&snapshot, now),
-            expires_at: token.expires_at,
-            scope: token.scope.clone(),
-            refreshable: token.refreshable,
-            refreshed_at: (token.version.generation > 1).then_some(token.issued_at),
-            last_error: last_error(&snapshot.marks),
-        }
-    }
-
-    fn state(&self, snapshot: &Snapshot, now: Timestamp) -> AccountState {
-        let token = &snapshot.token;
-        if snapshot.marks.latch.is_some() || flight::given_up(&snapshot.marks, token.expired(now)) {
-            AccountState::ReauthRequired
-        } else if token.expires_at.is_none() {
-            AccountState::Unknown
-        } else if token.expired(now) {
-            AccountState::Expired
-        } else if self.lasts(token, None) {
-            AccountState::Valid
-        } else {
-            AccountState::Expiring
-        }
-    }
-}
-
-/// What the last attempt failed of: the provider's code, or a word of ours.
-fn last_error(marks: &Marks) -> Option<String> {
-    let attempt = marks.attempt.as_ref()?;
-    let word = match attempt.outcome {
-        Outcome::Success => return None,
-        Outcome::Final => "grant_dead",
-        Outcome::Configuration => "configuration",
-        Outcome::NotSpent => "provider_unavailable",
-        Outcome::Refused => "refused",
-        Outcome::Ambiguous => "answer_lost",
-    };
-    Some(attempt.code.clone().unwrap_or_else(|| word.to_owned()))
 }
