@@ -16,7 +16,9 @@
 
 pub mod account;
 pub mod clock;
+pub mod config;
 pub mod grant;
+pub mod policy;
 pub mod provider;
 pub mod secret;
 pub mod store;

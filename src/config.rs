@@ -1,0 +1,239 @@
+//! The configuration file and the environment.
+//!
+//! Owns: the file's syntax and every check that needs nothing but the file; the defaults; every look at an
+//! environment variable.
+//!
+//! Invariants:
+//! 1. A [`Config`] holds no wrong value: whoever gets one need not check again.
+//! 2. An error names file, line and key, and never repeats a value: it may be a secret in the wrong place.
+//! 3. The configuration holds no secret, only where to read one ([`SecretSource`]).
+//!
+//! Must not know: what the values are used for.
+
+use std::{
+    borrow::Cow,
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+mod document;
+mod environment;
+mod provider;
+mod secret_source;
+mod socket;
+
+pub use environment::Environment;
+pub use provider::{ClientAuth, ProviderConfig, RequestFormat};
+pub use secret_source::{COMMAND_LIMIT, SecretSource, SecretSourceError};
+pub use socket::SocketConfig;
+
+use crate::policy::{Policy, Role};
+use document::{Document, Section};
+
+/// All that is configured, defaults filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// `[store]`.
+    pub store: StoreConfig,
+    /// `[refresh]`.
+    pub refresh: RefreshConfig,
+    /// `[sockets.NAME]`, in the order of their names; at least one has the role `host`.
+    pub sockets: Vec<SocketConfig>,
+    /// `[providers.NAME]`, in the order of their names.
+    pub providers: Vec<ProviderConfig>,
+}
+
+/// Where the grants are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// The SQLite database.
+    pub path: PathBuf,
+    /// The key that seals it: `store.key` beside it.
+    pub key_file: PathBuf,
+}
+
+/// How often, and for how long, providers are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RefreshConfig {
+    /// From the end of one attempt to the next on the same account.
+    pub cooldown: Duration,
+    /// For one request to a provider, from the first byte sent to the last received.
+    pub request_timeout: Duration,
+}
+
+/// Long enough that a looping program does not trouble a provider, short enough for a person to wait.
+const COOLDOWN: Duration = Duration::from_secs(30);
+
+/// A longer one would keep accounts without a token for the whole life of a usual one.
+const LONGEST_COOLDOWN: Duration = Duration::from_hours(1);
+
+/// A flight starts no attempt after its first 15 s and ends within 30 s, so an attempt has 15 s at most.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Below this, a slow network makes ambiguity (sent, no answer) out of nothing.
+const SHORTEST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is there, or was asked for, and cannot be read.
+    #[error("the configuration {} cannot be read", file.display())]
+    Unreadable {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{}:{line}: not valid TOML: {problem}", file.display())]
+    Syntax {
+        /// Which file.
+        file: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+        /// In the parser's words, which quote nothing.
+        problem: String,
+    },
+    /// A key or its value is not accepted.
+    #[error("{}:{line}: {key}: {problem}", file.display())]
+    Refused {
+        /// Which file.
+        file: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+        /// The key with the tables around it, joined by dots.
+        key: String,
+        /// What is wrong; never the value.
+        problem: Cow<'static, str>,
+    },
+    /// A default lies below the home directory, and there is none.
+    #[error("there is no place for {what}: HOME is not set to an absolute path, and {key} is not configured")]
+    NoPlace {
+        /// What has no place.
+        what: &'static str,
+        /// The key to set instead.
+        key: &'static str,
+    },
+    /// An environment variable must be an absolute path and is not.
+    #[error("the environment variable {name} is not an absolute path")]
+    RelativeVariable {
+        /// Which.
+        name: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads the file named `explicit`, or else the one in its usual place, where it may be missing.
+    pub fn load(explicit: Option<&Path>, env: &Environment) -> Result<Self, ConfigError> {
+        let usual = env.config_file();
+        let Some(file) = explicit.or(usual.as_deref()) else { return Self::parse(Path::new(""), "", env) };
+        match fs::read_to_string(file) {
+            Ok(text) => Self::parse(file, &text, env),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && explicit.is_none() => Self::parse(file, "", env),
+            Err(source) => Err(ConfigError::Unreadable { file: file.to_owned(), source }),
+        }
+    }
+
+    fn parse(file: &Path, text: &str, env: &Environment) -> Result<Self, ConfigError> {
+        let mut root = Document::parse(file, text)?;
+        let config = Self {
+            store: store(root.section("store")?, env)?,
+            refresh: refresh(root.section("refresh")?)?,
+            sockets: sockets(root.sections("sockets")?, env)?,
+            providers: {
+                let sections = root.sections("providers")?.into_iter();
+                sections.map(|(name, section)| provider::read(&name, section)).collect::<Result<_, _>>()?
+            },
+        };
+        root.finish()?;
+        Ok(config)
+    }
+
+    /// The socket that the person's own clients use: of those with the role `host` the one of that name, or else the
+    /// first.
+    #[must_use]
+    pub fn host_socket(&self) -> Option<&SocketConfig> {
+        let mut hosts = self.sockets.iter().filter(|socket| socket.policy.role() == Role::Host);
+        let first = hosts.clone().next();
+        hosts.find(|socket| socket.name == socket::HOST).or(first)
+    }
+
+    /// Moves [`Config::host_socket`] to `path`, made absolute here.
+    pub fn move_host_socket(&mut self, path: &Path) -> io::Result<()> {
+        let path = std::path::absolute(path)?;
+        let name = self.host_socket().map(|socket| socket.name.clone());
+        if let Some(socket) = self.sockets.iter_mut().find(|socket| Some(&socket.name) == name.as_ref()) {
+            socket.path = path;
+        }
+        Ok(())
+    }
+}
+
+/// The socket a client speaks to: the one named on the command line, `$CREDPROXY_SOCKET`, or the configured or default
+/// host's socket. The configuration is read for the last alone: in a sandbox there is none.
+pub fn client_socket(
+    explicit: Option<&Path>,
+    config_file: Option<&Path>,
+    env: &Environment,
+) -> Result<PathBuf, ConfigError> {
+    if let Some(path) = explicit {
+        return Ok(path.to_owned());
+    }
+    if let Some(path) = env.client_socket()? {
+        return Ok(path);
+    }
+    let config = Config::load(config_file, env)?;
+    config.host_socket().map_or_else(|| env.host_socket(), |socket| Ok(socket.path.clone()))
+}
+
+fn store(mut section: Section<'_>, env: &Environment) -> Result<StoreConfig, ConfigError> {
+    let path = match section.take("url") {
+        Some(entry) => entry.parsed(
+            database_path,
+            "must be sqlite:// and an absolute path, without ?, # and % (this version has no other store)",
+        )?,
+        None => env.store_path()?,
+    };
+    if let Some(key) = section.take("key") {
+        key.parsed(|text| (text == "file").then_some(()), "must be \"file\" (this version has no other place)")?;
+    }
+    section.finish()?;
+    Ok(StoreConfig { key_file: path.with_file_name("store.key"), path })
+}
+
+/// A query, a fragment or an escape would mean one thing in a URL and another in a path, so there is none.
+fn database_path(url: &str) -> Option<PathBuf> {
+    let path = url.strip_prefix("sqlite://")?;
+    (path.starts_with('/') && !path.ends_with('/') && !path.contains(['?', '#', '%'])).then(|| path.into())
+}
+
+fn refresh(mut section: Section<'_>) -> Result<RefreshConfig, ConfigError> {
+    let cooldown = match section.take("cooldown") {
+        Some(entry) => entry.duration(Duration::ZERO..=LONGEST_COOLDOWN)?,
+        None => COOLDOWN,
+    };
+    let request_timeout = match section.take("request_timeout") {
+        Some(entry) => entry.duration(SHORTEST_REQUEST_TIMEOUT..=REQUEST_TIMEOUT)?,
+        None => REQUEST_TIMEOUT,
+    };
+    section.finish()?;
+    Ok(RefreshConfig { cooldown, request_timeout })
+}
+
+/// A file that adds a sandbox does not thereby take the host's socket away: there would be no way to log in.
+fn sockets(sections: Vec<(String, Section<'_>)>, env: &Environment) -> Result<Vec<SocketConfig>, ConfigError> {
+    let mut sockets: Vec<SocketConfig> = Vec::new();
+    for (name, section) in sections {
+        sockets.push(socket::read(name, section, &sockets)?);
+    }
+    if !sockets.iter().any(|socket| socket.policy.role() == Role::Host) {
+        let path = env.host_socket()?;
+        sockets.push(SocketConfig { name: socket::HOST.into(), path, policy: Policy::host(), uids: Vec::new() });
+        sockets.sort_by(|one, other| one.name.cmp(&other.name));
+    }
+    Ok(sockets)
+}
+
+#[cfg(test)]
+mod tests;

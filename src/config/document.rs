@@ -1,0 +1,208 @@
+//! Reading a TOML document key by key, each with its place for the error.
+//!
+//! The tree is walked by hand: the messages that serde makes of a wrong value quote it, and a value may be a secret
+//! in the wrong place.
+
+use std::{
+    borrow::Cow,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use toml::de::{DeTable, DeValue};
+
+use super::ConfigError;
+
+/// The file's name and its text.
+#[derive(Clone, Copy)]
+pub(super) struct Document<'a> {
+    file: &'a Path,
+    text: &'a str,
+}
+
+impl<'a> Document<'a> {
+    /// Parses the text into its outermost table.
+    pub(super) fn parse(file: &'a Path, text: &'a str) -> Result<Section<'a>, ConfigError> {
+        let document = Self { file, text };
+        let table = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
+            file: file.to_owned(),
+            line: document.line(error.span().map_or(0, |span| span.start)),
+            // Of the parser's messages only those of serde quote the text; the error's `Display` quotes its line.
+            problem: error.message().to_owned(),
+        })?;
+        Ok(Section { document, path: String::new(), at: 0, table: table.into_inner() })
+    }
+
+    fn line(&self, at: usize) -> usize {
+        1 + self.text.bytes().take(at).filter(|byte| *byte == b'\n').count()
+    }
+
+    fn refuse(&self, at: usize, key: &str, problem: impl Into<Cow<'static, str>>) -> ConfigError {
+        ConfigError::Refused {
+            file: self.file.to_owned(),
+            line: self.line(at),
+            key: key.to_owned(),
+            problem: problem.into(),
+        }
+    }
+}
+
+/// A table whose keys are taken one by one; what is left in the end is unknown.
+pub(super) struct Section<'a> {
+    document: Document<'a>,
+    path: String,
+    at: usize,
+    table: DeTable<'a>,
+}
+
+impl<'a> Section<'a> {
+    /// Takes a key out.
+    pub(super) fn take(&mut self, name: &str) -> Option<Entry<'a>> {
+        let (key, value) = self.table.remove_entry(name)?;
+        Some(Entry {
+            document: self.document,
+            key: self.key(name),
+            at: key.span().start,
+            value_at: value.span().start,
+            value: value.into_inner(),
+        })
+    }
+
+    /// Takes a key out that must be there.
+    pub(super) fn required(&mut self, name: &str) -> Result<Entry<'a>, ConfigError> {
+        self.take(name).ok_or_else(|| self.document.refuse(self.at, &self.key(name), "is missing"))
+    }
+
+    /// Takes a table out; an empty one when it is not there.
+    pub(super) fn section(&mut self, name: &str) -> Result<Self, ConfigError> {
+        match self.take(name) {
+            Some(entry) => entry.section("must be a table"),
+            None => Ok(Section { document: self.document, path: self.key(name), at: self.at, table: DeTable::new() }),
+        }
+    }
+
+    /// Takes a table of named tables out, in the order of the names.
+    pub(super) fn sections(&mut self, name: &str) -> Result<Vec<(String, Self)>, ConfigError> {
+        let mut outer = self.section(name)?;
+        let names: Vec<String> = outer.table.keys().map(|key| key.get_ref().to_string()).collect();
+        let inner = names.into_iter().map(|name| Ok((name.clone(), outer.section(&name)?)));
+        inner.collect()
+    }
+
+    /// Refuses what nobody took.
+    pub(super) fn finish(self) -> Result<(), ConfigError> {
+        match self.table.keys().min_by_key(|key| key.span().start) {
+            Some(key) => Err(self.document.refuse(key.span().start, &self.key(key.get_ref()), "unknown key")),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether every key was taken.
+    pub(super) fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// An error at the table's name.
+    pub(super) fn refuse(&self, problem: impl Into<Cow<'static, str>>) -> ConfigError {
+        self.document.refuse(self.at, &self.path, problem)
+    }
+
+    fn key(&self, name: &str) -> String {
+        let bare = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
+        let name = if bare { Cow::Borrowed(name) } else { Cow::Owned(format!("{name:?}")) };
+        if self.path.is_empty() { name.into_owned() } else { format!("{}.{name}", self.path) }
+    }
+}
+
+/// A key with its value.
+pub(super) struct Entry<'a> {
+    document: Document<'a>,
+    key: String,
+    at: usize,
+    value_at: usize,
+    value: DeValue<'a>,
+}
+
+impl<'a> Entry<'a> {
+    /// An error at this value.
+    pub(super) fn refuse(&self, problem: impl Into<Cow<'static, str>>) -> ConfigError {
+        self.document.refuse(self.value_at, &self.key, problem)
+    }
+
+    /// A string; an empty one means nothing anywhere.
+    pub(super) fn text(&self) -> Result<&str, ConfigError> {
+        let text = self.value.as_str().filter(|text| !text.is_empty());
+        text.ok_or_else(|| self.refuse("must be a string that is not empty"))
+    }
+
+    /// A string of which `parse` makes a value.
+    pub(super) fn parsed<T>(
+        &self,
+        parse: impl FnOnce(&str) -> Option<T>,
+        problem: &'static str,
+    ) -> Result<T, ConfigError> {
+        parse(self.text()?).ok_or_else(|| self.refuse(problem))
+    }
+
+    /// A whole number as an id of the operating system.
+    pub(super) fn id(&self) -> Result<u32, ConfigError> {
+        let number = self.value.as_integer();
+        let number = number.and_then(|number| u32::from_str_radix(number.as_str(), number.radix()).ok());
+        number.ok_or_else(|| self.refuse("must be a whole number from 0 to 4294967295"))
+    }
+
+    /// A duration within limits, written like `30s`.
+    pub(super) fn duration(&self, limits: RangeInclusive<Duration>) -> Result<Duration, ConfigError> {
+        let form = "must be a duration in quotes, like \"30s\"";
+        let text = self.value.as_str().ok_or_else(|| self.refuse(form))?;
+        let duration = humantime::parse_duration(text).map_err(|_| self.refuse(form))?;
+        if limits.contains(&duration) {
+            return Ok(duration);
+        }
+        let [least, most] = [limits.start(), limits.end()].map(|limit| humantime::format_duration(*limit));
+        Err(self.refuse(format!("must be from {least} to {most}")))
+    }
+
+    /// An absolute path.
+    pub(super) fn path(&self) -> Result<PathBuf, ConfigError> {
+        let path = Path::new(self.text()?);
+        if path.is_absolute() {
+            return Ok(path.to_owned());
+        }
+        let hint = if path.starts_with("~") { "; ~ is not expanded" } else { "" };
+        Err(self.refuse(format!("must be an absolute path: a daemon has no directory of its own{hint}")))
+    }
+
+    /// The elements of a list.
+    pub(super) fn list(self) -> Result<Vec<Self>, ConfigError> {
+        let DeValue::Array(values) = self.value else {
+            return Err(self.document.refuse(self.value_at, &self.key, "must be a list"));
+        };
+        let element = |value: toml::Spanned<DeValue<'a>>| Entry {
+            document: self.document,
+            key: self.key.clone(),
+            at: self.at,
+            value_at: value.span().start,
+            value: value.into_inner(),
+        };
+        Ok(values.into_iter().map(element).collect())
+    }
+
+    /// The elements of a list of strings, each as `parse` reads it.
+    pub(super) fn texts<T>(
+        self,
+        parse: impl Fn(&str) -> Option<T>,
+        problem: &'static str,
+    ) -> Result<Vec<T>, ConfigError> {
+        self.list()?.iter().map(|element| element.parsed(&parse, problem)).collect()
+    }
+
+    /// The table that this is.
+    pub(super) fn section(self, otherwise: &'static str) -> Result<Section<'a>, ConfigError> {
+        let DeValue::Table(table) = self.value else {
+            return Err(self.document.refuse(self.at, &self.key, otherwise));
+        };
+        Ok(Section { document: self.document, path: self.key, at: self.at, table })
+    }
+}

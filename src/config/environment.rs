@@ -1,0 +1,119 @@
+//! The environment, and the places it names.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+use super::ConfigError;
+
+/// What is read from the environment. A test passes its own.
+///
+/// Not `Debug`: a variable may hold a client secret.
+#[derive(Clone)]
+pub struct Environment(Variables);
+
+#[derive(Clone)]
+enum Variables {
+    Process,
+    Given(BTreeMap<String, OsString>),
+}
+
+impl Environment {
+    /// The process's own, looked up at each question.
+    #[must_use]
+    pub const fn process() -> Self {
+        Self(Variables::Process)
+    }
+
+    /// These variables and no others.
+    pub fn of<N: Into<String>, V: Into<OsString>>(variables: impl IntoIterator<Item = (N, V)>) -> Self {
+        Self(Variables::Given(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect()))
+    }
+
+    /// The variable's value; `None` when it is unset or empty.
+    #[expect(clippy::disallowed_methods, reason = "the home of reading the environment")]
+    pub(super) fn lookup(&self, name: &str) -> Option<OsString> {
+        match &self.0 {
+            Variables::Process => std::env::var_os(name),
+            Variables::Given(variables) => variables.get(name).cloned(),
+        }
+        .filter(|value| !value.is_empty())
+    }
+
+    /// `$XDG_CONFIG_HOME/credproxy/config.toml`; `None` when there is no home either.
+    pub(super) fn config_file(&self) -> Option<PathBuf> {
+        Some(self.base("XDG_CONFIG_HOME", ".config")?.join("credproxy/config.toml"))
+    }
+
+    /// `$XDG_DATA_HOME/credproxy/credproxy.db`.
+    pub(super) fn store_path(&self) -> Result<PathBuf, ConfigError> {
+        let base = self.base("XDG_DATA_HOME", ".local/share");
+        Ok(base.ok_or(ConfigError::NoPlace { what: "the store", key: "store.url" })?.join("credproxy/credproxy.db"))
+    }
+
+    /// `$XDG_RUNTIME_DIR/credproxy/host/credproxy.sock`, below `$XDG_STATE_HOME` where there is no runtime directory.
+    pub(super) fn host_socket(&self) -> Result<PathBuf, ConfigError> {
+        let base = self.absolute("XDG_RUNTIME_DIR").or_else(|| self.base("XDG_STATE_HOME", ".local/state"));
+        let base = base.ok_or(ConfigError::NoPlace { what: "the host's socket", key: "sockets.host.path" })?;
+        Ok(base.join("credproxy/host/credproxy.sock"))
+    }
+
+    /// `$CREDPROXY_SOCKET`, for clients.
+    pub(super) fn client_socket(&self) -> Result<Option<PathBuf>, ConfigError> {
+        match self.lookup("CREDPROXY_SOCKET").map(PathBuf::from) {
+            Some(path) if path.is_relative() => Err(ConfigError::RelativeVariable { name: "CREDPROXY_SOCKET" }),
+            path => Ok(path),
+        }
+    }
+
+    fn base(&self, variable: &str, below_home: &str) -> Option<PathBuf> {
+        self.absolute(variable).or_else(|| Some(self.absolute("HOME")?.join(below_home)))
+    }
+
+    /// The XDG base directory specification has a relative path ignored.
+    fn absolute(&self, variable: &str) -> Option<PathBuf> {
+        self.lookup(variable).map(PathBuf::from).filter(|path| Path::is_absolute(path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_base_directories_come_before_the_home() {
+        let home = Environment::of([("HOME", "/h")]);
+        assert_eq!(home.config_file().unwrap(), Path::new("/h/.config/credproxy/config.toml"));
+        assert_eq!(home.store_path().unwrap(), Path::new("/h/.local/share/credproxy/credproxy.db"));
+        assert_eq!(home.host_socket().unwrap(), Path::new("/h/.local/state/credproxy/host/credproxy.sock"));
+        let all = Environment::of([
+            ("HOME", "/h"),
+            ("XDG_CONFIG_HOME", "/c"),
+            ("XDG_DATA_HOME", "/d"),
+            ("XDG_STATE_HOME", "/s"),
+            ("XDG_RUNTIME_DIR", "/r"),
+        ]);
+        assert_eq!(all.config_file().unwrap(), Path::new("/c/credproxy/config.toml"));
+        assert_eq!(all.store_path().unwrap(), Path::new("/d/credproxy/credproxy.db"));
+        assert_eq!(all.host_socket().unwrap(), Path::new("/r/credproxy/host/credproxy.sock"));
+        let without_runtime = Environment::of([("XDG_STATE_HOME", "/s")]);
+        assert_eq!(without_runtime.host_socket().unwrap(), Path::new("/s/credproxy/host/credproxy.sock"));
+    }
+
+    #[test]
+    fn an_empty_or_relative_base_directory_counts_as_unset() {
+        let odd = Environment::of([("HOME", "/h"), ("XDG_DATA_HOME", ""), ("XDG_RUNTIME_DIR", "run")]);
+        assert_eq!(odd.store_path().unwrap(), Path::new("/h/.local/share/credproxy/credproxy.db"));
+        assert_eq!(odd.host_socket().unwrap(), Path::new("/h/.local/state/credproxy/host/credproxy.sock"));
+    }
+
+    #[test]
+    fn without_a_home_the_error_names_the_key_to_set() {
+        let nothing = Environment::of::<&str, &str>([]);
+        assert!(nothing.config_file().is_none());
+        assert!(nothing.store_path().unwrap_err().to_string().contains("store.url"));
+        assert!(nothing.host_socket().unwrap_err().to_string().contains("sockets.host.path"));
+    }
+}

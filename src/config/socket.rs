@@ -1,0 +1,100 @@
+//! The tables `[sockets.NAME]`.
+
+use std::path::PathBuf;
+
+use super::{
+    ConfigError,
+    document::{Entry, Section},
+};
+use crate::policy::{Operation, Policy, Role};
+
+/// One listening Unix socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SocketConfig {
+    /// Its name in logs: letters, digits, `_` and `-`.
+    pub name: String,
+    /// Where it listens.
+    pub path: PathBuf,
+    /// What its peers may see and do.
+    pub policy: Policy,
+    /// Whose processes may connect; empty means the daemon's own user.
+    pub uids: Vec<u32>,
+}
+
+/// The name of the socket that is there unless another has the role `host`.
+pub(super) const HOST: &str = "host";
+
+/// `sun_path` has 108 bytes on Linux, the last of them NUL.
+const LONGEST_PATH: usize = 107;
+
+/// Reads one; `others` are the ones before it.
+pub(super) fn read(
+    name: String,
+    mut section: Section<'_>,
+    others: &[SocketConfig],
+) -> Result<SocketConfig, ConfigError> {
+    if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte)) {
+        return Err(section.refuse("the name of a socket has letters, digits, _ and - in it"));
+    }
+    let path_entry = section.required("path")?;
+    let path = path_entry.path()?;
+    if path.as_os_str().len() > LONGEST_PATH {
+        return Err(path_entry.refuse(format!("the path of a socket has at most {LONGEST_PATH} bytes")));
+    }
+    if let Some(twin) = others.iter().find(|other| other.path == path) {
+        return Err(path_entry.refuse(format!("is the path of the socket {} too", twin.name)));
+    }
+    let role_entry = section.required("role")?;
+    let role = role_entry.parsed(role, "must be \"host\" or \"sandbox\"")?;
+    let policy = match role {
+        Role::Host => Policy::host(),
+        Role::Sandbox if name == HOST => {
+            return Err(role_entry.refuse("the socket of this name has the role \"host\""));
+        }
+        Role::Sandbox => sandbox(&mut section)?,
+    };
+    let uids = match section.take("uids") {
+        Some(entry) => entry.list()?.iter().map(Entry::id).collect::<Result<_, _>>()?,
+        None => Vec::new(),
+    };
+    if role == Role::Host {
+        for key in ["allow", "operations"] {
+            if let Some(entry) = section.take(key) {
+                return Err(entry.refuse("only a socket of role \"sandbox\" is held to this; a host sees everything"));
+            }
+        }
+    }
+    section.finish()?;
+    Ok(SocketConfig { name, path, policy, uids })
+}
+
+fn sandbox(section: &mut Section<'_>) -> Result<Policy, ConfigError> {
+    let allow = match section.take("allow") {
+        Some(entry) => entry.texts(
+            |text| text.parse().ok(),
+            "must be \"provider\", \"provider/bucket\" or \"provider/*\"; for everything, use a host's socket",
+        )?,
+        None => Vec::new(),
+    };
+    let operations = match section.take("operations") {
+        Some(entry) => entry.texts(operation, "must be \"read\" or \"refresh\"")?,
+        None => vec![Operation::Read, Operation::Refresh],
+    };
+    Ok(Policy::sandbox(allow, operations))
+}
+
+fn role(text: &str) -> Option<Role> {
+    match text {
+        "host" => Some(Role::Host),
+        "sandbox" => Some(Role::Sandbox),
+        _ => None,
+    }
+}
+
+fn operation(text: &str) -> Option<Operation> {
+    match text {
+        "read" => Some(Operation::Read),
+        "refresh" => Some(Operation::Refresh),
+        _ => None,
+    }
+}
