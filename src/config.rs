@@ -187,6 +187,17 @@ pub fn client_socket(
     config.host_socket().map_or_else(|| env.host_socket(), |socket| Ok(socket.path.clone()))
 }
 
+/// The socket of `serve --dev`: the one named on the command line, or one beside the host's.
+pub fn dev_socket(explicit: Option<&Path>, env: &Environment) -> Result<SocketConfig, ConfigError> {
+    let path = match explicit {
+        Some(path) => {
+            std::path::absolute(path).map_err(|source| ConfigError::Unreadable { file: path.to_owned(), source })?
+        }
+        None => env.dev_socket()?,
+    };
+    Ok(SocketConfig { name: "dev".to_owned(), path, policy: Policy::host(), uids: Vec::new() })
+}
+
 fn store(mut section: Section<'_>, env: &Environment) -> Result<StoreConfig, ConfigError> {
     let path = match section.take("url") {
         Some(entry) => entry.parsed(

@@ -15,6 +15,8 @@
 //! server, client, config, cli <- lifecycle <- main`
 
 pub mod account;
+pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod grant;

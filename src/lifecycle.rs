@@ -81,18 +81,14 @@ pub enum LifecycleError {
     Unfinished,
 }
 
-/// Serves until a signal. `ready` is called once every socket is open.
-pub async fn serve(
-    config: &Config,
-    environment: &Environment,
-    ready: impl FnOnce(&[PathBuf]),
-) -> Result<(), LifecycleError> {
+/// Serves until a signal.
+pub async fn serve(config: &Config, environment: &Environment) -> Result<(), LifecycleError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let providers = providers(&config.providers, environment, config.refresh.request_timeout, &clock).await?;
     let store = Arc::new(open_store(config).await?);
     let shared: Arc<dyn Store> = Arc::<Sqlite>::clone(&store);
     let coordinator = Coordinator::new(shared, providers, clock, config.refresh.cooldown);
-    let served = run(&coordinator, &config.sockets, ready).await;
+    let served = run(&coordinator, &config.sockets, |_| ()).await;
     let closed = store.close().await;
     served?;
     Ok(closed?)
@@ -165,12 +161,13 @@ fn chain(error: &dyn std::error::Error) -> String {
         .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// Serves the coordinator on these sockets until a signal, then ends in order (invariant 1).
-async fn run(
+/// Serves the coordinator on these sockets until a signal, then ends in order (invariant 1). `ready` is called once
+/// every socket is open; what it gives is given back.
+async fn run<T>(
     coordinator: &Coordinator,
     sockets: &[SocketConfig],
-    ready: impl FnOnce(&[PathBuf]),
-) -> Result<(), LifecycleError> {
+    ready: impl FnOnce(&[PathBuf]) -> T,
+) -> Result<T, LifecycleError> {
     // Signals are listened to before anything is there to be cleaned up.
     let mut signals = Signals::new().map_err(|source| LifecycleError::Io { what: "listen for signals", source })?;
     let share = raise_open_files() / sockets.len().max(1);
@@ -189,7 +186,7 @@ async fn run(
     serving.close();
     let paths: Vec<PathBuf> = listeners.iter().map(|(listener, _)| listener.path().to_owned()).collect();
     tracing::info!(sockets = ?paths, "ready");
-    ready(&paths);
+    let done = ready(&paths);
     let signal = signals.next().await;
     tracing::info!(signal, "ending");
     stop.cancel();
@@ -197,7 +194,7 @@ async fn run(
     if tokio::time::timeout(LAST_ANSWERS, serving.wait()).await.is_err() {
         tracing::warn!("some connections were cut off");
     }
-    finished.map_err(|_| LifecycleError::Unfinished)
+    finished.map(|()| done).map_err(|_| LifecycleError::Unfinished)
 }
 
 /// The signals that end the daemon. A terminal that goes away is one: the daemon would have nobody to stop it.

@@ -55,9 +55,26 @@ impl Environment {
 
     /// `$XDG_RUNTIME_DIR/credproxy/host/credproxy.sock`, below `$XDG_STATE_HOME` where there is no runtime directory.
     pub(super) fn host_socket(&self) -> Result<PathBuf, ConfigError> {
+        let base =
+            self.sockets().ok_or(ConfigError::NoPlace { what: "the host's socket", key: "sockets.host.path" })?;
+        Ok(base.join("host/credproxy.sock"))
+    }
+
+    /// The same with `dev` for `host`, so that `serve --dev` is in nobody's way.
+    pub(super) fn dev_socket(&self) -> Result<PathBuf, ConfigError> {
+        let base = self.sockets().ok_or(ConfigError::NoPlace { what: "the socket", key: "--socket" })?;
+        Ok(base.join("dev/credproxy.sock"))
+    }
+
+    fn sockets(&self) -> Option<PathBuf> {
         let base = self.absolute("XDG_RUNTIME_DIR").or_else(|| self.base("XDG_STATE_HOME", ".local/state"));
-        let base = base.ok_or(ConfigError::NoPlace { what: "the host's socket", key: "sockets.host.path" })?;
-        Ok(base.join("credproxy/host/credproxy.sock"))
+        Some(base?.join("credproxy"))
+    }
+
+    /// What to log: `$CREDPROXY_LOG`, in the form of `tracing`'s filters; `info` unless told.
+    #[must_use]
+    pub fn log_filter(&self) -> String {
+        self.lookup("CREDPROXY_LOG").and_then(|filter| filter.into_string().ok()).unwrap_or_else(|| "info".to_owned())
     }
 
     /// `$CREDPROXY_SOCKET`, for clients.

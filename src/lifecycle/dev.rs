@@ -30,8 +30,8 @@ pub const DEAD: &str = "dev/dead";
 /// The usual cooldown, so that a newcomer meets it.
 const COOLDOWN: Duration = Duration::from_secs(30);
 
-/// Serves on `socket` until a signal.
-pub async fn serve(socket: SocketConfig, ready: impl FnOnce(&[PathBuf])) -> Result<(), LifecycleError> {
+/// Serves on `socket` until a signal. Gives back what `ready` gave.
+pub async fn serve<T>(socket: SocketConfig, ready: impl FnOnce(&[PathBuf]) -> T) -> Result<T, LifecycleError> {
     let issuer = Issuer::bind()
         .await
         .map_err(|source| LifecycleError::Io { what: "start the built-in authorization server", source })?;

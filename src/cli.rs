@@ -1,0 +1,237 @@
+//! The command line.
+//!
+//! Owns: the arguments, everything that is printed, and the exit codes.
+//!
+//! Invariants:
+//! 1. Data goes to standard output, everything else to standard error.
+//! 2. A secret is printed only by the command that is asked for it.
+//! 3. Every failure ends in `error: …` with the chain of its causes, a `hint: …` where there is something to do, and
+//!    the exit code that [`Exit`] documents.
+//!
+//! Must not know: how the daemon does what it is asked for. `serve` and `check` are parsed here and carried out by
+//! `main`.
+
+use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    account::{Account, Bucket, NameError, ProviderName},
+    client::Client,
+    config::{Config, Environment, client_socket},
+};
+
+mod check;
+mod failure;
+mod import;
+mod logout;
+mod output;
+mod refresh;
+mod serve;
+mod status;
+mod token;
+
+pub use check::print_findings;
+pub use failure::{Exit, Failure};
+pub use serve::print_dev_session;
+
+/// ssh-agent for OAuth tokens: keeps refresh tokens to itself and hands out access tokens
+#[derive(Debug, Parser)]
+#[command(name = "credproxy", version, after_help = failure::EXIT_CODES)]
+pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub options: Options,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// The configuration file [default: `$XDG_CONFIG_HOME/credproxy/config.toml`]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The host's socket [default: for clients `$CREDPROXY_SOCKET`, then the configured one]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print JSON, for programs
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon
+    Serve(Serve),
+    /// Check the configuration and its surroundings
+    Check,
+    /// Ask a running daemon.
+    #[command(flatten)]
+    Client(ClientCommand),
+}
+
+/// How to run the daemon.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Try it out: a store in memory and a built-in authorization server, no configuration needed
+    #[arg(long)]
+    pub dev: bool,
+}
+
+/// What to ask a running daemon.
+#[derive(Debug, Subcommand)]
+pub enum ClientCommand {
+    /// Print an access token, and nothing else
+    Token {
+        /// Whose.
+        #[command(flatten)]
+        account: AccountArgs,
+        /// Have it refreshed first if it lasts for less than this: 90s, 5m, or a number of seconds
+        #[arg(long, value_name = "DURATION", value_parser = duration)]
+        min_validity: Option<Duration>,
+    },
+    /// Have the provider issue a new access token; prints no token without --json
+    Refresh(AccountArgs),
+    /// Show how every account stands; fails when the daemon is degraded
+    Status,
+    /// Store a grant, given as JSON on standard input
+    ///
+    /// The JSON has the form of a token answer: `access_token`, `refresh_token`, `token_type`, `scope`, and `expiry`
+    /// (seconds since 1970) or `expires_in` (seconds from now). Other members are kept as the provider's own.
+    Import(AccountArgs),
+    /// Revoke a grant at the provider, where it can be, and delete it
+    Logout(AccountArgs),
+}
+
+/// Which account.
+#[derive(Debug, Args)]
+pub struct AccountArgs {
+    /// The provider, and the bucket if it is not `default`
+    #[arg(value_name = "PROVIDER[/BUCKET]", value_parser = named)]
+    named: (ProviderName, Option<Bucket>),
+    /// The bucket, in another way
+    #[arg(long)]
+    bucket: Option<Bucket>,
+}
+
+impl AccountArgs {
+    fn account(&self) -> Result<Account, Failure> {
+        let (provider, bucket) = &self.named;
+        if bucket.is_some() && self.bucket.is_some() {
+            return Err(Failure::new(Exit::Usage, "the bucket is named twice").hint("use PROVIDER/BUCKET or --bucket"));
+        }
+        let bucket = bucket.as_ref().or(self.bucket.as_ref()).cloned();
+        Ok(Account::new(provider.clone(), bucket.unwrap_or_default()))
+    }
+}
+
+fn named(text: &str) -> Result<(ProviderName, Option<Bucket>), NameError> {
+    Ok(match text.split_once('/') {
+        Some((provider, bucket)) => (provider.parse()?, Some(bucket.parse()?)),
+        None => (text.parse()?, None),
+    })
+}
+
+fn duration(text: &str) -> Result<Duration, &'static str> {
+    let seconds = text.parse().map(Duration::from_secs);
+    seconds.or_else(|_| humantime::parse_duration(text)).map_err(|_| "not a duration like 90s, 5m or 300")
+}
+
+/// Reads the command line. The error is the exit code after help, the version or what is wrong was printed.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
+    Cli::try_parse_from(arguments).map_err(|message| {
+        // Nobody is left to be told when this fails.
+        message.print().ok();
+        if message.use_stderr() { Exit::Usage.into() } else { Exit::Success.into() }
+    })
+}
+
+impl Options {
+    /// The configuration of a daemon: the file and the environment, its host's socket moved to where `--socket` says.
+    pub fn configuration(&self, env: &Environment) -> Result<Config, Failure> {
+        let mut config = Config::load(self.config.as_deref(), env)?;
+        if let Some(path) = &self.socket {
+            config.move_host_socket(path).map_err(|error| Failure::new(Exit::Usage, error))?;
+        }
+        Ok(config)
+    }
+}
+
+/// Carries out what a running daemon is asked for.
+pub async fn run(options: &Options, command: &ClientCommand, env: &Environment) -> ExitCode {
+    match ask(options, command, env).await {
+        Ok(exit) => exit.into(),
+        Err(failure) => failure.report(),
+    }
+}
+
+async fn ask(options: &Options, command: &ClientCommand, env: &Environment) -> Result<Exit, Failure> {
+    let client = || -> Result<Client, Failure> {
+        Ok(Client::new(client_socket(options.socket.as_deref(), options.config.as_deref(), env)?))
+    };
+    let json = options.json;
+    match command {
+        ClientCommand::Token { account, min_validity } => {
+            token::run(&client()?, &account.account()?, *min_validity, json).await
+        }
+        ClientCommand::Refresh(account) => refresh::run(&client()?, &account.account()?, json).await,
+        ClientCommand::Status => status::run(&client()?, json).await,
+        ClientCommand::Import(account) => import::run(&client()?, &account.account()?).await,
+        ClientCommand::Logout(account) => logout::run(&client()?, &account.account()?, json).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn account(arguments: &[&str]) -> Result<Account, Exit> {
+        let arguments = ["credproxy", "logout"].iter().chain(arguments);
+        let cli = Cli::try_parse_from(arguments).map_err(|_| Exit::Usage)?;
+        let Command::Client(ClientCommand::Logout(account)) = cli.command else { panic!("{cli:?}") };
+        account.account().map_err(|failure| failure.exit())
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_bucket_is_named_in_either_way_but_not_in_both() {
+        for (arguments, expected) in [
+            (&["corp"][..], "corp/default"),
+            (&["corp/work"], "corp/work"),
+            (&["corp", "--bucket", "a+b@c"], "corp/a+b@c"),
+        ] {
+            assert_eq!(account(arguments).unwrap().to_string(), expected);
+        }
+        for bad in [&["corp/work", "--bucket", "work"][..], &["corp/"], &["/work"], &["a/b/c"], &["refresh_token"], &[]]
+        {
+            assert_eq!(account(bad).unwrap_err(), Exit::Usage, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_duration_has_a_unit_or_is_in_seconds() {
+        for (text, seconds) in [("90", 90), ("90s", 90), ("5m", 300), ("1h 30m", 5400), ("0", 0)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for bad in ["", "-1", "1.5", "5 apples", "m", "99999999999999999999"] {
+            assert!(duration(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_options_may_stand_before_or_after_the_command() {
+        for arguments in [["--json", "--socket", "s", "status"], ["status", "--socket", "s", "--json"]] {
+            let cli = Cli::try_parse_from(["credproxy"].iter().chain(&arguments)).unwrap();
+            assert!(cli.options.json && cli.options.socket == Some("s".into()));
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Failures, the hints that go with them, and the exit codes.
+
+use std::{error::Error, io, process::ExitCode};
+
+use super::output;
+use crate::{account::Account, client::ClientError, config::ConfigError};
+
+/// What the program's exit code says. A script may decide by it; the numbers do not change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Success = 0,
+    /// Any failure that has no code of its own.
+    Failure = 1,
+    /// The command line or the configuration is wrong.
+    Usage = 2,
+    /// A person must log in again.
+    ReauthRequired = 3,
+    /// Too soon; the hint says when.
+    RateLimited = 4,
+    /// No daemon answers on the socket.
+    Unreachable = 5,
+    /// No grant, none that can be refreshed, or no such provider.
+    NotFound = 6,
+    /// The socket's policy does not allow it.
+    Unauthorized = 7,
+}
+
+/// The table of [`Exit`], for `--help`.
+pub(super) const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  any other failure; `status`: the daemon is degraded; `check`: something is wrong
+  2  the command line or the configuration is wrong
+  3  a person must log in again (REAUTH_REQUIRED)
+  4  too soon, try again later (RATE_LIMITED)
+  5  no daemon can be reached
+  6  no grant, none that can be refreshed, or no such provider
+  7  the socket's policy does not allow it (UNAUTHORIZED)";
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Why a command failed, and what may be done about it.
+#[derive(Debug)]
+pub struct Failure {
+    exit: Exit,
+    error: Box<dyn Error + Send + Sync>,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure without a hint.
+    pub fn new(exit: Exit, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { exit, error: error.into(), hint: None }
+    }
+
+    /// Says what to do about it.
+    #[must_use]
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+
+    /// Which exit code it ends in.
+    #[must_use]
+    pub const fn exit(&self) -> Exit {
+        self.exit
+    }
+
+    /// What the daemon answered about `account`, or about no account.
+    pub(super) fn of(error: ClientError, account: Option<&Account>) -> Self {
+        let hint = hint(&error, account);
+        Self { exit: exit(&error), error: error.into(), hint }
+    }
+
+    /// Prints it to standard error.
+    #[must_use]
+    pub fn report(&self) -> ExitCode {
+        output::note(&format!("error: {}", chain(self.error.as_ref())));
+        if let Some(hint) = &self.hint {
+            output::note(&format!("hint: {hint}"));
+        }
+        self.exit.into()
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::new(Exit::Usage, error)
+    }
+}
+
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn exit(error: &ClientError) -> Exit {
+    match error {
+        ClientError::Unreachable { .. } => Exit::Unreachable,
+        ClientError::Problem { code, .. } => match code.as_str() {
+            "REAUTH_REQUIRED" => Exit::ReauthRequired,
+            "RATE_LIMITED" => Exit::RateLimited,
+            "NOT_FOUND" | "PROVIDER_NOT_CONFIGURED" | "REFRESH_NOT_AVAILABLE" => Exit::NotFound,
+            "UNAUTHORIZED" => Exit::Unauthorized,
+            _ => Exit::Failure,
+        },
+        ClientError::Interrupted(_) | ClientError::TimedOut | ClientError::Protocol(_) => Exit::Failure,
+    }
+}
+
+fn hint(error: &ClientError, account: Option<&Account>) -> Option<String> {
+    match error {
+        ClientError::Unreachable { source, .. } => unreachable_hint(source.kind()).map(String::from),
+        ClientError::Problem { code, retry_after, .. } => match (code.as_str(), account, retry_after) {
+            ("REAUTH_REQUIRED", Some(account), _) => Some(format!("log in again: `credproxy import {account}`")),
+            ("NOT_FOUND", Some(account), _) => Some(format!("store a grant: `credproxy import {account}`")),
+            ("REFRESH_NOT_AVAILABLE", Some(account), _) => {
+                Some(format!("store a grant that has a refresh token: `credproxy import {account}`"))
+            }
+            ("PROVIDER_NOT_CONFIGURED", Some(account), _) => {
+                Some(format!("add [providers.{}] to the daemon's configuration", account.provider))
+            }
+            ("UNAUTHORIZED", _, _) => Some("this socket's policy does not allow it; the host's socket may".into()),
+            (_, _, Some(wait)) => Some(format!("try again in {} s", wait.as_secs())),
+            _ => None,
+        },
+        ClientError::Interrupted(_) | ClientError::TimedOut => {
+            Some("it may have been carried out all the same; see `credproxy status`".into())
+        }
+        ClientError::Protocol(_) => Some("another program may be listening on that socket".into()),
+    }
+}
+
+fn unreachable_hint(kind: io::ErrorKind) -> Option<&'static str> {
+    if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
+        Some("start it with `credproxy serve`, or name its socket with --socket")
+    } else if kind == io::ErrorKind::PermissionDenied {
+        Some("this user may not connect; see the socket's `uids` in the configuration")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn failure(code: &str, retry_after: Option<u64>) -> Failure {
+        let error = ClientError::Problem {
+            status: 400,
+            code: code.into(),
+            detail: "no".into(),
+            retry_after: retry_after.map(Duration::from_secs),
+        };
+        Failure::of(error, Some(&"corp/work".parse().unwrap()))
+    }
+
+    #[test]
+    fn each_code_has_its_exit_code_and_hint() {
+        for (code, retry_after, exit, hint) in [
+            ("REAUTH_REQUIRED", None, 3, Some("log in again: `credproxy import corp/work`")),
+            ("RATE_LIMITED", Some(7), 4, Some("try again in 7 s")),
+            ("NOT_FOUND", None, 6, Some("store a grant: `credproxy import corp/work`")),
+            ("PROVIDER_NOT_CONFIGURED", None, 6, Some("add [providers.corp] to the daemon's configuration")),
+            (
+                "REFRESH_NOT_AVAILABLE",
+                None,
+                6,
+                Some("store a grant that has a refresh token: `credproxy import corp/work`"),
+            ),
+            ("UNAUTHORIZED", None, 7, Some("this socket's policy does not allow it; the host's socket may")),
+            ("REFRESH_FAILED", Some(30), 1, Some("try again in 30 s")),
+            ("REFRESH_FAILED", None, 1, None),
+            ("STORE_UNAVAILABLE", Some(1), 1, Some("try again in 1 s")),
+            ("INVALID_REQUEST", None, 1, None),
+        ] {
+            let failure = failure(code, retry_after);
+            assert_eq!((failure.exit as u8, failure.hint.as_deref()), (exit, hint), "{code}");
+            assert_eq!(chain(failure.error.as_ref()), format!("no ({code})"));
+        }
+    }
+
+    #[test]
+    fn an_unreachable_daemon_is_told_from_one_that_forbids() {
+        for (kind, expected) in [
+            (io::ErrorKind::NotFound, Some("credproxy serve")),
+            (io::ErrorKind::ConnectionRefused, Some("credproxy serve")),
+            (io::ErrorKind::PermissionDenied, Some("uids")),
+            (io::ErrorKind::InvalidInput, None),
+        ] {
+            let error = ClientError::Unreachable { socket: "/s".into(), source: kind.into() };
+            let failure = Failure::of(error, None);
+            assert_eq!(failure.exit, Exit::Unreachable);
+            assert_eq!(failure.hint.is_some(), expected.is_some());
+            assert!(failure.hint.is_none_or(|hint| hint.contains(expected.unwrap())), "{kind}");
+        }
+    }
+
+    #[test]
+    fn the_help_lists_every_exit_code() {
+        for code in 0..=7 {
+            assert!(EXIT_CODES.contains(&format!("\n  {code}  ")), "{code}");
+        }
+    }
+}

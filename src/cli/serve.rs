@@ -1,0 +1,57 @@
+//! What `credproxy serve --dev` prints: the lines to try it with.
+
+use std::path::Path;
+
+use super::{Failure, output};
+
+/// Prints the `curl` lines for a daemon that begins with `alive` and `dead`, which share a provider.
+pub fn print_dev_session(socket: &Path, alive: &str, dead: &str) -> Result<(), Failure> {
+    output::data(&dev_session(socket, alive, dead))
+}
+
+fn dev_session(socket: &Path, alive: &str, dead: &str) -> String {
+    let (provider, dead) = (alive.split('/').next().unwrap_or(alive), dead.rsplit('/').next().unwrap_or(dead));
+    let curl = format!("curl -i --unix-socket {}", quoted(&socket.to_string_lossy()));
+    let refresh = format!("{curl} -X POST http://localhost/v1/tokens/{provider}/refresh");
+    format!(
+        "\
+credproxy is ready to be tried: its store is in memory, its authorization server built in.
+Try these in another terminal; Ctrl-C ends the daemon, and nothing is kept.
+
+# an access token
+{curl} http://localhost/v1/tokens/{provider}
+
+# a new one: 200
+{refresh}
+
+# again: 429, inside the cooldown, with Retry-After
+{refresh}
+
+# an account whose grant is dead: 401
+{curl} -X POST 'http://localhost/v1/tokens/{provider}/refresh?bucket={dead}'
+
+# how the accounts stand
+{curl} http://localhost/v1/tokens"
+    )
+}
+
+/// As one word of a shell's.
+fn quoted(text: &str) -> String {
+    if text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+@".contains(&byte)) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lines_name_the_socket_as_one_word() {
+        let lines = dev_session(Path::new("/tmp/a b/it's.sock"), "dev/default", "dev/dead");
+        assert_eq!(lines.matches(r"--unix-socket '/tmp/a b/it'\''s.sock'").count(), 5, "{lines}");
+        assert!(lines.contains("'http://localhost/v1/tokens/dev/refresh?bucket=dead'"), "{lines}");
+    }
+}

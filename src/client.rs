@@ -1,0 +1,537 @@
+//! The client of our own API, over a Unix socket.
+//!
+//! Owns: the requests, what is made of the answers, and [`ClientError`].
+//!
+//! Invariants:
+//! 1. A request is sent once: whether to try again is the caller's to decide.
+//! 2. Nothing waits for ever, and no answer fills the memory: [`TIME_LIMIT`], [`ANSWER_LIMIT`].
+//! 3. An access token is an [`AccessToken`] from the moment it is read, and no error holds one.
+//! 4. Text of the daemon's that a person may see has no control characters: whatever listens on the socket, the
+//!    terminal is not its to steer.
+//!
+//! Must not know: the command line, what is printed.
+
+use std::{
+    error::Error,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper_util::{client::legacy, rt::TokioExecutor};
+use hyperlocal::UnixConnector;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+use zeroize::Zeroizing;
+
+use crate::{
+    account::{Account, Bucket, ProviderName},
+    clock::Timestamp,
+    secret::AccessToken,
+};
+
+/// A flight ends within 30 s and a daemon on its way out waits 35 s for it; this leaves room for a busy machine.
+pub const TIME_LIMIT: Duration = Duration::from_secs(45);
+
+/// Some four thousand accounts in a listing; a token's answer has a few KiB.
+pub const ANSWER_LIMIT: usize = 1024 * 1024;
+
+/// `sun_path` has 108 bytes on Linux, the last of them NUL.
+const LONGEST_SOCKET_PATH: usize = 107;
+
+/// Why a request came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens there, or this user may not connect.
+    #[error("cannot reach the daemon at {}", socket.display())]
+    Unreachable {
+        /// The socket.
+        socket: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The daemon refused, in its own form (RFC 9457).
+    #[error("{detail} ({code})")]
+    Problem {
+        /// The HTTP status.
+        status: u16,
+        /// One of the contract's codes.
+        code: String,
+        /// The refusal in words.
+        detail: String,
+        /// When another try makes sense, from now.
+        retry_after: Option<Duration>,
+    },
+    /// The connection broke before the answer was whole: the request may have been carried out.
+    #[error("the daemon hung up")]
+    Interrupted(#[source] Box<dyn Error + Send + Sync>),
+    /// No answer within [`TIME_LIMIT`]: the request may have been carried out.
+    #[error("the daemon did not answer within {} s", TIME_LIMIT.as_secs())]
+    TimedOut,
+    /// What came back is none of the contract's answers.
+    #[error("the answer is not one of credproxy's: {0}")]
+    Protocol(&'static str),
+}
+
+/// A sanitized token.
+#[derive(Debug)]
+pub struct Token {
+    /// What the caller came for.
+    pub access_token: AccessToken,
+    /// The answer's other members.
+    pub members: Map<String, Value>,
+    /// Names this state of the grant, for `If-Match`.
+    pub etag: Option<HeaderValue>,
+}
+
+impl Token {
+    /// When the access token expires; `None` when unknown.
+    #[must_use]
+    pub fn expiry(&self) -> Option<Timestamp> {
+        self.members.get("expiry").and_then(Value::as_i64).map(Timestamp::from_secs)
+    }
+}
+
+/// What storing a grant did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// The account had no grant.
+    Created,
+    /// The account's grant is gone.
+    Replaced,
+}
+
+/// How one account stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountStatus {
+    /// The account's provider.
+    pub provider: ProviderName,
+    /// The account's bucket.
+    pub bucket: Bucket,
+    /// `valid`, `expiring`, `expired`, `reauth_required` or `unknown`.
+    #[serde(deserialize_with = "plain")]
+    pub state: String,
+    /// In seconds since 1970; `None` when unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expiry: Option<i64>,
+    /// Space-delimited; `None` when unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
+    /// Whether there is a refresh token.
+    pub refreshable: bool,
+    /// In seconds since 1970; `None` before the first refresh.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refreshed_at: Option<i64>,
+    /// What the last attempt failed of; `None` when it did not.
+    #[serde(default, deserialize_with = "plain_option", skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+}
+
+/// A configured provider.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProviderStatus {
+    /// Its name.
+    pub name: ProviderName,
+    /// The login flows on offer.
+    pub flows: Vec<String>,
+    /// The buckets that hold a grant.
+    pub buckets: Vec<Bucket>,
+}
+
+/// Whether the daemon as a whole works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// It does.
+    Good,
+    /// Something is wrong, for the reasons given; it may answer all the same.
+    Degraded(Vec<String>),
+}
+
+/// Speaks to the daemon behind one socket.
+#[derive(Debug)]
+pub struct Client {
+    socket: PathBuf,
+    http: legacy::Client<UnixConnector, Full<Bytes>>,
+}
+
+impl Client {
+    /// Connects at each request, not here.
+    #[must_use]
+    pub fn new(socket: PathBuf) -> Self {
+        // A kept connection that the daemon closes would have to be tried again (invariant 1).
+        let http = legacy::Client::builder(TokioExecutor::new())
+            .pool_max_idle_per_host(0)
+            .retry_canceled_requests(false)
+            .build(UnixConnector);
+        Self { socket, http }
+    }
+
+    /// A new token (`refreshToken`), or with `if_match` the current one if that is newer.
+    pub async fn refresh(&self, account: &Account, if_match: Option<&HeaderValue>) -> Result<Token, ClientError> {
+        let mut request = self.request(Method::POST, &path(account, "/refresh", None), Bytes::new())?;
+        if let Some(etag) = if_match {
+            request.headers_mut().insert(header::IF_MATCH, etag.clone());
+        }
+        token(self.send(request).await?)
+    }
+
+    /// A token with at least `min_validity` of its life left, where that can be had (`getToken`).
+    pub async fn token(&self, account: &Account, min_validity: Option<Duration>) -> Result<Token, ClientError> {
+        let seconds = min_validity.map(|least| least.as_secs().saturating_add(u64::from(least.subsec_nanos() > 0)));
+        let parameter = seconds.map(|seconds| format!("min_validity={seconds}"));
+        let request = self.request(Method::GET, &path(account, "", parameter.as_deref()), Bytes::new())?;
+        token(self.send(request).await?)
+    }
+
+    /// Stores a grant in the form of a token answer (`putToken`).
+    pub async fn put(&self, account: &Account, grant: Zeroizing<Vec<u8>>) -> Result<Stored, ClientError> {
+        let mut request = self.request(Method::PUT, &path(account, "", None), Bytes::from_owner(grant))?;
+        request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        match self.send(request).await?.status {
+            StatusCode::CREATED => Ok(Stored::Created),
+            StatusCode::NO_CONTENT => Ok(Stored::Replaced),
+            _ => Err(ClientError::Protocol("its status is none of those of a stored grant")),
+        }
+    }
+
+    /// Deletes the grant (`deleteToken`). Whether the provider was told and agreed; `revoke` asks for that.
+    pub async fn delete(&self, account: &Account, revoke: bool) -> Result<bool, ClientError> {
+        #[derive(Deserialize)]
+        struct Revocation {
+            revoked: bool,
+        }
+        let request =
+            self.request(Method::DELETE, &path(account, "", Some(&format!("revoke={revoke}"))), Bytes::new())?;
+        Ok(json::<Revocation>(&self.send(request).await?)?.revoked)
+    }
+
+    /// How every account stands (`listTokens`).
+    pub async fn tokens(&self) -> Result<Vec<AccountStatus>, ClientError> {
+        #[derive(Deserialize)]
+        struct List {
+            tokens: Vec<AccountStatus>,
+        }
+        let request = self.request(Method::GET, "/v1/tokens", Bytes::new())?;
+        Ok(json::<List>(&self.send(request).await?)?.tokens)
+    }
+
+    /// The configured providers (`listProviders`).
+    pub async fn providers(&self) -> Result<Vec<ProviderStatus>, ClientError> {
+        #[derive(Deserialize)]
+        struct List {
+            providers: Vec<ProviderStatus>,
+        }
+        let request = self.request(Method::GET, "/v1/providers", Bytes::new())?;
+        Ok(json::<List>(&self.send(request).await?)?.providers)
+    }
+
+    /// Whether the daemon as a whole works (`health`).
+    pub async fn health(&self) -> Result<Health, ClientError> {
+        #[derive(Deserialize)]
+        struct Degraded {
+            reasons: Vec<String>,
+        }
+        let answer = self.exchange(self.request(Method::GET, "/v1/health", Bytes::new())?).await?;
+        if answer.status == StatusCode::OK {
+            return Ok(Health::Good);
+        }
+        match serde_json::from_slice::<Degraded>(&answer.body) {
+            Ok(degraded) => Ok(Health::Degraded(degraded.reasons.iter().map(|reason| printable(reason)).collect())),
+            Err(_) => Err(problem(&answer)),
+        }
+    }
+
+    fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>, ClientError> {
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = address(&self.socket, path)?;
+        // The default would be the socket's path in hexadecimal digits.
+        request.headers_mut().insert(header::HOST, HeaderValue::from_static("localhost"));
+        Ok(request)
+    }
+
+    /// An answer that is not a refusal.
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer, ClientError> {
+        let answer = self.exchange(request).await?;
+        if answer.status.is_success() { Ok(answer) } else { Err(problem(&answer)) }
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, ClientError> {
+        let exchange = async {
+            let response = self.http.request(request).await.map_err(|error| self.unanswered(error))?;
+            let (head, body) = response.into_parts();
+            let body = Limited::new(body, ANSWER_LIMIT).collect().await.map_err(|error| {
+                if error.is::<LengthLimitError>() {
+                    ClientError::Protocol("it is longer than 1 MiB")
+                } else {
+                    ClientError::Interrupted(error)
+                }
+            })?;
+            let etag = head.headers.get(header::ETAG).cloned();
+            Ok(Answer { status: head.status, etag, body: body.to_bytes() })
+        };
+        tokio::time::timeout(TIME_LIMIT, exchange).await.unwrap_or(Err(ClientError::TimedOut))
+    }
+
+    fn unanswered(&self, error: legacy::Error) -> ClientError {
+        if !error.is_connect() {
+            return ClientError::Interrupted(error.into());
+        }
+        let code = error.source().and_then(|source| source.downcast_ref::<io::Error>()?.raw_os_error());
+        let source = code.map_or_else(|| io::Error::other(error), io::Error::from_raw_os_error);
+        ClientError::Unreachable { socket: self.socket.clone(), source }
+    }
+}
+
+struct Answer {
+    status: StatusCode,
+    etag: Option<HeaderValue>,
+    body: Bytes,
+}
+
+/// Refuses here what has no address: `hyperlocal` panics at such a path, or takes another one for it.
+fn address(socket: &Path, path: &str) -> Result<http::Uri, ClientError> {
+    match socket.to_str() {
+        Some(text) if !text.is_empty() && text.len() <= LONGEST_SOCKET_PATH => {
+            Ok(hyperlocal::Uri::new(socket, path).into())
+        }
+        _ => Err(ClientError::Unreachable {
+            socket: socket.to_owned(),
+            source: io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("the path of a socket is UTF-8 text of 1 to {LONGEST_SOCKET_PATH} bytes"),
+            ),
+        }),
+    }
+}
+
+/// Names are safe as they are but for `+`, which some read as a space in a query.
+fn path(account: &Account, below: &str, parameter: Option<&str>) -> String {
+    let bucket = account.bucket.as_str().replace('+', "%2B");
+    let separator = if parameter.is_some() { "&" } else { "" };
+    format!("/v1/tokens/{}{below}?bucket={bucket}{separator}{}", account.provider, parameter.unwrap_or_default())
+}
+
+fn json<T: DeserializeOwned>(answer: &Answer) -> Result<T, ClientError> {
+    // The parser's own message may quote what it found.
+    serde_json::from_slice(&answer.body).map_err(|_| ClientError::Protocol("it is not the JSON of that request"))
+}
+
+fn token(answer: Answer) -> Result<Token, ClientError> {
+    let mut members: Map<String, Value> = json(&answer)?;
+    let Some(Value::String(text)) = members.remove("access_token") else {
+        return Err(ClientError::Protocol("it has no access token"));
+    };
+    let access_token = AccessToken::new(text).map_err(|_| ClientError::Protocol("its access token is malformed"))?;
+    Ok(Token { access_token, members, etag: answer.etag })
+}
+
+fn problem(answer: &Answer) -> ClientError {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Problem {
+        code: String,
+        detail: String,
+        retry_after: Option<u64>,
+    }
+    match serde_json::from_slice::<Problem>(&answer.body) {
+        Ok(Problem { code, detail, retry_after }) => ClientError::Problem {
+            status: answer.status.as_u16(),
+            code: printable(&code),
+            detail: printable(&detail),
+            retry_after: retry_after.map(Duration::from_secs),
+        },
+        Err(_) => ClientError::Protocol("it refuses without a code"),
+    }
+}
+
+/// Invariant 4.
+fn printable(text: &str) -> String {
+    text.chars().filter(|letter| !letter.is_control()).collect()
+}
+
+fn plain<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    String::deserialize(deserializer).map(|text| printable(&text))
+}
+
+fn plain_option<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Option::<String>::deserialize(deserializer).map(|text| text.as_deref().map(printable))
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret as _;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{UnixListener, UnixStream},
+    };
+
+    use super::*;
+
+    /// Runs one call against a socket that gives `answer`; returns the request's bytes beside the call's result.
+    async fn against<T>(
+        answer: &str,
+        call: impl AsyncFnOnce(&Client) -> Result<T, ClientError>,
+    ) -> (String, Result<T, ClientError>) {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let client = Client::new(socket);
+        let serve = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let request = read_request(&mut stream).await;
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            request
+        };
+        tokio::join!(serve, call(&client))
+    }
+
+    async fn read_request(stream: &mut UnixStream) -> String {
+        let mut text = String::new();
+        loop {
+            let mut buffer = [0; 4096];
+            let count = stream.read(&mut buffer).await.unwrap();
+            text.push_str(str::from_utf8(&buffer[..count]).unwrap());
+            if let Some((head, body)) = text.split_once("\r\n\r\n") {
+                let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+                if body.len() >= length.map_or(0, |length| length.parse().unwrap()) {
+                    return text;
+                }
+            }
+            assert!(count > 0, "{text}");
+        }
+    }
+
+    fn answer(status: &str, body: &str) -> String {
+        format!("HTTP/1.1 {status}\r\nETag: \"e1\"\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    }
+
+    fn account(text: &str) -> Account {
+        text.parse().unwrap()
+    }
+
+    #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "the test made the token up")]
+    async fn a_token_is_read_with_its_members() {
+        let good = answer("200 OK", r#"{"access_token":"at-1","token_type":"Bearer","expiry":1700000000}"#);
+        let (request, token) = against(&good, async |client| {
+            client.token(&account("corp/a+b"), Some(Duration::from_millis(89_001))).await
+        })
+        .await;
+        assert!(request.starts_with("GET /v1/tokens/corp?bucket=a%2Bb&min_validity=90 HTTP/1.1\r\n"), "{request}");
+        assert!(request.contains("host: localhost\r\n"), "{request}");
+        let token = token.unwrap();
+        assert_eq!(token.access_token.expose_secret(), "at-1");
+        assert_eq!(token.expiry(), Some(Timestamp::from_secs(1_700_000_000)));
+        assert!(!format!("{token:?}").contains("at-1"));
+
+        let etag = token.etag.unwrap();
+        let (request, _) = against(&good, async |client| client.refresh(&account("corp"), Some(&etag)).await).await;
+        assert!(request.starts_with("POST /v1/tokens/corp/refresh?bucket=default HTTP/1.1\r\n"), "{request}");
+        assert!(request.contains("if-match: \"e1\"\r\n"), "{request}");
+    }
+
+    #[tokio::test]
+    async fn a_grant_is_stored_and_deleted() {
+        let put = async |client: &Client| client.put(&account("corp"), Zeroizing::new(b"{}".to_vec())).await;
+        let (request, stored) = against("HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n", put).await;
+        assert!(request.starts_with("PUT /v1/tokens/corp?bucket=default HTTP/1.1\r\n"), "{request}");
+        assert!(request.contains("content-type: application/json\r\n") && request.ends_with("\r\n\r\n{}"), "{request}");
+        assert_eq!(stored.unwrap(), Stored::Created);
+        let (_, stored) = against("HTTP/1.1 204 No Content\r\n\r\n", put).await;
+        assert_eq!(stored.unwrap(), Stored::Replaced);
+
+        let delete = async |client: &Client| client.delete(&account("corp/work"), true).await;
+        let (request, revoked) = against(&answer("200 OK", r#"{"revoked":true}"#), delete).await;
+        assert!(request.starts_with("DELETE /v1/tokens/corp?bucket=work&revoke=true HTTP/1.1\r\n"), "{request}");
+        assert!(revoked.unwrap());
+    }
+
+    #[tokio::test]
+    async fn the_lists_and_the_health_are_read() {
+        let body = r#"{"tokens":[{"provider":"corp","bucket":"work","state":"reauth_required","expiry":1,
+            "refreshable":true,"last_error":"invalid_grant"}]}"#;
+        let (_, tokens) = against(&answer("200 OK", body), async |client| client.tokens().await).await;
+        let tokens = tokens.unwrap();
+        assert_eq!(
+            (tokens[0].state.as_str(), tokens[0].last_error.as_deref()),
+            ("reauth_required", Some("invalid_grant"))
+        );
+
+        let body = r#"{"providers":[{"name":"corp","flows":[],"buckets":["default"]}]}"#;
+        let (_, providers) = against(&answer("200 OK", body), async |client| client.providers().await).await;
+        assert_eq!(providers.unwrap()[0].buckets, [Bucket::default()]);
+
+        let health = async |client: &Client| client.health().await;
+        let (_, good) = against(&answer("200 OK", r#"{"status":"ok"}"#), health).await;
+        assert_eq!(good.unwrap(), Health::Good);
+        let body = r#"{"status":"degraded","reasons":["the store\u001b[2J is full"]}"#;
+        let (_, degraded) = against(&answer("503 Service Unavailable", body), health).await;
+        assert_eq!(degraded.unwrap(), Health::Degraded(vec!["the store[2J is full".into()]));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_read_with_its_code() {
+        let body = r#"{"type":"about:blank","title":"x","status":429,"detail":"too\nsoon","code":"RATE_LIMITED","retryAfter":7}"#;
+        let (_, result) = against(&answer("429 Too Many Requests", body), async |client| {
+            client.refresh(&account("corp"), None).await
+        })
+        .await;
+        let Err(ClientError::Problem { status, code, detail, retry_after }) = result else { panic!("{result:?}") };
+        assert_eq!((status, code.as_str(), detail.as_str()), (429, "RATE_LIMITED", "toosoon"));
+        assert_eq!(retry_after, Some(Duration::from_secs(7)));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_none_of_ours_is_refused_without_being_quoted() {
+        let long = answer("200 OK", &"canary".repeat(ANSWER_LIMIT / 6 + 1));
+        let chatty = answer("418 I'm a teapot", "canary");
+        for text in [
+            answer("200 OK", "canary"),
+            answer("200 OK", r#"{"token":"canary"}"#),
+            answer("200 OK", r#"{"access_token":["canary"]}"#),
+            answer("200 OK", "{\"access_token\":\"canary\\u0007\"}"),
+            answer("200 OK", "\"canary\""),
+            chatty,
+            long,
+        ] {
+            let (_, result) = against(&text, async |client| client.token(&account("corp"), None).await).await;
+            let error = result.unwrap_err();
+            assert!(matches!(error, ClientError::Protocol(_)), "{error:?}");
+            assert!(!format!("{error} {error:?}").contains("canary"), "{error:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_hangs_up_is_not_asked_twice() {
+        let (_, result) = against("", async |client| client.refresh(&account("corp"), None).await).await;
+        assert!(matches!(result, Err(ClientError::Interrupted(_))), "{result:?}");
+        let half = "HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{";
+        let (_, result) = against(half, async |client| client.token(&account("corp"), None).await).await;
+        assert!(matches!(result, Err(ClientError::Interrupted(_))), "{result:?}");
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_not_there_is_unreachable() {
+        for path in ["/nowhere/s", "", &"x".repeat(108), "/dev/null"] {
+            let result = Client::new(path.into()).health().await;
+            assert!(matches!(result, Err(ClientError::Unreachable { .. })), "{path:?}: {result:?}");
+        }
+        let Err(ClientError::Unreachable { source, .. }) = Client::new("/nowhere/s".into()).health().await else {
+            panic!()
+        };
+        assert_eq!(source.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_says_nothing_is_given_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        let result = Client::new(socket).health().await;
+        assert!(matches!(result, Err(ClientError::TimedOut)), "{result:?}");
+    }
+}
