@@ -1,7 +1,7 @@
 //! The daemon's life: where the parts are put together, started and ended.
 //!
 //! Invariants:
-//! 1. The end waits for the flights under way and for one more try to save what is unsaved, within [`LAST_WAIT`]. The
+//! 1. The end waits for the flights under way and for one more try to save what is unsaved, within `LAST_WAIT`. The
 //!    sockets' files go after that, the store last.
 //! 2. A part that cannot start is an error before any socket exists.
 
