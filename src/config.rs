@@ -24,7 +24,7 @@ mod secret_source;
 mod socket;
 
 pub use environment::Environment;
-pub use provider::{ClientAuth, ProviderConfig, RequestFormat};
+pub use provider::ProviderConfig;
 pub use secret_source::{COMMAND_LIMIT, SecretSource, SecretSourceError};
 pub use socket::SocketConfig;
 

@@ -14,10 +14,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     account::ProviderName,
     clock::{Clock, SystemClock},
-    config::{self, Config, Environment, ProviderConfig, SocketConfig},
+    config::{Config, Environment, ProviderConfig, SocketConfig},
     provider::{
         Provider, Providers, Rules,
-        oauth2::{ClientAuth, Endpoints, OAuth2, RequestFormat, Settings, SetupError},
+        oauth2::{Endpoints, OAuth2, Settings, SetupError},
     },
     refresh::Coordinator,
     server::{
@@ -135,16 +135,8 @@ async fn settings(provider: &ProviderConfig, environment: &Environment, request_
         },
         client_id: provider.client_id.clone(),
         client_secret,
-        client_auth: match provider.client_auth {
-            config::ClientAuth::None => ClientAuth::None,
-            config::ClientAuth::Post => ClientAuth::Post,
-            config::ClientAuth::Basic => ClientAuth::Basic,
-            config::ClientAuth::BasicRaw => ClientAuth::BasicRaw,
-        },
-        request_format: match provider.request_format {
-            config::RequestFormat::Form => RequestFormat::Form,
-            config::RequestFormat::Json => RequestFormat::Json,
-        },
+        client_auth: provider.client_auth,
+        request_format: provider.request_format,
         request_timeout,
         ca_file: provider.ca_file.clone(),
         rules: Rules {

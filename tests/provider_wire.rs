@@ -16,8 +16,8 @@ use credproxy::{
     clock::SystemClock,
     grant::{Grant, GrantId, Issued, Lifetime},
     provider::{
-        Body, Provider as _, Reply, Rules,
-        oauth2::{ClientAuth, Endpoints, OAuth2, RequestFormat, Settings, SetupError, endpoint},
+        Body, ClientAuth, Provider as _, Reply, RequestFormat, Rules,
+        oauth2::{Endpoints, OAuth2, Settings, SetupError, endpoint},
     },
     secret::{AccessToken, ClientSecret, RefreshToken},
 };

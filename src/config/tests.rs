@@ -2,6 +2,7 @@ use std::{io::Write as _, path::Path, time::Duration};
 
 use super::*;
 use crate::policy::Operation;
+use crate::provider::{ClientAuth, RequestFormat};
 
 const PROVIDER: &str = "[providers.corp]\nissuer = \"https://login.example.com\"\nclient_id = \"me\"\n";
 
