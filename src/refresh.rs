@@ -449,8 +449,31 @@ impl Inner {
         self.providers.get(&account.provider).ok_or(RefreshError::NotConfigured)
     }
 
-    /// Joins the flight under way, or starts one if its time has come.
+    /// A token other than the caller's, unless his will do (`forced`: it will not).
     async fn renew(
+        self: &Arc<Self>,
+        account: &Account,
+        slot: &Arc<Slot>,
+        snapshot: &Arc<Snapshot>,
+        forced: bool,
+    ) -> Result<Arc<Snapshot>, RefreshError> {
+        let mut seen = Arc::clone(snapshot);
+        loop {
+            let landed = self.fly_along(account, slot, &seen, forced).await?;
+            let expired = landed.token.expired(self.clock.now());
+            let (now, before) = (landed.token.version, seen.token.version);
+            // A flight that others began, for a token or a grant before this one, may end with what the caller has, or
+            // with a replacement that nobody refreshed yet.
+            let again = if now == before { forced || expired } else { now.id != before.id && expired };
+            if !again {
+                return Ok(landed);
+            }
+            seen = landed;
+        }
+    }
+
+    /// Joins the flight under way, or starts one if its time has come.
+    async fn fly_along(
         self: &Arc<Self>,
         account: &Account,
         slot: &Arc<Slot>,

@@ -233,7 +233,7 @@ impl Flight {
             let claim = self.inner.store.claim(&self.account, claimed.revision, marked).await;
             match self.inner.noted(claim) {
                 Ok(Claim::Taken(revision)) => (claimed.revision, claimed.marked) = (revision, marked),
-                Ok(Claim::Held | Claim::Changed) => return self.overtaken(None).await,
+                Ok(Claim::Held | Claim::Changed) => return self.overtaken(claimed.record.grant.version, None).await,
                 Err(_) => return self.fail(claimed, failure).await,
             }
         }
@@ -258,7 +258,7 @@ impl Flight {
                 tracing::info!(account = %self.account, generation = next.version.generation, "refreshed");
                 Ok(snapshot)
             }
-            Ok(false) => self.overtaken(Some(&next)).await,
+            Ok(false) => self.overtaken(before, Some(&next)).await,
             Err(error) => {
                 tracing::error!(account = %self.account, %error, "the refreshed grant could not be saved; it is kept in memory");
                 self.keep(base, before, Late::Grant(Box::new(next)), &snapshot);
@@ -291,7 +291,7 @@ impl Flight {
         let base = self.end_attempt(&snapshot);
         match inner.noted(inner.store.settle(&self.account, grant.version, &snapshot.marks).await) {
             Ok(true) => self.slot.lock().publish(base, Some(Arc::clone(&snapshot))),
-            Ok(false) => return self.overtaken(None).await,
+            Ok(false) => return self.overtaken(grant.version, None).await,
             Err(error) => {
                 tracing::error!(account = %self.account, %error, "the outcome of a refresh could not be saved; it is kept in memory");
                 self.keep(base, grant.version, Late::Marks, &snapshot);
@@ -305,9 +305,14 @@ impl Flight {
 
     /// The grant was deleted or replaced meanwhile, and that wins. What came late is revoked after a delete; after a
     /// replacement never, since that could kill the new login of the same person.
-    async fn overtaken(&self, late: Option<&Grant>) -> Landed {
-        if let Some(record) = self.inner.store.load(&self.account).await? {
-            return Ok(self.inner.snapshot(&self.account, &record.grant, record.marks));
+    async fn overtaken(&self, before: Version, late: Option<&Grant>) -> Landed {
+        let base = self.slot.base(self.inner.store.epoch());
+        let record = self.inner.store.load(&self.account).await?;
+        let snapshot = record.map(|record| self.inner.snapshot(&self.account, &record.grant, record.marks));
+        self.slot.lock().fill(base, snapshot.clone());
+        if let Some(snapshot) = snapshot {
+            // The same grant: another owner took the lease, and refreshes it.
+            return if snapshot.token.version == before { Err(RefreshError::LeaseHeld) } else { Ok(snapshot) };
         }
         if let Some(late) = late {
             let revoked = self.inner.revoke(&self.account, late).await;
@@ -362,7 +367,7 @@ impl Flight {
                 Ok(false) => {
                     self.slot.lock().let_go(&snapshot);
                     if let Late::Grant(next) = &late {
-                        drop(self.overtaken(Some(next)).await);
+                        drop(self.overtaken(before, Some(next)).await);
                     }
                     return;
                 }

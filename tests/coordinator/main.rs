@@ -6,6 +6,8 @@ use std::{sync::Arc, time::Duration};
 
 use credproxy::{
     account::Account,
+    clock::Timestamp,
+    grant::{Issued, Lifetime},
     provider::{Provider, Providers, Reply, Rules},
     refresh::{
         AccountState, Coordinator, RefreshError, Snapshot,
@@ -17,7 +19,7 @@ use credproxy::{
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use fakes::{Act, Frail, Scripted, WoundClock, error, lost, set};
+use fakes::{Act, Frail, Scripted, Step, WoundClock, error, lost, set};
 
 mod fakes;
 
@@ -71,6 +73,19 @@ impl World {
 
     async fn state(&self) -> AccountState {
         self.coordinator.list().await.unwrap()[0].state
+    }
+
+    /// A login whose access token is of no use any more, as an imported one's may be.
+    fn expired_login(&self) -> Issued {
+        let past = Timestamp::from_secs(1_600_000_000);
+        Issued { lifetime: Lifetime::At(past), ..self.provider.login() }
+    }
+
+    /// Waits until the store holds a caller up.
+    async fn held(&self) {
+        while !self.store.holds() {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Waits until the provider has a presentation in its hands.
@@ -386,7 +401,7 @@ async fn a_mark_left_by_a_crash_follows_the_rule_for_ambiguity() {
     let record = world.store.inner.load(&account()).await.unwrap().unwrap();
     {
         let crashed = world.store.inner.second_owner();
-        let mark = Presented { at: credproxy::clock::Timestamp::from_secs(1_700_000_000), count: 1 };
+        let mark = Presented { at: Timestamp::from_secs(1_700_000_000), count: 1 };
         crashed.claim(&account(), record.revision, mark).await.unwrap();
     }
     let (_store, restarted) = world.second();
@@ -538,7 +553,7 @@ async fn a_daemon_that_dies_in_mid_flight_leaves_the_lease_free() {
     let world = World::new().await;
     let record = world.store.inner.load(&account()).await.unwrap().unwrap();
     let dying = world.store.inner.second_owner();
-    let mark = Presented { at: credproxy::clock::Timestamp::from_secs(1_700_000_000), count: 1 };
+    let mark = Presented { at: Timestamp::from_secs(1_700_000_000), count: 1 };
     dying.claim(&account(), record.revision, mark).await.unwrap();
     assert!(matches!(world.refresh().await, Err(RefreshError::LeaseHeld)));
     drop(dying);
@@ -656,4 +671,66 @@ async fn a_long_poll_ends_with_the_change_or_with_its_time() {
     assert!(polling.try_join_next().is_none());
     world.refresh().await.unwrap();
     tokio::time::timeout(SECOND, polling.join_next()).await.unwrap();
+}
+
+/// Lets every task go as far as it can without time passing.
+async fn settle_down() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_wants_another_token_is_not_given_his_own_by_a_flight_that_others_began() {
+    let world = World::with(Rules::default(), Duration::ZERO).await;
+    let (store, late) = world.second();
+    set(&store.deaf, true);
+    let seen = late.token(&account(), None).await.unwrap();
+    world.refresh().await.unwrap();
+    // A flight for the first token finds the second one, and is about to answer with it.
+    store.hold(Step::Load);
+    let mut tasks = JoinSet::new();
+    spawn_refresh(&late, &mut tasks);
+    while !store.holds() {
+        tokio::task::yield_now().await;
+    }
+    set(&store.deaf, false);
+    tokio::time::advance(COOLDOWN).await;
+    let second = late.peek(&account()).await.unwrap();
+    assert_ne!(second.tag, seen.tag);
+    let found_bad = IfMatch::Tags(vec![Tag::parse(&second.tag)]);
+    let mut asking = JoinSet::new();
+    asking.spawn(async move { late.refresh(&account(), &found_bad).await.map(|token| access(&token)) });
+    settle_down().await;
+    store.release();
+    assert_eq!(all(tasks).await[0].as_deref().unwrap(), "canary-at-2-end");
+    assert_eq!(all(asking).await[0].as_deref().unwrap(), "canary-at-3-end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flight_that_lost_its_lease_does_not_pass_the_old_token_off_as_a_new_one() {
+    let world = World::new().await;
+    world.provider.script([error(400, "odd")]);
+    set(&world.store.usurped, true);
+    assert!(matches!(world.refresh().await, Err(RefreshError::LeaseHeld)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_a_flight_found_replaced_is_served_no_more() {
+    let world = World::new().await;
+    let (store, late) = world.second();
+    set(&store.deaf, true);
+    late.token(&account(), None).await.unwrap();
+    world.provider.shut();
+    let mut tasks = JoinSet::new();
+    spawn_refresh(&late, &mut tasks);
+    world.presented(1).await;
+    let replacement = Scripted::new(Rules::default());
+    drop(replacement.login());
+    world.coordinator.put(&account(), replacement.login(), &IfMatch::Absent).await.unwrap();
+    world.provider.open();
+    assert_eq!(all(tasks).await[0].as_deref().unwrap(), "canary-at-2-end");
+    assert_eq!(access(&late.peek(&account()).await.unwrap()), "canary-at-2-end");
+    let version = late.peek(&account()).await.unwrap().token.version;
+    assert_eq!(version, world.store.inner.load(&account()).await.unwrap().unwrap().grant.version);
 }
