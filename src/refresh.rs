@@ -260,6 +260,7 @@ impl Coordinator {
             let id = random_grant_id().map_err(|_| RefreshError::Internal)?;
             let grant = Grant::new(id, issued, inner.clock.now());
             let slot = inner.slot(&account);
+            let boarding = slot.boarding.lock().await;
             let base = slot.base(inner.store.epoch());
             let put = inner.noted(inner.store.put(&account, &grant, &expect).await)?;
             if put == Put::Conflict {
@@ -273,6 +274,7 @@ impl Coordinator {
             // The flight of the old grant goes on, and its result will be dropped; nobody joins it any more.
             state.flight = None;
             drop(state);
+            drop(boarding);
             slot.changed.notify_waiters();
             tracing::info!(%account, "grant stored");
             Ok((put, tag))

@@ -127,7 +127,7 @@ impl Inner {
             {
                 let mut state = slot.lock();
                 // A put may have made room for the flight of another grant.
-                if state.flight.as_ref().is_some_and(|current| Arc::ptr_eq(current, &handle)) {
+                if state.is_flown_by(&handle) {
                     state.flight = None;
                 }
             }
@@ -149,12 +149,15 @@ impl Flight {
     async fn clear(&self) -> Result<Clearance, RefreshError> {
         let inner = &self.inner;
         loop {
+            let boarding = self.slot.boarding.lock().await;
             let base = self.slot.base(inner.store.epoch());
             let record = inner.store.load(&self.account).await?.ok_or(RefreshError::NotFound)?;
             let snapshot = inner.snapshot(&self.account, &record.grant, record.marks.clone());
             self.slot.lock().fill(base, Some(Arc::clone(&snapshot)));
             let expired = snapshot.token.expired(inner.clock.now());
-            if snapshot.token.version != self.seen && !expired {
+            // A put has made room for the flights of its grant: only they may present it.
+            let detached = !self.slot.is_flown_by(&self.handle);
+            if detached || snapshot.token.version != self.seen && !expired {
                 return Ok(Clearance::Answer(snapshot));
             }
             inner.fit(&self.account, &snapshot.token)?;
@@ -172,7 +175,9 @@ impl Flight {
             }
             let count = uncertain.map_or(1, |mark| mark.count.saturating_add(1));
             let marked = Presented { at: inner.clock.now(), count };
-            match inner.noted(inner.store.claim(&self.account, record.revision, marked).await)? {
+            let claim = inner.noted(inner.store.claim(&self.account, record.revision, marked).await)?;
+            drop(boarding);
+            match claim {
                 Claim::Taken(revision) => {
                     return Ok(Clearance::Lease(Box::new(Claimed { record, revision, marked, uncertain })));
                 }
@@ -327,7 +332,7 @@ impl Flight {
         let base = self.slot.base(self.inner.store.epoch());
         let mut state = self.slot.lock();
         // A flight that a put has detached must not slow the new grant down.
-        if state.flight.as_ref().is_some_and(|current| Arc::ptr_eq(current, &self.handle)) {
+        if state.is_flown_by(&self.handle) {
             state.ended = snapshot.marks.attempt.as_ref().map(|attempt| Ended { at: attempt.ended_at, monotonic });
         }
         drop(state);

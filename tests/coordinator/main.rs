@@ -734,3 +734,56 @@ async fn a_grant_that_a_flight_found_replaced_is_served_no_more() {
     let version = late.peek(&account()).await.unwrap().token.version;
     assert_eq!(version, world.store.inner.load(&account()).await.unwrap().unwrap().grant.version);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_flight_that_a_put_overtook_presents_nothing_of_the_new_grant() {
+    let world = World::new().await;
+    let record = world.store.inner.load(&account()).await.unwrap().unwrap();
+    let elsewhere = world.store.inner.second_owner();
+    let mark = Presented { at: Timestamp::from_secs(1_700_000_000), count: 1 };
+    elsewhere.claim(&account(), record.revision, mark).await.unwrap();
+    let mut tasks = JoinSet::new();
+    spawn_refresh(&world.coordinator, &mut tasks);
+    settle_down().await;
+    world.coordinator.put(&account(), world.expired_login(), &IfMatch::Absent).await.unwrap();
+    world.provider.shut();
+    spawn_refresh(&world.coordinator, &mut tasks);
+    world.presented(1).await;
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(world.provider.presentations(), 1);
+    world.provider.open();
+    for result in all(tasks).await {
+        assert_eq!(result.unwrap(), "canary-at-3-end");
+    }
+    assert_eq!(world.provider.presentations(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_put_that_returns_late_hides_no_flight_of_a_later_grant() {
+    let world = World::new().await;
+    world.provider.shut();
+    let mut puts = JoinSet::new();
+    let put = |puts: &mut JoinSet<()>, issued| {
+        let coordinator = world.coordinator.clone();
+        puts.spawn(async move { drop(coordinator.put(&account(), issued, &IfMatch::Absent).await.unwrap()) });
+    };
+    world.store.hold(Step::Put);
+    put(&mut puts, world.provider.login());
+    world.held().await;
+    put(&mut puts, world.provider.login());
+    settle_down().await;
+    let mut tasks = JoinSet::new();
+    spawn_refresh(&world.coordinator, &mut tasks);
+    settle_down().await;
+    world.store.release();
+    while puts.join_next().await.is_some() {}
+    spawn_refresh(&world.coordinator, &mut tasks);
+    world.presented(1).await;
+    settle_down().await;
+    assert_eq!(world.provider.presentations(), 1);
+    world.provider.open();
+    let mut tokens: Vec<_> = all(tasks).await.into_iter().map(Result::unwrap).collect();
+    tokens.sort();
+    assert_eq!(tokens, ["canary-at-3-end", "canary-at-4-end"], "the replacing grant's, and a new one");
+    assert_eq!(world.provider.presentations(), 1);
+}
