@@ -151,7 +151,10 @@ impl Flight {
         loop {
             let boarding = self.slot.boarding.lock().await;
             let base = self.slot.base(inner.store.epoch());
-            let record = inner.store.load(&self.account).await?.ok_or(RefreshError::NotFound)?;
+            let Some(record) = inner.store.load(&self.account).await? else {
+                self.slot.lock().fill(base, None);
+                return Err(RefreshError::NotFound);
+            };
             let snapshot = inner.snapshot(&self.account, &record.grant, record.marks.clone());
             self.slot.lock().fill(base, Some(Arc::clone(&snapshot)));
             let expired = snapshot.token.expired(inner.clock.now());

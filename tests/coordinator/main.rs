@@ -787,3 +787,15 @@ async fn a_put_that_returns_late_hides_no_flight_of_a_later_grant() {
     assert_eq!(tokens, ["canary-at-3-end", "canary-at-4-end"], "the replacing grant's, and a new one");
     assert_eq!(world.provider.presentations(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_a_flight_found_deleted_is_served_no_more() {
+    let world = World::new().await;
+    let (store, late) = world.second();
+    set(&store.deaf, true);
+    late.token(&account(), None).await.unwrap();
+    world.coordinator.delete(&account(), &IfMatch::Absent, false).await.unwrap();
+    tokio::time::advance(SECOND * 2000).await;
+    let read = late.token(&account(), Some(SECOND * 1800)).await;
+    assert!(matches!(read, Err(RefreshError::NotFound)), "{read:?}");
+}
