@@ -195,7 +195,8 @@ impl Flight {
     /// The rule for ambiguity, for a presentation that nobody knows the outcome of.
     fn may_try_again(&self, mark: Presented, token: &SanitizedToken) -> bool {
         let now = self.inner.clock.now();
-        let in_grace = now.since(mark.at) < self.provider.rules().reuse_grace;
+        // A mark in the future was made before the clock was set back: nobody knows how long ago.
+        let in_grace = mark.at <= now && now.since(mark.at) < self.provider.rules().reuse_grace;
         let near_expiry = match (token.left(now), token.lifetime()) {
             (Some(left), Some(lifetime)) => left < default_validity(lifetime),
             (None, _) | (_, None) => false,

@@ -799,3 +799,14 @@ async fn a_grant_that_a_flight_found_deleted_is_served_no_more() {
     let read = late.token(&account(), Some(SECOND * 1800)).await;
     assert!(matches!(read, Err(RefreshError::NotFound)), "{read:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_mark_that_lies_in_the_future_is_in_no_grace() {
+    let world = World::with(Rules { reuse_grace: SECOND * 30, ..Rules::default() }, COOLDOWN).await;
+    let record = world.store.inner.load(&account()).await.unwrap().unwrap();
+    let mark = Presented { at: Timestamp::from_secs(1_800_000_000), count: 1 };
+    world.store.inner.second_owner().claim(&account(), record.revision, mark).await.unwrap();
+    tokio::time::advance(SECOND * 2000).await;
+    world.coordinator.token(&account(), Some(SECOND * 1800)).await.unwrap();
+    assert_eq!(world.provider.presentations(), 0);
+}
