@@ -28,7 +28,7 @@ use crate::{
     clock::Monotonic,
     grant::{Grant, Issued, SanitizedToken, Version},
     provider::Provider,
-    store::{Claim, Latch, Marks, Outcome, Presented, Record, Revision},
+    store::{Claim, Latch, Marks, Outcome, Presented, Record, Revision, StoreError},
 };
 
 /// No attempt starts after this; with the longest request of 15 s it makes invariant 3.
@@ -141,7 +141,10 @@ impl Flight {
     async fn fly(self) -> Landed {
         match self.clear().await? {
             Clearance::Answer(snapshot) => Ok(snapshot),
-            Clearance::Lease(claimed) => self.present(*claimed).await,
+            Clearance::Lease(claimed) => match self.too_late() {
+                Some(error) => self.call_off(*claimed, error).await,
+                None => self.present(*claimed).await,
+            },
         }
     }
 
@@ -190,6 +193,28 @@ impl Flight {
                 Claim::Changed => {}
             }
         }
+    }
+
+    /// Why no attempt may start any more, if so: the store may have taken its time.
+    fn too_late(&self) -> Option<RefreshError> {
+        if self.inner.stopping.is_cancelled() {
+            Some(RefreshError::ShuttingDown)
+        } else if self.age() >= LAST_START {
+            Some(StoreError::unavailable("the store took too long").into())
+        } else {
+            None
+        }
+    }
+
+    /// Takes the mark of a presentation back that will not be made, and releases the lease.
+    async fn call_off(&self, claimed: Claimed, error: RefreshError) -> Landed {
+        let marks = &claimed.record.marks;
+        let settled = self.inner.store.settle(&self.account, claimed.record.grant.version, marks).await;
+        if let Err(error) = self.inner.noted(settled) {
+            // It stays, and makes the next presentation a second try, which it need not be.
+            tracing::warn!(account = %self.account, %error, "could not take the mark of a presentation back");
+        }
+        Err(error)
     }
 
     /// The rule for ambiguity, for a presentation that nobody knows the outcome of.
@@ -241,6 +266,7 @@ impl Flight {
             let marked = Presented { at: self.inner.clock.now(), count: claimed.marked.count.saturating_add(1) };
             let claim = self.inner.store.claim(&self.account, claimed.revision, marked).await;
             match self.inner.noted(claim) {
+                Ok(Claim::Taken(_)) if self.too_late().is_some() => return self.fail(claimed, failure).await,
                 Ok(Claim::Taken(revision)) => (claimed.revision, claimed.marked) = (revision, marked),
                 Ok(Claim::Held | Claim::Changed) => return self.overtaken(claimed.record.grant.version, None).await,
                 Err(_) => return self.fail(claimed, failure).await,

@@ -810,3 +810,53 @@ async fn a_mark_that_lies_in_the_future_is_in_no_grace() {
     world.coordinator.token(&account(), Some(SECOND * 1800)).await.unwrap();
     assert_eq!(world.provider.presentations(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn no_attempt_starts_once_shutdown_has_begun() {
+    let world = World::new().await;
+    world.store.hold(Step::Claim);
+    let mut tasks = JoinSet::new();
+    spawn_refresh(&world.coordinator, &mut tasks);
+    world.held().await;
+    let coordinator = world.coordinator.clone();
+    let mut ending = JoinSet::new();
+    ending.spawn(async move { coordinator.shut_down().await });
+    settle_down().await;
+    world.store.release();
+    assert!(matches!(all(tasks).await[0], Err(RefreshError::ShuttingDown)));
+    assert_eq!((world.provider.presentations(), world.marks().await.presented), (0, None));
+    assert_eq!(refresh(&world.second().1).await.unwrap(), "canary-at-2-end", "the lease is free");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_attempt_starts_after_the_first_15_seconds() {
+    let world = World::new().await;
+    world.store.hold(Step::Claim);
+    let mut tasks = JoinSet::new();
+    spawn_refresh(&world.coordinator, &mut tasks);
+    world.held().await;
+    tokio::time::advance(SECOND * 15).await;
+    world.store.release();
+    assert!(matches!(all(tasks).await[0], Err(RefreshError::Store(_))));
+    assert_eq!((world.provider.presentations(), world.marks().await.presented), (0, None));
+    assert_eq!(refresh(&world.second().1).await.unwrap(), "canary-at-2-end", "the lease is free");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_whose_claim_took_too_long_is_not_sent() {
+    let world = World::new().await;
+    world.provider.script([error(503, "odd")]);
+    world.provider.shut();
+    let mut tasks = JoinSet::new();
+    spawn_refresh(&world.coordinator, &mut tasks);
+    world.presented(1).await;
+    world.store.hold(Step::Claim);
+    world.provider.open();
+    while !world.store.holds() {
+        tokio::time::sleep(SECOND).await;
+    }
+    tokio::time::advance(SECOND * 15).await;
+    world.store.release();
+    assert!(matches!(all(tasks).await[0], Err(RefreshError::Failed { .. })));
+    assert_eq!((world.provider.presentations(), world.marks().await.presented), (1, None));
+}
