@@ -262,10 +262,14 @@ impl Coordinator {
             let slot = inner.slot(&account);
             let boarding = slot.boarding.lock().await;
             let base = slot.base(inner.store.epoch());
-            let put = inner.noted(inner.store.put(&account, &grant, &expect).await)?;
-            if put == Put::Conflict {
-                return Err(RefreshError::PreconditionFailed);
-            }
+            let put = match inner.noted(inner.store.put(&account, &grant, &expect).await) {
+                Ok(put @ (Put::Created | Put::Replaced)) => put,
+                other => {
+                    drop(boarding);
+                    inner.forget_if_empty(&account, &slot);
+                    return Err(other.map_or_else(RefreshError::from, |_| RefreshError::PreconditionFailed));
+                }
+            };
             let snapshot = inner.snapshot(&account, &grant, Marks::default());
             let tag = Arc::clone(&snapshot.tag);
             let mut state = slot.lock();
@@ -403,7 +407,14 @@ impl Inner {
 
     /// What is known of the account, from memory or from the store.
     async fn look(&self, account: &Account, staleness: Staleness) -> Result<(Arc<Slot>, Arc<Snapshot>), RefreshError> {
-        let slot = self.slot(account);
+        // A name without a record gets no slot: whoever makes names up, and hangs up or asks twice at once, takes no
+        // memory with them.
+        let known = self.slots().get(account).cloned();
+        let slot = match known {
+            Some(slot) => slot,
+            None if self.store.load(account).await?.is_some() => self.slot(account),
+            None => return Err(RefreshError::NotFound),
+        };
         loop {
             let (base, known) = slot.look(self.store.epoch());
             if let Some(snapshot) = known {

@@ -860,3 +860,31 @@ async fn a_retry_whose_claim_took_too_long_is_not_sent() {
     assert!(matches!(all(tasks).await[0], Err(RefreshError::Failed { .. })));
     assert_eq!((world.provider.presentations(), world.marks().await.presented), (1, None));
 }
+
+#[tokio::test(start_paused = true)]
+async fn made_up_names_take_no_memory() {
+    let world = World::new().await;
+    let made_up = |number: u32| -> Account { format!("corp/made-up-{number}").parse().unwrap() };
+    let remembered = || format!("{:?}", world.coordinator).matches("made-up").count();
+    for number in 0..10 {
+        assert!(matches!(world.coordinator.peek(&made_up(number)).await, Err(RefreshError::NotFound)));
+    }
+    assert_eq!(remembered(), 0, "of one caller");
+    let mut asking = JoinSet::new();
+    for step in 0..10 {
+        world.store.hold(Step::Load);
+        let coordinator = world.coordinator.clone();
+        asking.spawn(async move { drop(coordinator.peek(&made_up(step)).await) });
+    }
+    world.held().await;
+    asking.shutdown().await;
+    assert_eq!(remembered(), 0, "of callers that hung up");
+    set(&world.store.no_reads, true);
+    assert!(world.coordinator.peek(&made_up(0)).await.is_err());
+    assert_eq!(remembered(), 0, "while the store cannot be read");
+    set(&world.store.no_reads, false);
+    assert!(world.coordinator.put(&made_up(0), world.provider.login(), &IfMatch::Any).await.is_err());
+    assert_eq!(remembered(), 0, "of a put that was refused");
+    assert!(world.coordinator.delete(&made_up(0), &IfMatch::Absent, false).await.is_err());
+    assert_eq!(remembered(), 0, "of a delete");
+}
