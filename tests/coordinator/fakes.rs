@@ -59,6 +59,8 @@ pub(crate) enum Act {
     RotateAndLose,
     /// Answers, or does not, without rotating.
     Fail(Reply),
+    /// A fault of the provider's client.
+    Panic,
 }
 
 pub(crate) fn error(status: u16, code: &str) -> Act {
@@ -167,6 +169,7 @@ impl Provider for Scripted {
         if let Act::Fail(reply) = act {
             return reply;
         }
+        assert!(!matches!(act, Act::Panic), "as the script says");
         let mut chain = self.state.lock().unwrap();
         if chain.living.as_ref() != Some(&presented) {
             chain.living = None;
@@ -180,7 +183,7 @@ impl Provider for Scripted {
         let issued = self.issue(&mut chain);
         match act {
             Act::RotateAndLose => Reply::Lost { timed_out: true },
-            Act::Rotate | Act::Fail(_) => {
+            Act::Rotate | Act::Fail(_) | Act::Panic => {
                 Reply::Answered { status: 200, body: Body::Issued(Box::new(issued)), retry_after: None }
             }
         }
