@@ -260,9 +260,6 @@ impl Flight {
                 Some(pause) if self.age().saturating_add(pause) < LAST_START => self.pause(pause).await,
                 Some(_) | None => return self.fail(claimed, failure).await,
             }
-            if self.inner.stopping.is_cancelled() {
-                return self.fail(claimed, failure).await;
-            }
             let marked = Presented { at: self.inner.clock.now(), count: claimed.marked.count.saturating_add(1) };
             let claim = self.inner.store.claim(&self.account, claimed.revision, marked).await;
             match self.inner.noted(claim) {

@@ -1211,3 +1211,15 @@ async fn a_grant_put_before_the_successor_was_saved_wins() {
         assert!(world.provider.revoked.lock().unwrap().is_empty());
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_token_of_another_daemons_is_refreshed_too() {
+    let world = World::new().await;
+    let (store, late) = world.second();
+    set(&store.deaf, true);
+    late.token(&account(), None).await.unwrap();
+    world.provider.lifetime.store(1, std::sync::atomic::Ordering::SeqCst);
+    world.refresh().await.unwrap();
+    tokio::time::advance(COOLDOWN).await;
+    assert_eq!(refresh(&late).await.unwrap(), "canary-at-3-end");
+}

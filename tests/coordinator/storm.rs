@@ -17,9 +17,10 @@ use credproxy::{
     grant::{Grant, Issued, Lifetime, Version},
     provider::{Body, Provider, Providers, Reply, Rules},
     refresh::{Coordinator, RefreshError, Snapshot, condition::IfMatch},
-    secret::{AccessToken, RefreshToken},
+    secret::{AccessToken, RefreshToken, StoreKey},
     store::{
         Claim, Deleted, Entry, Expect, Marks, Presented, Put, Record, Revision, Store, StoreError, memory::Memory,
+        sqlite::Sqlite,
     },
 };
 use secrecy::ExposeSecret as _;
@@ -118,7 +119,7 @@ impl Provider for Strict {
 /// A store that takes its time before and after, and fails to save now and then.
 #[derive(Debug)]
 struct Slow {
-    inner: Memory,
+    inner: Arc<dyn Store>,
     dice: Dice,
 }
 
@@ -173,7 +174,7 @@ fn account() -> Account {
     "corp".parse().unwrap()
 }
 
-fn daemon(inner: Memory, provider: &Arc<Strict>, seed: u64) -> Coordinator {
+fn daemon(inner: Arc<dyn Store>, provider: &Arc<Strict>, seed: u64) -> Coordinator {
     let store = Arc::new(Slow { inner, dice: Dice(AtomicU64::new(seed)) });
     let provider: Arc<dyn Provider> = Arc::<Strict>::clone(provider);
     let providers: Providers = [("corp".parse().unwrap(), provider)].into_iter().collect();
@@ -206,16 +207,10 @@ async fn call(coordinator: Coordinator, provider: Arc<Strict>, dice: Dice, alone
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test sees what is stored")]
-async fn storm(daemons: u64, seed: u64) {
+async fn storm(stores: &[Arc<dyn Store>], seed: u64) {
     let provider = Arc::new(Strict::default());
-    let first = Memory::new().unwrap();
-    let observer = first.second_owner();
-    let others: Vec<_> = (1..daemons).map(|_| first.second_owner()).collect();
-    let daemons: Vec<_> = std::iter::once(first)
-        .chain(others)
-        .zip(seed..)
-        .map(|(memory, seed)| daemon(memory, &provider, seed))
-        .collect();
+    let daemons: Vec<_> =
+        stores.iter().zip(seed..).map(|(store, seed)| daemon(Arc::clone(store), &provider, seed)).collect();
     daemons[0].put(&account(), provider.login(), &IfMatch::Absent).await.unwrap();
     let mut callers = JoinSet::new();
     for number in 0..24 {
@@ -231,7 +226,7 @@ async fn storm(daemons: u64, seed: u64) {
         daemon.shut_down().await;
     }
     // No successor was lost: what is stored in the end was never presented.
-    if let Some(record) = observer.load(&account()).await.unwrap() {
+    if let Some(record) = stores[0].load(&account()).await.unwrap() {
         let token = record.grant.refresh_token.unwrap().expose_secret().to_owned();
         assert!(!provider.seen.lock().unwrap().spent.contains(&token));
     }
@@ -240,7 +235,19 @@ async fn storm(daemons: u64, seed: u64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn in_a_storm_of_callers_nothing_is_spent_twice_or_lost() {
     for seed in 0..3 {
-        storm(1, seed).await;
-        storm(2, seed).await;
+        let first = Memory::new().unwrap();
+        let second = first.second_owner();
+        storm(&[Arc::new(Memory::new().unwrap())], seed).await;
+        storm(&[Arc::new(first), Arc::new(second)], seed).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nor_is_it_in_one_on_the_disk() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("store").join("db");
+    let open = async || Sqlite::open(&file, StoreKey::new([7; 32]), "key").await.unwrap();
+    let stores: [Arc<dyn Store>; 2] = [Arc::new(open().await), Arc::new(open().await)];
+    storm(&stores[..1], 0).await;
+    storm(&stores, 1).await;
 }
