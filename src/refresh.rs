@@ -8,7 +8,7 @@
 //!    puts and deletes.
 //! 2. Before a refresh token is sent, its presentation is durable; before an answer is given, its successor is.
 //! 3. A refresh token is presented again only after an outcome that did not spend it, or by the rule for ambiguity
-//!    ([`flight`]).
+//!    (`flight`).
 //! 4. A token not known to be expired is served, whatever stopped its refresh.
 //!
 //! Must not know: HTTP, SQL. It knows the traits `Provider`, `Store` and `Clock`.
