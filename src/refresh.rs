@@ -165,11 +165,16 @@ impl Coordinator {
             let id = random_grant_id().map_err(|_| RefreshError::Internal)?;
             let grant = Grant::new(id, issued, inner.clock.now());
             let slot = inner.slot(&account);
+            let boarding = slot.boarding.lock().await;
             let base = slot.base(inner.store.epoch());
-            let put = inner.noted(inner.store.put(&account, &grant, &expect).await)?;
-            if put == Put::Conflict {
-                return Err(RefreshError::PreconditionFailed);
-            }
+            let put = match inner.noted(inner.store.put(&account, &grant, &expect).await) {
+                Ok(put @ (Put::Created | Put::Replaced)) => put,
+                other => {
+                    drop(boarding);
+                    inner.forget_if_empty(&account, &slot);
+                    return Err(other.map_or_else(RefreshError::from, |_| RefreshError::PreconditionFailed));
+                }
+            };
             let snapshot = inner.snapshot(&account, &grant, Marks::default());
             let tag = Arc::clone(&snapshot.tag);
             let mut state = slot.lock();
@@ -178,6 +183,7 @@ impl Coordinator {
             // The flight of the old grant goes on, and its result will be dropped; nobody joins it any more.
             state.flight = None;
             drop(state);
+            drop(boarding);
             slot.changed.notify_waiters();
             tracing::info!(%account, "grant stored");
             Ok((put, tag))
@@ -306,7 +312,14 @@ impl Inner {
 
     /// What is known of the account, from memory or from the store.
     async fn look(&self, account: &Account, staleness: Staleness) -> Result<(Arc<Slot>, Arc<Snapshot>), RefreshError> {
-        let slot = self.slot(account);
+        // A name without a record gets no slot: whoever makes names up, and hangs up or asks twice at once, takes no
+        // memory with them.
+        let known = self.slots().get(account).cloned();
+        let slot = match known {
+            Some(slot) => slot,
+            None if self.store.load(account).await?.is_some() => self.slot(account),
+            None => return Err(RefreshError::NotFound),
+        };
         loop {
             let (base, known) = slot.look(self.store.epoch());
             if let Some(snapshot) = known {
@@ -354,8 +367,31 @@ impl Inner {
         self.providers.get(&account.provider).ok_or(RefreshError::NotConfigured)
     }
 
-    /// Joins the flight under way, or starts one if its time has come.
+    /// A token other than the caller's, unless his will do (`forced`: it will not).
     async fn renew(
+        self: &Arc<Self>,
+        account: &Account,
+        slot: &Arc<Slot>,
+        snapshot: &Arc<Snapshot>,
+        forced: bool,
+    ) -> Result<Arc<Snapshot>, RefreshError> {
+        let mut seen = Arc::clone(snapshot);
+        loop {
+            let landed = self.fly_along(account, slot, &seen, forced).await?;
+            let expired = landed.token.expired(self.clock.now());
+            let (now, before) = (landed.token.version, seen.token.version);
+            // A flight that others began, for a token or a grant before this one, may end with what the caller has, or
+            // with a replacement that nobody refreshed yet.
+            let again = if now == before { forced || expired } else { now.id != before.id && expired };
+            if !again {
+                return Ok(landed);
+            }
+            seen = landed;
+        }
+    }
+
+    /// Joins the flight under way, or starts one if its time has come.
+    async fn fly_along(
         self: &Arc<Self>,
         account: &Account,
         slot: &Arc<Slot>,

@@ -786,3 +786,14 @@ async fn a_key_that_is_lost_or_open_to_others_is_refused() {
 fn grant_ids_are_random() {
     assert_ne!(random_grant_id().unwrap(), random_grant_id().unwrap());
 }
+
+#[tokio::test]
+async fn a_store_whose_only_connection_was_closed_after_an_error_is_still_read() {
+    let bench = OnDisk::new().await;
+    let store = bench.open().await;
+    let corp = account("corp");
+    put(&store, &corp, &grant(1, 1)).await;
+    bench.sql("CREATE TRIGGER no_put BEFORE INSERT ON records BEGIN SELECT RAISE(FAIL, 'no'); END").await;
+    assert!(store.put(&corp, &grant(2, 1), &Expect::Whatever).await.is_err());
+    assert_same(&load(&store, &corp).await.grant, &grant(1, 1));
+}

@@ -78,6 +78,10 @@ impl Handle {
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     state: Mutex<State>,
+    /// Held while a put replaces the grant and makes room for its flights, and by a flight from reading the record to
+    /// claiming it: so a flight either claims before a put, and presents nothing of the new grant, or finds that it is
+    /// not the slot's any more. The store's lease is no help: it is this process's own in both.
+    pub(super) boarding: tokio::sync::Mutex<()>,
     /// Rung at every change of what a reader would see.
     pub(super) changed: Notify,
 }
@@ -103,6 +107,11 @@ impl Slot {
         self.lock().flight.clone()
     }
 
+    /// Whether callers still join the flight of `handle`.
+    pub(super) fn is_flown_by(&self, handle: &Arc<Handle>) -> bool {
+        self.lock().is_flown_by(handle)
+    }
+
     /// Where a read or write begins, to be handed to [`State::fill`], [`State::publish`] or [`State::keep`] after it.
     /// `epoch` is the store's before the beginning.
     pub(super) fn base(&self, epoch: u64) -> Base {
@@ -124,6 +133,10 @@ pub(super) struct Base {
 }
 
 impl State {
+    pub(super) fn is_flown_by(&self, handle: &Arc<Handle>) -> bool {
+        self.flight.as_ref().is_some_and(|current| Arc::ptr_eq(current, handle))
+    }
+
     fn current(&self, epoch: u64) -> Option<&Arc<Snapshot>> {
         self.unsaved
             .as_ref()
