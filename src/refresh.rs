@@ -127,7 +127,6 @@ impl Coordinator {
             Verdict::Moved if snapshot.token.expired(self.0.clock.now()) => {}
             Verdict::Moved => return Ok(snapshot),
             Verdict::Mismatch => return Err(RefreshError::PreconditionFailed),
-            Verdict::Malformed => return Err(RefreshError::UnknownTag),
         }
         self.0.renew(account, &slot, &snapshot, true).await
     }

@@ -55,10 +55,8 @@ pub(super) enum Verdict {
     Go,
     /// The token found bad was replaced already.
     Moved,
-    /// The tags belong to another account.
+    /// No tag belongs to the account.
     Mismatch,
-    /// No tag is one of ours.
-    Malformed,
 }
 
 impl IfMatch {
@@ -67,16 +65,21 @@ impl IfMatch {
             Self::Absent | Self::Any => return Verdict::Go,
             Self::Tags(tags) => tags,
         };
-        let mut verdict = Verdict::Malformed;
+        let mut verdict = Verdict::Mismatch;
         for tag in tags {
             match tag {
                 Tag::Ours(of, version) if of == account && *version == current => return Verdict::Go,
                 Tag::Ours(of, _) if of == account => verdict = Verdict::Moved,
-                Tag::Ours(..) if verdict == Verdict::Malformed => verdict = Verdict::Mismatch,
                 Tag::Ours(..) | Tag::Foreign => {}
             }
         }
         verdict
+    }
+
+    /// Whether it was sent and holds no tag that this daemon ever made: a mistake of the caller's.
+    #[must_use]
+    pub fn is_foreign(&self) -> bool {
+        matches!(self, Self::Tags(tags) if tags.iter().all(|tag| *tag == Tag::Foreign))
     }
 
     /// The versions of `account` that a change may replace; `None` for any.
@@ -111,13 +114,14 @@ mod tests {
             (vec![&*current], Verdict::Go),
             (vec![&*earlier], Verdict::Moved),
             (vec![&*foreign], Verdict::Mismatch),
-            (vec!["garbage"], Verdict::Malformed),
-            (vec!["corp:00:1", ""], Verdict::Malformed),
+            (vec!["garbage"], Verdict::Mismatch),
             (vec![&*foreign, &*earlier], Verdict::Moved),
             (vec![&*foreign, &*earlier, "x", &*current], Verdict::Go),
         ] {
             assert_eq!(sent(&tags).verdict(&mine, version(5)), verdict, "{tags:?}");
         }
+        assert!(sent(&["garbage", "corp:00:1", ""]).is_foreign());
+        assert!(!sent(&["garbage", &foreign]).is_foreign() && !IfMatch::Any.is_foreign());
         assert_eq!(IfMatch::Absent.verdict(&mine, version(5)), Verdict::Go);
         assert_eq!(IfMatch::Any.verdict(&mine, version(5)), Verdict::Go);
         assert_eq!(sent(&[&current, &foreign]).versions(&mine), Some(vec![version(5)]));

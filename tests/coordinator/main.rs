@@ -615,7 +615,7 @@ async fn if_match_refreshes_only_the_token_that_was_found_bad() {
     assert_eq!(ask(IfMatch::Any).await.unwrap(), "canary-at-3-end");
     let other = first.replacen("corp/default", "corp/other", 1);
     assert!(matches!(ask(matching(&other)).await, Err(RefreshError::PreconditionFailed)));
-    assert!(matches!(ask(matching("garbage")).await, Err(RefreshError::UnknownTag)));
+    assert!(matches!(ask(matching("garbage")).await, Err(RefreshError::PreconditionFailed)));
     assert_eq!(world.provider.presentations(), 2);
     tokio::time::advance(SECOND * 3600).await;
     assert_eq!(ask(matching(&first)).await.unwrap(), "canary-at-4-end", "the current token has expired");

@@ -43,6 +43,9 @@ pub(in crate::server) async fn refresh(
 ) -> Result<Response, Problem> {
     let account = Query::parse(&uri, &["bucket"])?.account(&provider)?;
     let if_match = if_match(&headers)?;
+    if if_match.is_foreign() {
+        return Err(Problem::invalid("if-match holds no entity tag of this daemon's"));
+    }
     let body = json_body(&headers, body).await?;
     if !body.is_empty() && !serde_json::from_slice::<Map<_, Value>>(&body).is_ok_and(|members| members.is_empty()) {
         return Err(Problem::invalid("a refresh takes no body but an empty JSON object"));
