@@ -14,7 +14,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use bytes::Bytes;
 use secrecy::ExposeSecret as _;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
@@ -130,6 +130,31 @@ fn seconds(value: &Value) -> Option<f64> {
     }
 }
 
+/// The provider's other members, unread. Providers nest tokens in them, so `Debug` shows their number alone.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Extra(Map<String, Value>);
+
+impl Extra {
+    /// The members, secrets among them.
+    #[must_use]
+    pub const fn members(&self) -> &Map<String, Value> {
+        &self.0
+    }
+}
+
+impl From<Map<String, Value>> for Extra {
+    fn from(members: Map<String, Value>) -> Self {
+        Self(members)
+    }
+}
+
+impl fmt::Debug for Extra {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Extra({} members)", self.0.len())
+    }
+}
+
 /// Tokens fresh from a provider, or put by a person.
 #[derive(Debug)]
 pub struct Issued {
@@ -143,8 +168,8 @@ pub struct Issued {
     pub scope: Option<String>,
     /// The successor, when the provider rotates.
     pub refresh_token: Option<RefreshToken>,
-    /// Every other member, unread.
-    pub extra: Map<String, Value>,
+    /// Every other member.
+    pub extra: Extra,
 }
 
 impl Issued {
@@ -173,7 +198,7 @@ pub struct Grant {
     /// What the next refresh presents.
     pub refresh_token: Option<RefreshToken>,
     /// The provider's other members.
-    pub extra: Map<String, Value>,
+    pub extra: Extra,
 }
 
 impl Grant {
@@ -196,7 +221,7 @@ impl Grant {
     #[must_use]
     pub fn refreshed(self, issued: Issued, now: Timestamp) -> Self {
         let mut extra = self.extra;
-        extra.extend(issued.extra.into_iter().filter(|(_, value)| !value.is_null()));
+        extra.0.extend(issued.extra.0.into_iter().filter(|(_, value)| !value.is_null()));
         Self {
             version: Version { generation: self.version.generation.saturating_add(1), ..self.version },
             access_token: issued.access_token,
@@ -280,14 +305,17 @@ impl SanitizedToken {
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the access token is what a caller asks for")]
     pub fn of(grant: &Grant, expose: &[String]) -> Self {
-        let safe = |text: &str| {
+        let keeps = |text: &str| {
             !holds_forbidden_text(text) && !grant.refresh_token.as_ref().is_some_and(|secret| secret.occurs_in(text))
         };
+        // The text itself and what JSON makes of it: a carriage return before `efresh_token` is written `\r`.
+        let safe = |text: &str| keeps(text) && keeps(&Value::from(text).to_string());
         let scope = grant.scope.as_deref().and_then(|scope| {
             let items: Vec<&str> = scope.split(' ').filter(|item| safe(item)).collect();
-            (!items.is_empty()).then(|| items.join(" "))
+            // A refresh token may hold spaces, so the whole is looked at, too.
+            Some(items.join(" ")).filter(|joined| !joined.is_empty() && safe(joined))
         });
-        let extra = grant.extra.iter().filter(|(name, value)| {
+        let extra = grant.extra.0.iter().filter(|(name, value)| {
             (EXPOSED.contains(&name.as_str()) || expose.contains(name)) && safe(name) && is_safe_scalar(value, safe)
         });
         let wire = Wire {
@@ -359,7 +387,7 @@ mod tests {
             lifetime: Lifetime::In(Duration::from_hours(1)),
             scope: None,
             refresh_token: None,
-            extra,
+            extra: extra.into(),
         }
     }
 
@@ -382,7 +410,7 @@ mod tests {
         assert_eq!(after.version.generation, 2);
         assert!(after.refresh_token.unwrap().same_as(&RefreshToken::new("rt-canary".into()).unwrap()));
         assert_eq!(after.scope.as_deref(), Some("a b c"));
-        assert_eq!(Value::Object(after.extra), json!({"account_id": "me", "old": 1, "new": 2}));
+        assert_eq!(Value::Object(after.extra.0), json!({"account_id": "me", "old": 1, "new": 2}));
     }
 
     #[test]
@@ -432,6 +460,31 @@ mod tests {
         grant.expires_at = None;
         let expected = json!({"access_token": "at-2", "token_type": "Bearer", "scope": "a b"});
         assert_eq!(body(&SanitizedToken::of(&grant, &[])), expected);
+    }
+
+    #[test]
+    fn what_json_would_make_of_a_text_is_looked_at_too() {
+        let mut grant = grant(json!({"account_id": "\refresh_token", "id_token": "a\nb", "resource_url": "rt"}));
+        grant.refresh_token = Some(RefreshToken::new("a\\nb".into()).unwrap());
+        grant.scope = Some("x \refresh_token".into());
+        let token = SanitizedToken::of(&grant, &[]);
+        assert!(!holds_forbidden_text(str::from_utf8(&token.json()).unwrap()));
+        assert_eq!((&body(&token)["scope"], &body(&token)["resource_url"]), (&json!("x"), &json!("rt")));
+        assert_eq!((&body(&token)["account_id"], &body(&token)["id_token"]), (&json!(null), &json!(null)));
+    }
+
+    #[test]
+    fn a_scope_does_not_spell_a_refresh_token_that_holds_spaces() {
+        let mut grant = grant(json!({}));
+        grant.refresh_token = Some(RefreshToken::new("one two".into()).unwrap());
+        grant.scope = Some("one refresh_token two".into());
+        assert_eq!(SanitizedToken::of(&grant, &[]).scope, None);
+    }
+
+    #[test]
+    fn debug_shows_of_the_other_members_only_how_many_there_are() {
+        let shown = format!("{:?}", grant(json!({"authed_user": {"refresh_token": "canary"}, "id_token": "canary"})));
+        assert!(shown.contains("Extra(2 members)") && !shown.contains("canary"), "{shown}");
     }
 
     #[test]
