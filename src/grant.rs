@@ -6,7 +6,8 @@
 //! Invariants:
 //! 1. A refresh raises the generation by one and keeps the id; a login or put makes a new random id.
 //! 2. A refresh never loses what it was not given anew: refresh token, scope, extra members.
-//! 3. A [`SanitizedToken`] holds neither the text `refresh_token` nor the value of the grant's refresh token.
+//! 3. A [`SanitizedToken`] holds neither the text `refresh_token` nor the value of the grant's refresh token, nor of
+//!    the one before it.
 //!
 //! Must not know: wire formats other than the sanitized view's, storage, providers.
 
@@ -178,6 +179,19 @@ impl Issued {
     pub fn reveals(&self, current: Option<&RefreshToken>) -> bool {
         self.refresh_token.as_ref().into_iter().chain(current).any(|secret| self.access_token.reveals(secret))
     }
+
+    /// Drops what quotes the refresh token that was presented. It will be in no grant to be looked for, but may still
+    /// be good: some providers take one again for a while, or do not rotate.
+    #[must_use]
+    fn without(mut self, presented: &RefreshToken) -> Self {
+        self.token_type = self.token_type.filter(|text| !presented.occurs_in(text));
+        self.scope = self.scope.filter(|text| !presented.occurs_in(text));
+        self.extra.0.retain(|name, value| {
+            let text = value.as_str().is_some_and(|text| presented.occurs_in(text));
+            !text && !presented.occurs_in(name) && !presented.occurs_in(&value.to_string())
+        });
+        self
+    }
 }
 
 /// What is kept for an account. Not `Clone`: it holds a refresh token that may be good for one use.
@@ -220,6 +234,10 @@ impl Grant {
     /// The next generation: what `issued` brings new, and the rest as it was (invariants 1 and 2).
     #[must_use]
     pub fn refreshed(self, issued: Issued, now: Timestamp) -> Self {
+        let issued = match &self.refresh_token {
+            Some(presented) => issued.without(presented),
+            None => issued,
+        };
         let mut extra = self.extra;
         extra.0.extend(issued.extra.0.into_iter().filter(|(_, value)| !value.is_null()));
         Self {
@@ -411,6 +429,21 @@ mod tests {
         assert!(after.refresh_token.unwrap().same_as(&RefreshToken::new("rt-canary".into()).unwrap()));
         assert_eq!(after.scope.as_deref(), Some("a b c"));
         assert_eq!(Value::Object(after.extra.0), json!({"account_id": "me", "old": 1, "new": 2}));
+    }
+
+    #[test]
+    fn what_quotes_the_refresh_token_that_was_presented_is_dropped() {
+        let quoting = Issued {
+            token_type: Some("rt-canary".into()),
+            scope: Some("a rt-canary".into()),
+            refresh_token: Some(RefreshToken::new("rt-next".into()).unwrap()),
+            ..issued(
+                json!({"account_id": "x rt-canary", "id_token": ["rt-canary"], "rt-canary": 1, "resource_url": "u"}),
+            )
+        };
+        let after = grant(json!({"account_id": "me"})).refreshed(quoting, NOW);
+        assert_eq!((after.token_type.as_str(), after.scope.as_deref()), ("Bearer", Some("a b c")));
+        assert_eq!(Value::Object(after.extra.0), json!({"account_id": "me", "resource_url": "u"}));
     }
 
     #[test]
