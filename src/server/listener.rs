@@ -212,7 +212,10 @@ fn prepare(directory: &Path, socket: &Path, mode: u32) -> Result<(), BindError> 
     }
     let metadata = fs::metadata(directory).map_err(failed)?;
     let found = metadata.permissions().mode() & 0o7777;
-    if metadata.uid() != rustix::process::geteuid().as_raw() {
+    let own = rustix::process::geteuid().as_raw();
+    // Of a link, too: its owner could lead our clients to a socket of his own.
+    let link = fs::symlink_metadata(directory).map_err(failed)?;
+    if metadata.uid() != own || ![own, 0].contains(&link.uid()) {
         return Err(refuse("belongs to another user"));
     }
     if found == mode {
