@@ -238,8 +238,7 @@ impl Grant {
             Some(presented) => issued.without(presented),
             None => issued,
         };
-        let mut extra = self.extra;
-        extra.0.extend(issued.extra.0.into_iter().filter(|(_, value)| !value.is_null()));
+        let extra = merge_extra(self.extra, issued.extra);
         Self {
             version: Version { generation: self.version.generation.saturating_add(1), ..self.version },
             access_token: issued.access_token,
@@ -253,6 +252,21 @@ impl Grant {
         }
     }
 }
+
+/// New-else-old, but no more than [`LARGEST_EXTRA`]: a provider that thinks up new members at each refresh would fill
+/// the disk.
+fn merge_extra(mut old: Extra, new: Extra) -> Extra {
+    let size = |(name, value): (&String, &Value)| name.len().saturating_add(value.to_string().len());
+    let total: usize = old.0.iter().chain(&new.0).map(size).sum();
+    if total > LARGEST_EXTRA {
+        old.0.clear();
+    }
+    old.0.extend(new.0.into_iter().filter(|(_, value)| !value.is_null()));
+    old
+}
+
+/// In bytes of JSON. A few long JWTs have some 20 KiB.
+const LARGEST_EXTRA: usize = 256 * 1024;
 
 fn expiry(lifetime: Lifetime, now: Timestamp) -> Option<Timestamp> {
     match lifetime {
@@ -444,6 +458,16 @@ mod tests {
         let after = grant(json!({"account_id": "me"})).refreshed(quoting, NOW);
         assert_eq!((after.token_type.as_str(), after.scope.as_deref()), ("Bearer", Some("a b c")));
         assert_eq!(Value::Object(after.extra.0), json!({"account_id": "me", "resource_url": "u"}));
+    }
+
+    #[test]
+    fn members_do_not_pile_up_without_end() {
+        let mut grant = grant(json!({}));
+        for round in 0..20 {
+            grant = grant.refreshed(issued(json!({format!("x{round}"): "x".repeat(LARGEST_EXTRA / 4)})), NOW);
+            assert!(Value::from(grant.extra.0.clone()).to_string().len() <= LARGEST_EXTRA);
+        }
+        assert!(grant.extra.0.contains_key("x19"));
     }
 
     #[test]
