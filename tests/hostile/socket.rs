@@ -47,7 +47,7 @@ fn lies() -> Vec<(&'static str, Vec<u8>, &'static [u16])> {
     let get = |target: &str, more: &str| format!("GET {target} {HEAD}{more}\r\n").into_bytes();
     let post = |more: &str| format!("POST {REFRESH} {HEAD}{more}").into_bytes();
     let with = |start: &[u8], rest: &[u8]| [start, rest].concat();
-    let many = |count: usize| (0..count).map(|at| format!("x-{at}: 1\r\n")).collect::<String>();
+    let many = |count: usize| (0..count).map(|at| format!("x-{at}: 1\r\n")).collect::<Vec<_>>().concat();
     let tags = format!("If-Match: {}\r\n\r\n", vec!["\"a\""; 25_000].join(","));
     vec![
         ("nothing", b"".to_vec(), &[]),
