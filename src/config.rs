@@ -12,7 +12,9 @@
 
 use std::{
     borrow::Cow,
-    fs, io,
+    fs::OpenOptions,
+    io::{self, Read as _},
+    os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -128,7 +130,7 @@ impl Config {
     pub fn load(explicit: Option<&Path>, env: &Environment) -> Result<Self, ConfigError> {
         let usual = env.config_file();
         let Some(file) = explicit.or(usual.as_deref()) else { return Self::parse(Path::new(""), "", env) };
-        match fs::read_to_string(file) {
+        match read(file) {
             Ok(text) => Self::parse(file, &text, env),
             Err(error) if error.kind() == io::ErrorKind::NotFound && explicit.is_none() => Self::parse(file, "", env),
             Err(source) => Err(ConfigError::Unreadable { file: file.to_owned(), source }),
@@ -196,6 +198,24 @@ pub fn dev_socket(explicit: Option<&Path>, env: &Environment) -> Result<SocketCo
         None => env.dev_socket()?,
     };
     Ok(SocketConfig { name: "dev".to_owned(), path, policy: Policy::host(), uids: Vec::new() })
+}
+
+/// A thousand providers need some 200 KiB; what is longer is another file.
+const LONGEST_FILE: u64 = 1024 * 1024;
+
+/// Reads the file without waiting for anybody, and no more of it than a configuration may have.
+fn read(file: &Path) -> io::Result<String> {
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let opened = OpenOptions::new().read(true).custom_flags(nonblocking).open(file)?;
+    if opened.metadata()?.file_type().is_fifo() {
+        return Err(io::Error::other("it is a pipe; name a file"));
+    }
+    let mut text = String::new();
+    opened.take(LONGEST_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LONGEST_FILE {
+        return Err(io::Error::other("it is longer than 1 MiB"));
+    }
+    Ok(text)
 }
 
 fn store(mut section: Section<'_>, env: &Environment) -> Result<StoreConfig, ConfigError> {

@@ -8,8 +8,11 @@
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     account::ProviderName,
@@ -169,13 +172,12 @@ async fn run<T>(
             .map_err(|source| LifecycleError::Bind { name: socket.name.clone(), source })?;
         listeners.push((Arc::new(listener), socket.policy.clone()));
     }
-    let (stop, serving) = (CancellationToken::new(), TaskTracker::new());
+    let (stop, mut serving) = (CancellationToken::new(), JoinSet::new());
     for (listener, policy) in &listeners {
         let router = server::router(AppState::new(coordinator.clone(), policy.clone()));
         let (listener, stop) = (Arc::clone(listener), stop.clone());
         serving.spawn(async move { listener.serve(router, share, stop).await });
     }
-    serving.close();
     let paths: Vec<PathBuf> = listeners.iter().map(|(listener, _)| listener.path().to_owned()).collect();
     tracing::info!(sockets = ?paths, "ready");
     let done = ready(&paths);
@@ -183,8 +185,11 @@ async fn run<T>(
     tracing::info!(signal, "ending");
     stop.cancel();
     let finished = tokio::time::timeout(LAST_WAIT, coordinator.shut_down()).await;
-    if tokio::time::timeout(LAST_ANSWERS, serving.wait()).await.is_err() {
+    let last_answers = async { while serving.join_next().await.is_some() {} };
+    if tokio::time::timeout(LAST_ANSWERS, last_answers).await.is_err() {
         tracing::warn!("some connections were cut off");
+        // What still runs holds the sockets open.
+        serving.shutdown().await;
     }
     finished.map(|()| done).map_err(|_| LifecycleError::Unfinished)
 }

@@ -170,7 +170,7 @@ impl Coordinator {
                 Ok(put @ (Put::Created | Put::Replaced)) => put,
                 other => {
                     drop(boarding);
-                    inner.forget_if_empty(&account, &slot);
+                    inner.forget_if_empty(&account, slot);
                     return Err(other.map_or_else(RefreshError::from, |_| RefreshError::PreconditionFailed));
                 }
             };
@@ -208,7 +208,7 @@ impl Coordinator {
                 slot.changed.notify_waiters();
                 tracing::info!(%account, "grant deleted");
             }
-            inner.forget_if_empty(&account, &slot);
+            inner.forget_if_empty(&account, slot);
             match deleted? {
                 Deleted::Gone(Some(grant)) if revoke => Ok(inner.revoke(&account, &grant).await),
                 Deleted::Gone(_) => Ok(false),
@@ -297,14 +297,16 @@ impl Inner {
     }
 
     /// Drops the slot of an account without a grant, so that made-up names take no memory. Nobody else may hold it:
-    /// two slots for one account would be two flights.
-    fn forget_if_empty(&self, account: &Account, slot: &Arc<Slot>) {
+    /// two slots for one account would be two flights. The caller's hold ends in here, so that of several callers at
+    /// once the last one drops it.
+    fn forget_if_empty(&self, account: &Account, slot: Arc<Slot>) {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
         let empty = {
             let state = slot.lock();
             state.last().is_none() && state.flight.is_none()
         };
-        if empty && Arc::strong_count(slot) == 2 {
+        drop(slot);
+        if empty && slots.get(account).is_some_and(|slot| Arc::strong_count(slot) == 1) {
             slots.remove(account);
         }
     }
@@ -330,7 +332,10 @@ impl Inner {
                     let last = slot.lock().last().cloned();
                     return match last {
                         Some(last) if staleness == Staleness::Tolerated => Ok((slot, last)),
-                        Some(_) | None => Err(error.into()),
+                        Some(_) | None => {
+                            self.forget_if_empty(account, slot);
+                            Err(error.into())
+                        }
                     };
                 }
             };
@@ -339,7 +344,7 @@ impl Inner {
                 continue;
             }
             let Some(snapshot) = snapshot else {
-                self.forget_if_empty(account, &slot);
+                self.forget_if_empty(account, slot);
                 return Err(RefreshError::NotFound);
             };
             return Ok((slot, snapshot));
@@ -450,5 +455,26 @@ impl Inner {
             Some(provider) => provider.revoke(grant).await,
             None => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{clock::SystemClock, store::memory::Memory};
+
+    #[tokio::test]
+    async fn the_last_to_ask_for_a_made_up_name_leaves_nothing_behind() {
+        let store = Arc::new(Memory::new().unwrap());
+        let coordinator =
+            Coordinator::new(store, Providers::default(), Arc::new(SystemClock::new()), Duration::from_secs(1));
+        let (inner, account) = (&coordinator.0, "made/up".parse().unwrap());
+        let another = inner.slot(&account);
+        assert!(matches!(coordinator.peek(&account).await, Err(RefreshError::NotFound)));
+        assert_eq!(inner.slots().len(), 1, "another caller holds it");
+        inner.forget_if_empty(&account, another);
+        assert!(inner.slots().is_empty());
+        assert!(coordinator.delete(&account, &IfMatch::Absent, false).await.is_err());
+        assert!(inner.slots().is_empty());
     }
 }

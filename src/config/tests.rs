@@ -38,8 +38,8 @@ fn a_file_that_was_asked_for_must_be_there() {
 fn the_usual_file_is_read() {
     let home = tempfile::tempdir().unwrap();
     let directory = home.path().join(".config/credproxy");
-    fs::create_dir_all(&directory).unwrap();
-    fs::File::create(directory.join("config.toml")).unwrap().write_all(b"[refresh]\ncooldown = \"5s\"\n").unwrap();
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::File::create(directory.join("config.toml")).unwrap().write_all(b"[refresh]\ncooldown = \"5s\"\n").unwrap();
     let env = Environment::of([("HOME", home.path())]);
     assert_eq!(Config::load(None, &env).unwrap().refresh.cooldown, Duration::from_secs(5));
 }

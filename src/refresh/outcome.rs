@@ -102,12 +102,10 @@ fn by_status(status: u16, error_readable: bool) -> (Outcome, &'static str) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Map;
-
     use super::*;
     use crate::{
         clock::Timestamp,
-        grant::{GrantId, Lifetime},
+        grant::{Extra, GrantId, Lifetime},
         secret::{AccessToken, RefreshToken},
     };
 
@@ -118,7 +116,7 @@ mod tests {
             lifetime: Lifetime::Unknown,
             scope: None,
             refresh_token: Some(RefreshToken::new("canary-rt-1".into()).unwrap()),
-            extra: Map::new(),
+            extra: Extra::default(),
         }
     }
 

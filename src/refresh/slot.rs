@@ -182,12 +182,10 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Map;
-
     use super::*;
     use crate::{
         clock::Timestamp,
-        grant::{GrantId, Issued, Lifetime},
+        grant::{Extra, GrantId, Issued, Lifetime},
         secret::AccessToken,
     };
 
@@ -198,7 +196,7 @@ mod tests {
             lifetime: Lifetime::Unknown,
             scope: None,
             refresh_token: None,
-            extra: Map::new(),
+            extra: Extra::default(),
         };
         let grant = Grant::new(GrantId::from_bytes([id; 16]), issued, Timestamp::from_secs(0));
         Arc::new(Snapshot::of(&"corp".parse().unwrap(), &grant, Marks::default(), &[]))

@@ -5,7 +5,8 @@
 //!    were named.
 //! 2. A living daemon's socket is never replaced; a dead one's is. What is not a socket is never touched.
 //! 3. On the way out, only the socket that this listener made is removed.
-//! 4. No peer can hold more than its socket's share of the open files, nor hold a connection without asking anything.
+//! 4. No peer can hold more than its socket's share of the open files, nor hold a connection without asking anything or
+//!    without reading the answers.
 
 use std::{
     fs::{self, DirBuilder, File, Permissions},
@@ -38,13 +39,20 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{peer::Peers, problem::Problem};
+use super::{peer::Peers, problem::Problem, stall::Stalling};
 
 /// The room for a path in `sockaddr_un`, less the closing zero byte.
 const LONGEST_PATH: usize = 107;
 
 /// How long a connection may stay silent, before its first request and between two.
 const IDLE: Duration = Duration::from_mins(1);
+
+/// The longest head of a request, and so the most that a peer can make the daemon hold for a connection but for a body.
+/// Other servers allow 8 to 16 KiB.
+const LONGEST_HEAD: usize = 16 * 1024;
+
+/// How long a peer may leave answers unread once they fill the socket's buffer.
+const UNREAD: Duration = Duration::from_secs(30);
 
 /// The pause after an error that waiting may cure, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -131,7 +139,7 @@ impl Listener {
     pub async fn serve(&self, router: Router, share: usize, stop: CancellationToken) {
         let service = TowerToHyperService::new(router.layer(middleware::from_fn(one_host)));
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(IDLE).half_close(true);
+        builder.timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(LONGEST_HEAD).half_close(true);
         let connections = TaskTracker::new();
         let graceful = GracefulShutdown::new();
         let seats = Arc::new(Semaphore::new(share));
@@ -151,7 +159,8 @@ impl Listener {
             if !self.peers.admits(&stream, &self.name) {
                 continue;
             }
-            let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service.clone()));
+            let stream = TokioIo::new(Stalling::new(stream, UNREAD));
+            let connection = graceful.watch(builder.serve_connection(stream, service.clone()));
             connections.spawn(async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "a connection broke");
@@ -203,7 +212,10 @@ fn prepare(directory: &Path, socket: &Path, mode: u32) -> Result<(), BindError> 
     }
     let metadata = fs::metadata(directory).map_err(failed)?;
     let found = metadata.permissions().mode() & 0o7777;
-    if metadata.uid() != rustix::process::geteuid().as_raw() {
+    let own = rustix::process::geteuid().as_raw();
+    // Of a link, too: its owner could lead our clients to a socket of his own.
+    let link = fs::symlink_metadata(directory).map_err(failed)?;
+    if metadata.uid() != own || ![own, 0].contains(&link.uid()) {
         return Err(refuse("belongs to another user"));
     }
     if found == mode {

@@ -21,8 +21,12 @@ use crate::{
     refresh::condition::{IfMatch, Tag},
 };
 
-/// The largest body: a grant with a few long JWTs has some 20 KiB.
-const LARGEST_BODY: usize = 256 * 1024;
+/// The largest grant: one with a few long JWTs has some 20 KiB.
+pub(super) const LARGEST_GRANT: usize = 256 * 1024;
+
+/// The largest body of a request that needs none: room for an empty object. Peers can make the daemon hold one of
+/// these for each connection.
+pub(super) const SMALL_BODY: usize = 1024;
 
 /// How long a body may take; a local peer needs milliseconds.
 const BODY_PATIENCE: Duration = Duration::from_secs(30);
@@ -138,14 +142,15 @@ pub(super) fn preferred_wait(headers: &HeaderMap) -> Option<u64> {
     })
 }
 
-/// The whole body, which must be JSON if there is one.
-pub(super) async fn json_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
-    let collected = tokio::time::timeout(BODY_PATIENCE, Limited::new(body, LARGEST_BODY).collect())
+/// The whole body of at most `largest` bytes, which must be JSON if there is one.
+pub(super) async fn json_body(headers: &HeaderMap, body: Body, largest: usize) -> Result<Bytes, Problem> {
+    let collected = tokio::time::timeout(BODY_PATIENCE, Limited::new(body, largest).collect())
         .await
         .map_err(|_| Problem::invalid("the body did not arrive in time"))?;
     let collected = collected.map_err(|error| {
         if error.downcast_ref::<LengthLimitError>().is_some() {
-            Problem::invalid("the body is larger than 256 KiB").with_status(StatusCode::PAYLOAD_TOO_LARGE)
+            Problem::invalid(format!("the body is larger than {} KiB", largest / 1024))
+                .with_status(StatusCode::PAYLOAD_TOO_LARGE)
         } else {
             Problem::invalid("the body broke off")
         }

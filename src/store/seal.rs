@@ -19,13 +19,12 @@ use std::io;
 use chacha20poly1305::{AeadInOut as _, KeyInit as _, Tag, XChaCha20Poly1305, XNonce};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use crate::{
     account::Account,
     clock::Timestamp,
-    grant::{Grant, Version},
+    grant::{Extra, Grant, Version},
     secret::{AccessToken, RefreshToken, SecretError, StoreKey},
     store::StoreError,
 };
@@ -164,7 +163,7 @@ impl Sealer {
 }
 
 impl Plain<'_> {
-    fn write(&self, extra: &Map<String, Value>, mut to: impl io::Write) -> Result<(), StoreError> {
+    fn write(&self, extra: &Extra, mut to: impl io::Write) -> Result<(), StoreError> {
         serde_json::to_writer(&mut to, self).map_err(StoreError::unavailable)?;
         serde_json::to_writer(to, extra).map_err(StoreError::unavailable)
     }
@@ -174,7 +173,7 @@ impl Plain<'_> {
 fn read(plain: &[u8], version: Version) -> Result<Grant, Refused> {
     let mut json = serde_json::Deserializer::from_slice(plain);
     let opened = Opened::deserialize(&mut json)?;
-    let extra = Map::deserialize(&mut json)?;
+    let extra = Extra::deserialize(&mut json)?;
     json.end()?;
     Ok(Grant {
         version,
@@ -224,7 +223,7 @@ impl io::Write for Length {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::grant::GrantId;
@@ -251,7 +250,7 @@ mod tests {
             expires_at: Some(Timestamp::from_millis(1_700_000_000_123)),
             scope: Some("a b ü".into()),
             refresh_token: Some(RefreshToken::new("canary-rt".into()).unwrap()),
-            extra,
+            extra: extra.into(),
         }
     }
 
@@ -274,7 +273,7 @@ mod tests {
 
     #[test]
     fn every_field_comes_back() {
-        let bare = Grant { expires_at: None, scope: None, refresh_token: None, extra: Map::new(), ..grant() };
+        let bare = Grant { expires_at: None, scope: None, refresh_token: None, extra: Extra::default(), ..grant() };
         for grant in [grant(), bare] {
             let sealed = sealer().seal(&account("corp/work"), &grant).unwrap();
             let opened = sealer().open(&account("corp/work"), VERSION, &sealed).unwrap();
@@ -285,7 +284,7 @@ mod tests {
     #[test]
     fn whatever_a_provider_could_nest_comes_back() {
         let deepest = format!("{{\"member\":{}{}}}", "[".repeat(126), "]".repeat(126));
-        let extra: Map<String, Value> = serde_json::from_str(&deepest).unwrap();
+        let extra: Extra = serde_json::from_str(&deepest).unwrap();
         assert!(serde_json::from_str::<Value>(&format!("[{deepest}]")).is_err(), "one level more is past the limit");
         let sealed = sealer().seal(&account("corp"), &Grant { extra: extra.clone(), ..grant() }).unwrap();
         assert_eq!(sealer().open(&account("corp"), VERSION, &sealed).unwrap().extra, extra);

@@ -8,6 +8,7 @@
 //! 2. A write that has begun runs to its end, whether or not its caller still waits, before another begins.
 //! 3. A connection that met an error is closed and never used again: no transaction is left open in it.
 //! 4. A lease is written only while this store's owner is seen living.
+//! 5. Nothing is read or written once the path names another file than the one opened.
 //!
 //! Must not know: what a refresh is.
 
@@ -136,6 +137,7 @@ impl Sqlite {
     {
         let shared = Arc::clone(&self.shared);
         let writer = Arc::clone(&shared.writer).lock_owned().await;
+        shared.place.ensure_in_place()?;
         self.tasks.spawn(async move { shared.write(writer, work).await }).await.map_err(StoreError::unavailable)?
     }
 }
@@ -187,6 +189,7 @@ impl Shared {
     /// Looks for changes by other processes, and that our own owner file is still there.
     async fn look(&self) -> Result<(), StoreError> {
         self.owner.ensure_alive()?;
+        self.place.ensure_in_place()?;
         let writer = Arc::clone(&self.writer).lock_owned().await;
         let now = self.write(writer, |_, connection| Box::pin(data_version(connection))).await?;
         if self.data_version.swap(now, Ordering::AcqRel) != now {
@@ -234,12 +237,14 @@ async fn watch(shared: Arc<Shared>, stop: CancellationToken) {
 #[async_trait]
 impl Store for Sqlite {
     async fn load(&self, account: &Account) -> Result<Option<Record>, StoreError> {
+        self.shared.place.ensure_in_place()?;
         let found = rows::on(account, rows::LOAD).fetch_optional(&self.shared.readers).await;
         let found = found.map_err(StoreError::unavailable)?;
         found.map(|row| self.shared.open(account, rows::read(&row))).transpose()
     }
 
     async fn list(&self) -> Result<Vec<Entry>, StoreError> {
+        self.shared.place.ensure_in_place()?;
         let mut entries = Vec::new();
         let mut found = sqlx::query(rows::LIST).fetch(&self.shared.readers);
         while let Some(row) = found.try_next().await.map_err(StoreError::unavailable)? {

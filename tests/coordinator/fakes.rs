@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use credproxy::{
     account::Account,
     clock::{Clock, Monotonic, Timestamp},
-    grant::{Grant, Issued, Lifetime, Version},
+    grant::{Extra, Grant, Issued, Lifetime, Version},
     provider::{Body, ErrorCode, Provider, Reply, Rules},
     secret::{AccessToken, RefreshToken},
     store::{Claim, Deleted, Entry, Expect, Marks, Presented, Put, Record, Revision, Store, StoreError},
@@ -153,7 +153,7 @@ impl Scripted {
             lifetime: Lifetime::In(Duration::from_secs(self.lifetime.load(Ordering::SeqCst))),
             scope: None,
             refresh_token: Some(RefreshToken::new(refresh_token).unwrap()),
-            extra: serde_json::Map::new(),
+            extra: Extra::default(),
         }
     }
 }

@@ -73,7 +73,7 @@ impl Strict {
             lifetime,
             scope: None,
             refresh_token: Some(RefreshToken::new(format!("canary-rt-{number}-end")).unwrap()),
-            extra: serde_json::Map::new(),
+            extra: credproxy::grant::Extra::default(),
         }
     }
 

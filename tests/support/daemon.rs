@@ -112,7 +112,14 @@ impl Daemon {
     /// its own host socket and the home's store are added unless it names such itself; `{home}` in it stands for the
     /// home's path. `env` is added to its environment.
     pub(crate) async fn start(home: &Arc<Home>, name: &str, config: &str, env: &[(&str, &str)]) -> Self {
-        let mut daemon = Self {
+        let mut daemon = Self::prepare(home, name, config, env);
+        daemon.launch().await;
+        daemon
+    }
+
+    /// The same without the start.
+    pub(crate) fn prepare(home: &Arc<Home>, name: &str, config: &str, env: &[(&str, &str)]) -> Self {
+        let daemon = Self {
             home: Arc::clone(home),
             name: name.to_owned(),
             env: env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
@@ -128,16 +135,28 @@ impl Daemon {
             write!(text, "\n[store]\nurl = \"sqlite://{}\"\n", store.display()).unwrap();
         }
         File::create(daemon.config()).unwrap().write_all(text.as_bytes()).unwrap();
-        daemon.launch().await;
         daemon
     }
 
     /// Starts the process, again after it was ended, and waits until it answers.
     pub(crate) async fn launch(&mut self) {
-        assert!(self.child.is_none(), "it still runs");
         let output = |kind| OpenOptions::new().create(true).append(true).open(self.output(kind)).unwrap();
+        let (stdout, stderr) = (output("stdout"), output("stderr"));
+        self.launch_into(&[], stdout.into(), stderr.into()).await;
+    }
+
+    /// Starts it with these for its output, by the program `before`, if any, that is told to run it.
+    pub(crate) async fn launch_into(&mut self, before: &[&str], stdout: Stdio, stderr: Stdio) {
+        assert!(self.child.is_none(), "it still runs");
         let mut command = self.home.command(&self.config(), &self.env(), &["serve"]);
-        command.stdin(Stdio::null()).stdout(output("stdout")).stderr(output("stderr"));
+        if let [program, arguments @ ..] = before {
+            let mut wrapped = Command::new(program);
+            wrapped.args(arguments).arg(command.get_program()).args(command.get_args());
+            wrapped.env_clear().current_dir(self.home.path());
+            wrapped.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            command = wrapped;
+        }
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         self.child = Some(command.spawn().unwrap());
         let ready = async {
             while !self.answers().await {
@@ -166,7 +185,12 @@ impl Daemon {
         self.home.path().join("run").join(&self.name).join("credproxy.sock")
     }
 
-    fn config(&self) -> PathBuf {
+    /// Its process.
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(self.child.as_ref().expect("it does not run"))
+    }
+
+    pub(crate) fn config(&self) -> PathBuf {
         self.home.path().join(format!("{}.toml", self.name))
     }
 
@@ -174,7 +198,8 @@ impl Daemon {
         self.home.path().join(format!("{}.{kind}", self.name))
     }
 
-    fn output_text(&self) -> String {
+    /// All that it has written so far.
+    pub(crate) fn output_text(&self) -> String {
         let read = |kind| String::from_utf8_lossy(&fs::read(self.output(kind)).unwrap_or_default()).into_owned();
         format!("--- stdout of {0}\n{1}\n--- stderr of {0}\n{2}", self.name, read("stdout"), read("stderr"))
     }
@@ -224,6 +249,12 @@ impl Daemon {
         output
     }
 
+    /// Starts the program beside the daemon, to be killed.
+    pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
+        let mut command = self.home.command(&self.config(), &self.env(), arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
     /// From now on the value must not be in the daemon's output, not even in what was written before.
     pub(crate) fn watch_secret(&self, value: &str) {
         self.home.secrets.lock().unwrap().push(value.to_owned());
@@ -246,7 +277,7 @@ impl Daemon {
         issued.refresh_tokens.iter().for_each(|token| self.watch_refresh_token(token));
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let child = self.child.as_ref().expect("it does not run");
         kill_process(Pid::from_child(child), signal).unwrap();
     }

@@ -95,7 +95,7 @@ fn issued(mut members: Map<String, Value>) -> Option<Issued> {
         lifetime: lifetime(expires_in.as_ref(), &members),
         scope: members.remove("scope").and_then(scope),
         refresh_token,
-        extra: members,
+        extra: members.into(),
     })
 }
 
@@ -206,7 +206,10 @@ mod tests {
         ) else {
             panic!("not issued");
         };
-        assert_eq!(Value::Object(issued.extra), json!({"error": null, "code": "x", "team": {"id": 1}, "ok": true}));
+        assert_eq!(
+            Value::Object(issued.extra.members().clone()),
+            json!({"error": null, "code": "x", "team": {"id": 1}, "ok": true})
+        );
         assert_eq!((issued.token_type.as_deref(), issued.scope.as_deref()), (Some("bearer"), Some("a b")));
         assert!(issued.refresh_token.unwrap().same_as(&RefreshToken::new("rt".into()).unwrap()));
     }

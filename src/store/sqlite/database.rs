@@ -12,7 +12,9 @@
 use std::{
     fs::{self, File, TryLockError},
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -67,12 +69,19 @@ const READERS: u32 = 4;
 /// An idle reader is a thread and a page cache.
 const READER_IDLE: Duration = Duration::from_secs(30);
 
+/// Another file is where the store was.
+#[derive(Debug, thiserror::Error)]
+#[error("{} was replaced while in use: put the old file back, or start the daemon again", .0.display())]
+struct ReplacedError(PathBuf);
+
 /// Where the store is.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) file: PathBuf,
     pub(super) directory: PathBuf,
     pub(super) owners: PathBuf,
+    /// Device and inode of the file in use.
+    identity: OnceLock<(u64, u64)>,
 }
 
 impl Place {
@@ -82,7 +91,7 @@ impl Place {
         let Some(directory) = file.parent().map(Path::to_owned) else {
             return Err(unfit(&file, "is not a file; choose another place for the store"));
         };
-        Ok(Self { owners: directory.join("owners"), directory, file })
+        Ok(Self { owners: directory.join("owners"), directory, file, identity: OnceLock::new() })
     }
 
     /// Makes what is missing, privately, and refuses what is there and open to others.
@@ -95,7 +104,19 @@ impl Place {
         for suffix in ["-wal", "-shm"] {
             self.check_file(suffix)?;
         }
-        Ok(())
+        self.ensure_in_place()
+    }
+
+    /// Sees that the path still names the file that it named first. What is written to a file that was moved away is
+    /// lost with the process, and a refresh token spent for it.
+    pub(super) fn ensure_in_place(&self) -> Result<(), StoreError> {
+        let found = fs::symlink_metadata(&self.file).map_err(FileError::at("look at", &self.file))?;
+        let found = (found.dev(), found.ino());
+        if *self.identity.get_or_init(|| found) == found {
+            Ok(())
+        } else {
+            Err(StoreError::unavailable(ReplacedError(self.file.clone())))
+        }
     }
 
     /// Looks at a file by name: to open and close it would drop the locks that SQLite holds on it in this process
