@@ -53,7 +53,8 @@ pub struct Options {
     /// The configuration file [default: `$XDG_CONFIG_HOME/credproxy/config.toml`]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The host's socket [default: for clients `$CREDPROXY_SOCKET`, then the configured one]
+    /// The daemon's socket: where to ask, or for `serve` where the host's is to be [default: for clients
+    /// `$CREDPROXY_SOCKET`, then the configured one]
     #[arg(long, global = true, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// Print JSON, for programs
@@ -76,7 +77,7 @@ pub enum Command {
 /// How to run the daemon.
 #[derive(Debug, Args)]
 pub struct Serve {
-    /// Try it out: a store in memory and a built-in authorization server, no configuration needed
+    /// Try it out: a store in memory and a built-in authorization server; no configuration is read
     #[arg(long)]
     pub dev: bool,
 }

@@ -110,7 +110,7 @@ pub enum ConfigError {
         problem: Cow<'static, str>,
     },
     /// A default lies below the home directory, and there is none.
-    #[error("there is no place for {what}: HOME is not set to an absolute path, and {key} is not configured")]
+    #[error("there is no place for {what}: HOME is not set to an absolute path, and {key} is not given")]
     NoPlace {
         /// What has no place.
         what: &'static str,

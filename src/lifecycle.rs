@@ -17,12 +17,13 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     account::ProviderName,
     clock::{Clock, SystemClock},
-    config::{Config, Environment, ProviderConfig, SocketConfig},
+    config::{Config, Environment, ProviderConfig, SecretSourceError, SocketConfig},
     provider::{
         Provider, Providers, Rules,
         oauth2::{Endpoints, OAuth2, Settings, SetupError},
     },
     refresh::Coordinator,
+    secret::ClientSecret,
     server::{
         self, AppState,
         listener::{BindError, Listener},
@@ -111,7 +112,12 @@ async fn providers(
 ) -> Result<Providers, LifecycleError> {
     let mut providers: Vec<(ProviderName, Arc<dyn Provider>)> = Vec::with_capacity(configured.len());
     for provider in configured {
-        let settings = settings(provider, environment, request_timeout).await;
+        let client_secret = client_secret(provider, environment).await;
+        if let Some(Err(error)) = &client_secret {
+            // This provider fails, and says so at every refresh; the others do not.
+            tracing::error!(provider = %provider.name, error = chain(error), "no client secret");
+        }
+        let settings = settings(provider, client_secret, request_timeout);
         let built = OAuth2::new(settings, Arc::clone(clock))
             .map_err(|source| LifecycleError::Provider { name: provider.name.clone(), source })?;
         providers.push((provider.name.clone(), Arc::new(built)));
@@ -119,16 +125,21 @@ async fn providers(
     Ok(providers.into_iter().collect())
 }
 
+/// The provider's client secret, where one is configured.
+async fn client_secret(
+    provider: &ProviderConfig,
+    environment: &Environment,
+) -> Option<Result<ClientSecret, SecretSourceError>> {
+    let source = provider.client_secret.as_ref()?;
+    Some(source.read(environment).await)
+}
+
 /// What the configuration says of a provider, in the provider client's words.
-async fn settings(provider: &ProviderConfig, environment: &Environment, request_timeout: Duration) -> Settings {
-    let client_secret = match &provider.client_secret {
-        None => None,
-        Some(source) => Some(source.read(environment).await.map_err(|error| {
-            // This provider fails, and says so at every refresh; the others do not.
-            tracing::error!(provider = %provider.name, error = chain(&error), "no client secret");
-            "the client secret could not be read"
-        })),
-    };
+fn settings(
+    provider: &ProviderConfig,
+    client_secret: Option<Result<ClientSecret, SecretSourceError>>,
+    request_timeout: Duration,
+) -> Settings {
     Settings {
         endpoints: Endpoints {
             // The configuration has seen that it is a URL; discovery compares its text (RFC 8414 section 3.3).
@@ -137,7 +148,7 @@ async fn settings(provider: &ProviderConfig, environment: &Environment, request_
             revocation: provider.revocation_endpoint.clone(),
         },
         client_id: provider.client_id.clone(),
-        client_secret,
+        client_secret: client_secret.map(|secret| secret.map_err(|_| "the client secret could not be read")),
         client_auth: provider.client_auth,
         request_format: provider.request_format,
         request_timeout,

@@ -176,12 +176,7 @@ impl Coordinator {
             };
             let snapshot = inner.snapshot(&account, &grant, Marks::default());
             let tag = Arc::clone(&snapshot.tag);
-            let mut state = slot.lock();
-            state.publish(base, Some(snapshot));
-            state.ended = None;
-            // The flight of the old grant goes on, and its result will be dropped; nobody joins it any more.
-            state.flight = None;
-            drop(state);
+            slot.lock().replace(base, Some(snapshot));
             drop(boarding);
             slot.changed.notify_waiters();
             tracing::info!(%account, "grant stored");
@@ -201,13 +196,15 @@ impl Coordinator {
                 // Whatever came of it: a late success is deleted as well.
                 drop(flight.landed().await);
             }
+            let boarding = slot.boarding.lock().await;
             let base = slot.base(inner.store.epoch());
             let deleted = inner.noted(inner.store.delete(&account, &expect).await);
             if let Ok(Deleted::Gone(_)) = &deleted {
-                slot.lock().publish(base, None);
+                slot.lock().replace(base, None);
                 slot.changed.notify_waiters();
                 tracing::info!(%account, "grant deleted");
             }
+            drop(boarding);
             inner.forget_if_empty(&account, slot);
             match deleted? {
                 Deleted::Gone(Some(grant)) if revoke => Ok(inner.revoke(&account, &grant).await),
@@ -455,26 +452,5 @@ impl Inner {
             Some(provider) => provider.revoke(grant).await,
             None => false,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{clock::SystemClock, store::memory::Memory};
-
-    #[tokio::test]
-    async fn the_last_to_ask_for_a_made_up_name_leaves_nothing_behind() {
-        let store = Arc::new(Memory::new().unwrap());
-        let coordinator =
-            Coordinator::new(store, Providers::default(), Arc::new(SystemClock::new()), Duration::from_secs(1));
-        let (inner, account) = (&coordinator.0, "made/up".parse().unwrap());
-        let another = inner.slot(&account);
-        assert!(matches!(coordinator.peek(&account).await, Err(RefreshError::NotFound)));
-        assert_eq!(inner.slots().len(), 1, "another caller holds it");
-        inner.forget_if_empty(&account, another);
-        assert!(inner.slots().is_empty());
-        assert!(coordinator.delete(&account, &IfMatch::Absent, false).await.is_err());
-        assert!(inner.slots().is_empty());
     }
 }

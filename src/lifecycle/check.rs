@@ -1,12 +1,16 @@
 //! `check`: whether the daemon would start, told without starting it. It makes and changes nothing.
 
-use std::{io, os::unix::net::UnixStream, sync::Arc};
+use std::sync::Arc;
 
-use super::{chain, settings};
+use super::{chain, client_secret, settings};
 use crate::{
     clock::{Clock, SystemClock},
     config::{Config, Environment},
     provider::oauth2::OAuth2,
+    server::{
+        listener::{Listener, Occupant},
+        peer::Peers,
+    },
     store::{Store as _, key, sqlite::Sqlite},
 };
 
@@ -24,25 +28,23 @@ pub async fn check(config: &Config, environment: &Environment) -> Vec<Finding> {
     let mut findings = vec![Finding { subject: "store".to_owned(), result: store(config).await }];
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     for provider in &config.providers {
-        let settings = settings(provider, environment, config.refresh.request_timeout).await;
-        let secret = settings.client_secret.as_ref().and_then(|secret| secret.as_ref().err().copied());
-        let result = match (OAuth2::new(settings, Arc::clone(&clock)), secret) {
+        let secret = client_secret(provider, environment).await;
+        let no_secret = secret.as_ref().and_then(|secret| secret.as_ref().err()).map(|error| chain(error));
+        let settings = settings(provider, secret, config.refresh.request_timeout);
+        let result = match (OAuth2::new(settings, Arc::clone(&clock)), no_secret) {
             (Err(error), _) => Err(chain(&error)),
-            (Ok(_), Some(reason)) => Err(reason.to_owned()),
+            (Ok(_), Some(reason)) => Err(reason),
             (Ok(_), None) => Ok("configured".to_owned()),
         };
         findings.push(Finding { subject: format!("provider {}", provider.name), result });
     }
     for socket in &config.sockets {
-        let result = match UnixStream::connect(&socket.path) {
-            Ok(_) => Ok(format!("{}: a daemon is listening", socket.path.display())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Ok(format!("{}: no daemon is listening", socket.path.display()))
-            }
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                Ok(format!("{}: left behind by a daemon that is gone", socket.path.display()))
-            }
-            Err(error) => Err(format!("{}: {error}", socket.path.display())),
+        let found = |what| format!("{}: {what}", socket.path.display());
+        let result = match Listener::look(&socket.path, &Peers::of(&socket.uids)) {
+            Ok(Occupant::Nobody) => Ok(found("no daemon is listening")),
+            Ok(Occupant::Dead) => Ok(found("left behind by a daemon that is gone")),
+            Ok(Occupant::Living) => Ok(found("a daemon is listening")),
+            Err(error) => Err(chain(&error)),
         };
         findings.push(Finding { subject: format!("socket {}", socket.name), result });
     }

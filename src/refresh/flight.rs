@@ -286,14 +286,14 @@ impl Flight {
         let base = self.end_attempt(&snapshot);
         match inner.noted(inner.store.save(&self.account, before, &next, &snapshot.marks).await) {
             Ok(true) => {
-                self.slot.lock().publish(base, Some(Arc::clone(&snapshot)));
+                self.slot.lock().publish(base, Arc::clone(&snapshot));
                 tracing::info!(account = %self.account, generation = next.version.generation, "refreshed");
                 Ok(snapshot)
             }
             Ok(false) => self.overtaken(before, Some(&next)).await,
             Err(error) => {
                 tracing::error!(account = %self.account, %error, "the refreshed grant could not be saved; it is kept in memory");
-                self.keep(base, before, Late::Grant(Box::new(next)), &snapshot);
+                self.keep(before, Late::Grant(Box::new(next)), &snapshot);
                 Ok(snapshot)
             }
         }
@@ -322,11 +322,11 @@ impl Flight {
         let snapshot = inner.snapshot(&self.account, grant, marks);
         let base = self.end_attempt(&snapshot);
         match inner.noted(inner.store.settle(&self.account, grant.version, &snapshot.marks).await) {
-            Ok(true) => self.slot.lock().publish(base, Some(Arc::clone(&snapshot))),
+            Ok(true) => self.slot.lock().publish(base, Arc::clone(&snapshot)),
             Ok(false) => return self.overtaken(grant.version, None).await,
             Err(error) => {
                 tracing::error!(account = %self.account, %error, "the outcome of a refresh could not be saved; it is kept in memory");
-                self.keep(base, grant.version, Late::Marks, &snapshot);
+                self.keep(grant.version, Late::Marks, &snapshot);
             }
         }
         if dead || given_up(&snapshot.marks, snapshot.token.expired(now)) {
@@ -367,8 +367,8 @@ impl Flight {
     }
 
     /// Serves what the store did not take, unless it was overtaken, and tries to save it until it is durable.
-    fn keep(&self, base: Base, before: Version, late: Late, snapshot: &Arc<Snapshot>) {
-        self.slot.lock().keep(base, Arc::clone(snapshot));
+    fn keep(&self, before: Version, late: Late, snapshot: &Arc<Snapshot>) {
+        self.slot.lock().keep(&self.handle, Arc::clone(snapshot));
         let (flight, snapshot) = (self.clone(), Arc::clone(snapshot));
         self.inner.tasks.spawn(async move { flight.save_late(before, late, snapshot).await });
     }
@@ -393,7 +393,7 @@ impl Flight {
             match inner.noted(result) {
                 Ok(true) => {
                     tracing::info!(account = %self.account, "saved what was kept in memory");
-                    self.slot.lock().publish(base, Some(snapshot));
+                    self.slot.lock().publish(base, snapshot);
                     return;
                 }
                 Ok(false) => {

@@ -78,9 +78,9 @@ impl Handle {
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     state: Mutex<State>,
-    /// Held while a put replaces the grant and makes room for its flights, and by a flight from reading the record to
-    /// claiming it: so a flight either claims before a put, and presents nothing of the new grant, or finds that it is
-    /// not the slot's any more. The store's lease is no help: it is this process's own in both.
+    /// Held while a put or delete changes the grant and makes room for the next one's flights, and by a flight from
+    /// reading the record to claiming it: so a flight either claims before a put, and presents nothing of the new grant,
+    /// or finds that it is not the slot's any more. The store's lease is no help: it is this process's own in both.
     pub(super) boarding: tokio::sync::Mutex<()>,
     /// Rung at every change of what a reader would see.
     pub(super) changed: Notify,
@@ -112,7 +112,7 @@ impl Slot {
         self.lock().is_flown_by(handle)
     }
 
-    /// Where a read or write begins, to be handed to [`State::fill`], [`State::publish`] or [`State::keep`] after it.
+    /// Where a read or write begins, to be handed to [`State::fill`], [`State::publish`] or [`State::replace`] after it.
     /// `epoch` is the store's before the beginning.
     pub(super) fn base(&self, epoch: u64) -> Base {
         self.look(epoch).0
@@ -157,18 +157,33 @@ impl State {
         undisturbed
     }
 
-    /// Remembers what was written; nothing when another write overtook this one (invariant 2).
-    pub(super) fn publish(&mut self, base: Base, snapshot: Option<Arc<Snapshot>>) {
+    /// Remembers what a flight wrote; nothing when another write overtook this one (invariant 2). What is kept for
+    /// another grant stays: this may be the last word of a flight that a put has detached.
+    pub(super) fn publish(&mut self, base: Base, snapshot: Arc<Snapshot>) {
+        self.unsaved.take_if(|unsaved| unsaved.token.version.id == snapshot.token.version.id);
+        self.written(base, Some(snapshot));
+    }
+
+    /// Remembers a put or a delete, and lets go of all that the old grant left. Its flight goes on, but nobody joins it
+    /// any more, and its result will be dropped. The caller holds [`Slot::boarding`], so nothing of a newer grant is
+    /// here yet.
+    pub(super) fn replace(&mut self, base: Base, snapshot: Option<Arc<Snapshot>>) {
+        self.unsaved = None;
+        self.ended = None;
+        self.flight = None;
+        self.written(base, snapshot);
+    }
+
+    fn written(&mut self, base: Base, snapshot: Option<Arc<Snapshot>>) {
         if !self.fill(base, snapshot) {
             self.cached = None;
         }
         self.writes += 1;
-        self.unsaved = None;
     }
 
-    /// Remembers what could not be written, unless another write overtook it.
-    pub(super) fn keep(&mut self, base: Base, snapshot: Arc<Snapshot>) {
-        if self.writes == base.writes {
+    /// Remembers what the flight of `handle` could not write, unless a put or delete came in between.
+    pub(super) fn keep(&mut self, handle: &Arc<Handle>, snapshot: Arc<Snapshot>) {
+        if self.is_flown_by(handle) {
             self.unsaved = Some(snapshot);
         }
     }
@@ -206,7 +221,7 @@ mod tests {
     fn what_was_read_before_a_write_is_not_remembered_after_it() {
         let mut state = State::default();
         let before = Base { writes: state.writes, epoch: 0 };
-        state.publish(before, Some(snapshot(2)));
+        state.publish(before, snapshot(2));
         assert!(!state.fill(before, Some(snapshot(1))));
         assert!(Arc::ptr_eq(state.current(0).unwrap(), &state.cached.as_ref().unwrap().1));
     }
@@ -215,9 +230,24 @@ mod tests {
     fn of_two_writes_at_once_neither_is_remembered() {
         let mut state = State::default();
         let before = Base { writes: state.writes, epoch: 0 };
-        state.publish(before, Some(snapshot(1)));
-        state.publish(before, Some(snapshot(2)));
+        state.publish(before, snapshot(1));
+        state.publish(before, snapshot(2));
         assert!(state.current(0).is_none());
+    }
+
+    #[test]
+    fn what_is_kept_for_a_new_grant_outlives_the_last_word_of_a_flight_of_the_old_one() {
+        let (mut state, new) = (State::default(), Arc::new(Handle::new(true)));
+        let old_base = Base { writes: state.writes, epoch: 0 };
+        state.replace(old_base, Some(snapshot(2)));
+        state.flight = Some(Arc::clone(&new));
+        state.publish(old_base, snapshot(1));
+        state.keep(&new, snapshot(2));
+        state.publish(old_base, snapshot(1));
+        assert_eq!(state.current(0).unwrap().token.version, snapshot(2).token.version);
+        state.replace(old_base, None);
+        state.keep(&new, snapshot(2));
+        assert!(state.last().is_none(), "a delete has detached the flight");
     }
 
     #[test]
