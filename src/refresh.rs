@@ -337,10 +337,8 @@ impl Inner {
                 }
             };
             let snapshot = record.map(|record| self.snapshot(account, &record.grant, record.marks));
-            if !slot.lock().fill(base, snapshot.clone()) {
-                continue;
-            }
-            let Some(snapshot) = snapshot else {
+            let Ok(seen) = slot.lock().fill(base, snapshot) else { continue };
+            let Some(snapshot) = seen else {
                 self.forget_if_empty(account, slot);
                 return Err(RefreshError::NotFound);
             };

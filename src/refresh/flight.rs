@@ -154,12 +154,11 @@ impl Flight {
         loop {
             let boarding = self.slot.boarding.lock().await;
             let base = self.slot.base(inner.store.epoch());
-            let Some(record) = inner.store.load(&self.account).await? else {
-                self.slot.lock().fill(base, None);
-                return Err(RefreshError::NotFound);
-            };
-            let snapshot = inner.snapshot(&self.account, &record.grant, record.marks.clone());
-            self.slot.lock().fill(base, Some(Arc::clone(&snapshot)));
+            let record = inner.store.load(&self.account).await?;
+            let snapshot =
+                record.as_ref().map(|record| inner.snapshot(&self.account, &record.grant, record.marks.clone()));
+            let Ok(seen) = self.slot.lock().fill(base, snapshot) else { continue };
+            let (Some(record), Some(snapshot)) = (record, seen) else { return Err(RefreshError::NotFound) };
             let expired = snapshot.token.expired(inner.clock.now());
             // A put has made room for the flights of its grant: only they may present it.
             let detached = !self.slot.is_flown_by(&self.handle);
@@ -338,10 +337,14 @@ impl Flight {
     /// The grant was deleted or replaced meanwhile, and that wins. What came late is revoked after a delete; after a
     /// replacement never, since that could kill the new login of the same person.
     async fn overtaken(&self, before: Version, late: Option<&Grant>) -> Landed {
-        let base = self.slot.base(self.inner.store.epoch());
-        let record = self.inner.store.load(&self.account).await?;
-        let snapshot = record.map(|record| self.inner.snapshot(&self.account, &record.grant, record.marks));
-        self.slot.lock().fill(base, snapshot.clone());
+        let snapshot = loop {
+            let base = self.slot.base(self.inner.store.epoch());
+            let record = self.inner.store.load(&self.account).await?;
+            let snapshot = record.map(|record| self.inner.snapshot(&self.account, &record.grant, record.marks));
+            if let Ok(seen) = self.slot.lock().fill(base, snapshot) {
+                break seen;
+            }
+        };
         if let Some(snapshot) = snapshot {
             // The same grant: another owner took the lease, and refreshes it.
             return if snapshot.token.version == before { Err(RefreshError::LeaseHeld) } else { Ok(snapshot) };

@@ -132,6 +132,10 @@ pub(super) struct Base {
     epoch: u64,
 }
 
+/// A write came in between.
+#[derive(Debug)]
+pub(super) struct Overtaken;
+
 impl State {
     pub(super) fn is_flown_by(&self, handle: &Arc<Handle>) -> bool {
         self.flight.as_ref().is_some_and(|current| Arc::ptr_eq(current, handle))
@@ -148,13 +152,19 @@ impl State {
         self.unsaved.as_ref().or(self.cached.as_ref().map(|(_, snapshot)| snapshot))
     }
 
-    /// Remembers what was read; `false` when a write overtook the reading (invariant 2).
-    pub(super) fn fill(&mut self, base: Base, snapshot: Option<Arc<Snapshot>>) -> bool {
-        let undisturbed = self.writes == base.writes;
-        if undisturbed {
-            self.cached = snapshot.map(|snapshot| (base.epoch, snapshot));
+    /// Remembers what was read, and gives what a reader now sees: that, or what is kept for the store. An error when a
+    /// write overtook the reading (invariant 2): then it is to be read again, for it may be ahead of a write that is
+    /// not published yet, and a later reader would see it go back.
+    pub(super) fn fill(
+        &mut self,
+        base: Base,
+        snapshot: Option<Arc<Snapshot>>,
+    ) -> Result<Option<Arc<Snapshot>>, Overtaken> {
+        if self.writes != base.writes {
+            return Err(Overtaken);
         }
-        undisturbed
+        self.cached = snapshot.map(|snapshot| (base.epoch, snapshot));
+        Ok(self.last().cloned())
     }
 
     /// Remembers what a flight wrote; nothing when another write overtook this one (invariant 2). What is kept for
@@ -175,7 +185,7 @@ impl State {
     }
 
     fn written(&mut self, base: Base, snapshot: Option<Arc<Snapshot>>) {
-        if !self.fill(base, snapshot) {
+        if self.fill(base, snapshot).is_err() {
             self.cached = None;
         }
         self.writes += 1;
@@ -222,7 +232,7 @@ mod tests {
         let mut state = State::default();
         let before = Base { writes: state.writes, epoch: 0 };
         state.publish(before, snapshot(2));
-        assert!(!state.fill(before, Some(snapshot(1))));
+        assert!(state.fill(before, Some(snapshot(1))).is_err());
         assert!(Arc::ptr_eq(state.current(0).unwrap(), &state.cached.as_ref().unwrap().1));
     }
 
@@ -253,7 +263,7 @@ mod tests {
     #[test]
     fn a_snapshot_of_an_earlier_epoch_is_not_current() {
         let mut state = State::default();
-        state.fill(Base { writes: 0, epoch: 7 }, Some(snapshot(1)));
+        assert!(state.fill(Base { writes: 0, epoch: 7 }, Some(snapshot(1))).is_ok());
         assert!(state.current(7).is_some() && state.current(8).is_none() && state.last().is_some());
     }
 }
