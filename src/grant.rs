@@ -186,7 +186,7 @@ impl Grant {
             access_token: issued.access_token,
             token_type: issued.token_type.unwrap_or_else(|| BEARER.to_owned()),
             issued_at: now,
-            scope: issued.scope.filter(|scope| !scope.trim().is_empty()),
+            scope: stated(issued.scope),
             refresh_token: issued.refresh_token,
             extra: issued.extra,
         }
@@ -204,7 +204,7 @@ impl Grant {
             issued_at: now,
             // A new token that has expired already is a mistake of some clock.
             expires_at: expiry(issued.lifetime, now).filter(|end| *end > now),
-            scope: merge_scope(self.scope, issued.scope),
+            scope: merge_scope(self.scope, stated(issued.scope)),
             refresh_token: issued.refresh_token.or(self.refresh_token),
             extra,
         }
@@ -227,6 +227,11 @@ fn merge_scope(granted: Option<String>, answered: Option<String>) -> Option<Stri
     Some(if narrowed { granted.clone() } else { answered.clone() })
 }
 
+/// The scope, if it names anything.
+fn stated(scope: Option<String>) -> Option<String> {
+    scope.filter(|scope| scope_items(scope).any(|item| !item.trim().is_empty()))
+}
+
 /// Space-delimited by RFC 6749 section 3.3; some providers use commas.
 fn scope_items(scope: &str) -> impl Iterator<Item = &str> {
     scope.split([' ', ',']).filter(|item| !item.is_empty())
@@ -234,7 +239,10 @@ fn scope_items(scope: &str) -> impl Iterator<Item = &str> {
 
 const BEARER: &str = "Bearer";
 
-/// The members beside the four standard ones that may leave, if they are scalars.
+/// The members that are made of the grant's own fields, whatever the provider called by these names.
+const STANDARD: [&str; 4] = ["access_token", "token_type", "expiry", "scope"];
+
+/// The members beside these that may leave, if they are scalars.
 const EXPOSED: [&str; 3] = ["account_id", "id_token", "resource_url"];
 
 /// The view of a grant that may leave over a socket (invariant 3).
@@ -284,11 +292,13 @@ impl SanitizedToken {
             !holds_forbidden_text(text) && !grant.refresh_token.as_ref().is_some_and(|secret| secret.occurs_in(text))
         };
         let scope = grant.scope.as_deref().and_then(|scope| {
-            let items: Vec<&str> = scope.split(' ').filter(|item| safe(item)).collect();
-            (!items.is_empty()).then(|| items.join(" "))
+            let items: Vec<&str> = scope.split(' ').filter(|item| !item.is_empty() && safe(item)).collect();
+            // A refresh token with a space in it may come together from items that are safe one by one.
+            Some(items.join(" ")).filter(|joined| !joined.is_empty() && safe(joined))
         });
         let extra = grant.extra.iter().filter(|(name, value)| {
-            (EXPOSED.contains(&name.as_str()) || expose.contains(name)) && safe(name) && is_safe_scalar(value, safe)
+            let listed = EXPOSED.contains(&name.as_str()) || expose.contains(name);
+            listed && !STANDARD.contains(&name.as_str()) && safe(name) && is_safe_scalar(value, safe)
         });
         let wire = Wire {
             access_token: grant.access_token.expose_secret(),
@@ -342,6 +352,9 @@ fn is_safe_scalar(value: &Value, safe: impl Fn(&str) -> bool) -> bool {
         Value::Null | Value::Array(_) | Value::Object(_) => false,
     }
 }
+
+#[cfg(test)]
+pub(crate) mod properties;
 
 #[cfg(test)]
 mod tests {
@@ -432,6 +445,33 @@ mod tests {
         grant.expires_at = None;
         let expected = json!({"access_token": "at-2", "token_type": "Bearer", "scope": "a b"});
         assert_eq!(body(&SanitizedToken::of(&grant, &[])), expected);
+    }
+
+    #[test]
+    fn a_refresh_token_with_a_space_does_not_come_together_in_the_scope() {
+        let mut grant = grant(json!({}));
+        grant.refresh_token = Some(RefreshToken::new("rt canary".into()).unwrap());
+        grant.scope = Some("a rt canary".into());
+        assert_eq!(SanitizedToken::of(&grant, &[]).scope, None);
+    }
+
+    #[test]
+    fn no_member_of_the_providers_stands_for_one_of_ours() {
+        let grant = grant(json!({"expiry": "never", "scope": 1, "token_type": "x", "access_token": "y"}));
+        let expose = STANDARD.map(String::from);
+        let expected =
+            json!({"access_token": "at-2", "token_type": "Bearer", "expiry": 1_700_003_600, "scope": "a b c"});
+        let json = SanitizedToken::of(&grant, &expose).json();
+        assert_eq!(serde_json::from_slice::<Value>(&json).unwrap(), expected);
+        assert_eq!(json.len(), expected.to_string().len());
+    }
+
+    #[test]
+    fn an_answer_with_an_empty_scope_states_none() {
+        let mut before = grant(json!({}));
+        before.scope = None;
+        let after = before.refreshed(Issued { scope: Some(" ".into()), ..issued(json!({})) }, NOW);
+        assert_eq!(after.scope, None);
     }
 
     #[test]

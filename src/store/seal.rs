@@ -43,7 +43,8 @@ const CHECKED: &[u8] = b"credproxy";
 pub(crate) struct Sealer(StoreKey);
 
 /// Sealed bytes do not open; kept apart from [`StoreError`] because only the caller knows for whom they were meant.
-struct Refused;
+#[derive(Debug)]
+pub(crate) struct Refused;
 
 impl From<serde_json::Error> for Refused {
     fn from(_: serde_json::Error) -> Self {
@@ -171,7 +172,7 @@ impl Plain<'_> {
 }
 
 /// Reads what [`Plain::write`] wrote.
-fn read(plain: &[u8], version: Version) -> Result<Grant, Refused> {
+pub(crate) fn read(plain: &[u8], version: Version) -> Result<Grant, Refused> {
     let mut json = serde_json::Deserializer::from_slice(plain);
     let opened = Opened::deserialize(&mut json)?;
     let extra = Map::deserialize(&mut json)?;
