@@ -351,11 +351,9 @@ ca_file = "/canary.pem"
 /// Whether the mark has become a part of a key, and keys are named in errors. A text that is no TOML has no keys.
 fn marks_a_key(text: &str) -> bool {
     fn within(value: &toml::Value) -> bool {
-        match value {
-            toml::Value::Table(table) => table.iter().any(|(key, value)| key.contains("canary") || within(value)),
-            toml::Value::Array(values) => values.iter().any(within),
-            _ => false,
-        }
+        let mut members = value.as_table().into_iter().flatten();
+        let mut items = value.as_array().into_iter().flatten();
+        members.any(|(key, value)| key.contains("canary") || within(value)) || items.any(within)
     }
     text.parse().is_ok_and(|table| within(&toml::Value::Table(table)))
 }
