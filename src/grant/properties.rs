@@ -20,7 +20,7 @@ fn texts() -> impl Strategy<Value = String> {
         3 => "[a-z]{1,5}",
         2 => Just(" ".to_owned()),
         1 => Just(",".to_owned()),
-        2 => Just(PLACE.to_string()),
+        4 => Just(PLACE.to_string()),
         1 => Just("refresh_token".to_owned()),
         1 => Just("my_Refresh_TOKEN_id".to_owned()),
         1 => Just("refresh".to_owned()),
@@ -85,9 +85,9 @@ prop_compose! {
     /// What a provider could issue: the reader of its answers lets nothing else through.
     pub(crate) fn issued()(
         access in "[!-~]{1,20}",
-        refresh in proptest::option::of(refresh_tokens()),
+        refresh in proptest::option::weighted(0.8, refresh_tokens()),
         token_type in proptest::option::of(texts()),
-        scope in proptest::option::of(texts()),
+        scope in proptest::option::weighted(0.8, texts()),
         lifetime in lifetimes(),
         extra in extras(),
     ) -> Issued {

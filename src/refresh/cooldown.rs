@@ -338,11 +338,15 @@ mod tests {
             walls in (timestamps(), timestamps()),
             passed in 0..4_000_u64,
         ) {
-            let marks = marks(mark(ending, None, cooldown, ended));
+            let attempt = mark(ending, None, cooldown, ended);
+            let whole = attempt.not_before.since(ended);
+            let marks = marks(attempt);
             let own = Some(Ended { at: ended, monotonic: Monotonic::new(Duration::from_secs(9)) });
             let monotonic = Monotonic::new(Duration::from_secs(9 + passed));
             let left = |wall| wait(&marks, own, Now { monotonic, cooldown, ..at(wall) });
-            prop_assert_eq!(left(walls.0), left(walls.1));
+            for wall in [walls.0, walls.1] {
+                prop_assert_eq!(left(wall).unwrap_or_default(), whole.saturating_sub(Duration::from_secs(passed)));
+            }
         }
     }
 }
