@@ -288,11 +288,17 @@ impl SanitizedToken {
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the access token is what a caller asks for")]
     pub fn of(grant: &Grant, expose: &[String]) -> Self {
+        let holds = |text: &str| {
+            holds_forbidden_text(text) || grant.refresh_token.as_ref().is_some_and(|secret| secret.occurs_in(text))
+        };
+        // As it is meant and as it is written: JSON writes a carriage return as a backslash and an `r`, and what
+        // follows may go on from there.
         let safe = |text: &str| {
-            !holds_forbidden_text(text) && !grant.refresh_token.as_ref().is_some_and(|secret| secret.occurs_in(text))
+            let written = Zeroizing::new(serde_json::to_string(text).unwrap_or_default());
+            !holds(text) && !holds(&written)
         };
         let scope = grant.scope.as_deref().and_then(|scope| {
-            let items: Vec<&str> = scope.split(' ').filter(|item| !item.is_empty() && safe(item)).collect();
+            let items: Vec<&str> = scope.split(' ').filter(|item| !item.trim().is_empty() && safe(item)).collect();
             // A refresh token with a space in it may come together from items that are safe one by one.
             Some(items.join(" ")).filter(|joined| !joined.is_empty() && safe(joined))
         });
@@ -453,6 +459,15 @@ mod tests {
         grant.refresh_token = Some(RefreshToken::new("rt canary".into()).unwrap());
         grant.scope = Some("a rt canary".into());
         assert_eq!(SanitizedToken::of(&grant, &[]).scope, None);
+    }
+
+    #[test]
+    fn what_only_the_json_would_spell_is_left_out() {
+        let mut grant = grant(json!({"account_id": "\refresh_token", "id_token": "\rt-canary", "\refresh_token": 1}));
+        grant.scope = Some("a \refresh_token \rt-canary".into());
+        let json = SanitizedToken::of(&grant, &["\refresh_token".into()]).json();
+        let expected = json!({"access_token": "at-2", "token_type": "Bearer", "expiry": 1_700_003_600, "scope": "a"});
+        assert_eq!(serde_json::from_slice::<Value>(&json).unwrap(), expected);
     }
 
     #[test]

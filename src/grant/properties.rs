@@ -24,6 +24,8 @@ fn texts() -> impl Strategy<Value = String> {
         1 => Just("refresh_token".to_owned()),
         1 => Just("my_Refresh_TOKEN_id".to_owned()),
         1 => Just("refresh".to_owned()),
+        1 => Just("\refresh_token".to_owned()),
+        1 => Just("\r".to_owned()),
         1 => Just("_token".to_owned()),
     ];
     vec(piece, 0..6).prop_map(|pieces| pieces.concat())
