@@ -137,7 +137,7 @@ impl Config {
         }
     }
 
-    fn parse(file: &Path, text: &str, env: &Environment) -> Result<Self, ConfigError> {
+    pub(crate) fn parse(file: &Path, text: &str, env: &Environment) -> Result<Self, ConfigError> {
         let mut root = Document::parse(file, text)?;
         let config = Self {
             store: store(root.section("store")?, env)?,

@@ -225,7 +225,7 @@ impl Grant {
             access_token: issued.access_token,
             token_type: issued.token_type.unwrap_or_else(|| BEARER.to_owned()),
             issued_at: now,
-            scope: issued.scope.filter(|scope| !scope.trim().is_empty()),
+            scope: stated(issued.scope),
             refresh_token: issued.refresh_token,
             extra: issued.extra,
         }
@@ -246,7 +246,7 @@ impl Grant {
             issued_at: now,
             // A new token that has expired already is a mistake of some clock.
             expires_at: expiry(issued.lifetime, now).filter(|end| *end > now),
-            scope: merge_scope(self.scope, issued.scope),
+            scope: merge_scope(self.scope, stated(issued.scope)),
             refresh_token: issued.refresh_token.or(self.refresh_token),
             extra,
         }
@@ -284,6 +284,11 @@ fn merge_scope(granted: Option<String>, answered: Option<String>) -> Option<Stri
     Some(if narrowed { granted.clone() } else { answered.clone() })
 }
 
+/// The scope, if it names anything.
+fn stated(scope: Option<String>) -> Option<String> {
+    scope.filter(|scope| scope_items(scope).any(|item| !item.trim().is_empty()))
+}
+
 /// Space-delimited by RFC 6749 section 3.3; some providers use commas.
 fn scope_items(scope: &str) -> impl Iterator<Item = &str> {
     scope.split([' ', ',']).filter(|item| !item.is_empty())
@@ -291,7 +296,10 @@ fn scope_items(scope: &str) -> impl Iterator<Item = &str> {
 
 const BEARER: &str = "Bearer";
 
-/// The members beside the four standard ones that may leave, if they are scalars.
+/// The members that are made of the grant's own fields, whatever the provider called by these names.
+const STANDARD: [&str; 4] = ["access_token", "token_type", "expiry", "scope"];
+
+/// The members beside these that may leave, if they are scalars.
 const EXPOSED: [&str; 3] = ["account_id", "id_token", "resource_url"];
 
 /// The view of a grant that may leave over a socket (invariant 3).
@@ -343,12 +351,13 @@ impl SanitizedToken {
         // The text itself and what JSON makes of it: a carriage return before `efresh_token` is written `\r`.
         let safe = |text: &str| keeps(text) && keeps(&Value::from(text).to_string());
         let scope = grant.scope.as_deref().and_then(|scope| {
-            let items: Vec<&str> = scope.split(' ').filter(|item| safe(item)).collect();
-            // A refresh token may hold spaces, so the whole is looked at, too.
+            let items: Vec<&str> = scope.split(' ').filter(|item| !item.trim().is_empty() && safe(item)).collect();
+            // A refresh token with a space in it may come together from items that are safe one by one.
             Some(items.join(" ")).filter(|joined| !joined.is_empty() && safe(joined))
         });
         let extra = grant.extra.0.iter().filter(|(name, value)| {
-            (EXPOSED.contains(&name.as_str()) || expose.contains(name)) && safe(name) && is_safe_scalar(value, safe)
+            let listed = EXPOSED.contains(&name.as_str()) || expose.contains(name);
+            listed && !STANDARD.contains(&name.as_str()) && safe(name) && is_safe_scalar(value, safe)
         });
         let wire = Wire {
             access_token: grant.access_token.expose_secret(),
@@ -402,6 +411,9 @@ fn is_safe_scalar(value: &Value, safe: impl Fn(&str) -> bool) -> bool {
         Value::Null | Value::Array(_) | Value::Object(_) => false,
     }
 }
+
+#[cfg(test)]
+pub(crate) mod properties;
 
 #[cfg(test)]
 mod tests {
@@ -520,21 +532,10 @@ mod tests {
     }
 
     #[test]
-    fn what_json_would_make_of_a_text_is_looked_at_too() {
-        let mut grant = grant(json!({"account_id": "\refresh_token", "id_token": "a\nb", "resource_url": "rt"}));
-        grant.refresh_token = Some(RefreshToken::new("a\\nb".into()).unwrap());
-        grant.scope = Some("x \refresh_token".into());
-        let token = SanitizedToken::of(&grant, &[]);
-        assert!(!holds_forbidden_text(str::from_utf8(&token.json()).unwrap()));
-        assert_eq!((&body(&token)["scope"], &body(&token)["resource_url"]), (&json!("x"), &json!("rt")));
-        assert_eq!((&body(&token)["account_id"], &body(&token)["id_token"]), (&json!(null), &json!(null)));
-    }
-
-    #[test]
-    fn a_scope_does_not_spell_a_refresh_token_that_holds_spaces() {
+    fn a_refresh_token_with_a_space_does_not_come_together_in_the_scope() {
         let mut grant = grant(json!({}));
-        grant.refresh_token = Some(RefreshToken::new("one two".into()).unwrap());
-        grant.scope = Some("one refresh_token two".into());
+        grant.refresh_token = Some(RefreshToken::new("rt canary".into()).unwrap());
+        grant.scope = Some("a rt canary".into());
         assert_eq!(SanitizedToken::of(&grant, &[]).scope, None);
     }
 
@@ -542,6 +543,34 @@ mod tests {
     fn debug_shows_of_the_other_members_only_how_many_there_are() {
         let shown = format!("{:?}", grant(json!({"authed_user": {"refresh_token": "canary"}, "id_token": "canary"})));
         assert!(shown.contains("Extra(2 members)") && !shown.contains("canary"), "{shown}");
+    }
+
+    #[test]
+    fn what_only_the_json_would_spell_is_left_out() {
+        let mut grant = grant(json!({"account_id": "\refresh_token", "id_token": "\rt-canary", "\refresh_token": 1}));
+        grant.scope = Some("a \refresh_token \rt-canary".into());
+        let json = SanitizedToken::of(&grant, &["\refresh_token".into()]).json();
+        let expected = json!({"access_token": "at-2", "token_type": "Bearer", "expiry": 1_700_003_600, "scope": "a"});
+        assert_eq!(serde_json::from_slice::<Value>(&json).unwrap(), expected);
+    }
+
+    #[test]
+    fn no_member_of_the_providers_stands_for_one_of_ours() {
+        let grant = grant(json!({"expiry": "never", "scope": 1, "token_type": "x", "access_token": "y"}));
+        let expose = STANDARD.map(String::from);
+        let expected =
+            json!({"access_token": "at-2", "token_type": "Bearer", "expiry": 1_700_003_600, "scope": "a b c"});
+        let json = SanitizedToken::of(&grant, &expose).json();
+        assert_eq!(serde_json::from_slice::<Value>(&json).unwrap(), expected);
+        assert_eq!(json.len(), expected.to_string().len());
+    }
+
+    #[test]
+    fn an_answer_with_an_empty_scope_states_none() {
+        let mut before = grant(json!({}));
+        before.scope = None;
+        let after = before.refreshed(Issued { scope: Some(" ".into()), ..issued(json!({})) }, NOW);
+        assert_eq!(after.scope, None);
     }
 
     #[test]

@@ -166,6 +166,8 @@ impl FromIterator<(ProviderName, Arc<dyn Provider>)> for Providers {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -180,6 +182,23 @@ mod tests {
         ] {
             let code = ErrorCode::new(text, Some(&secret));
             assert_eq!((code.as_str(), code.shown()), (kept, shown), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_code_quotes_a_secret_or_shows_the_forbidden_text(
+            pieces in proptest::collection::vec("[a-zA-Z_.-]{0,9}|.{0,3}|canary1|refresh_token|Refresh_Token", 0..8),
+        ) {
+            let text = pieces.concat();
+            let secret = RefreshToken::new("canary1".into()).unwrap();
+            let code = ErrorCode::new(&text, Some(&secret));
+            prop_assert!(code.as_str().is_empty() || code.as_str() == text);
+            prop_assert!(!code.as_str().contains("canary1") && code.as_str().len() <= LONGEST_CODE);
+            if let Some(shown) = code.shown() {
+                prop_assert!(!shown.is_empty() && !holds_forbidden_text(shown) && shown.is_ascii());
+                prop_assert!(!shown.contains(|one: char| one.is_whitespace() || one.is_control()));
+            }
         }
     }
 }

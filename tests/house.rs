@@ -14,7 +14,7 @@ use std::{
 
 /// How high a room stands; it may import what stands lower. `provider` and `store` are traits, which the coordinator
 /// knows; what implements them (`CHILDREN_RANK`) stands above it.
-const RANKS: [(&str, u8); 16] = [
+const RANKS: [(&str, u8); 17] = [
     ("secret", 0),
     ("clock", 0),
     ("account", 1),
@@ -29,6 +29,7 @@ const RANKS: [(&str, u8); 16] = [
     ("cli", 6),
     ("telemetry", 6),
     ("lifecycle", 7),
+    ("fuzzing", 7),
     ("lib", 8),
     ("main", 8),
 ];

@@ -100,6 +100,8 @@ impl IfMatch {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::grant::GrantId;
 
@@ -125,5 +127,41 @@ mod tests {
         assert_eq!(IfMatch::Absent.verdict(&mine, version(5)), Verdict::Go);
         assert_eq!(IfMatch::Any.verdict(&mine, version(5)), Verdict::Go);
         assert_eq!(sent(&[&current, &foreign]).versions(&mine), Some(vec![version(5)]));
+    }
+
+    proptest! {
+        #[test]
+        fn every_tag_reads_back_and_no_other_text_is_ours(
+            names in ("[A-Za-z0-9][A-Za-z0-9._@+-]{0,20}", "[A-Za-z0-9][A-Za-z0-9._@+-]{0,20}"),
+            id in any::<[u8; 16]>(),
+            generation in any::<u64>(),
+            at in any::<proptest::sample::Index>(),
+            other in any::<char>(),
+        ) {
+            let account = Account::new(names.0.parse().unwrap(), names.1.parse().unwrap());
+            let version = Version { id: GrantId::from_bytes(id), generation };
+            let text = tag(&account, version);
+            prop_assert_eq!(Tag::parse(&text), Tag::Ours(account.clone(), version));
+            prop_assert!(text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"'), "{text}");
+            let mut changed: Vec<char> = text.chars().collect();
+            let at = at.index(changed.len());
+            changed[at] = other;
+            let changed: String = changed.into_iter().collect();
+            match Tag::parse(&changed) {
+                Tag::Ours(of, version) => prop_assert_eq!(&*tag(&of, version), &*changed),
+                Tag::Foreign => prop_assert_ne!(&*changed, &*text),
+            }
+        }
+
+        #[test]
+        fn one_current_tag_among_any_others_means_go(texts in proptest::collection::vec(".{0,20}", 0..6), at in 0..6_usize) {
+            let account: Account = "corp".parse().unwrap();
+            let version = Version { id: GrantId::from_bytes([3; 16]), generation: 5 };
+            let mut tags: Vec<_> = texts.iter().map(|text| Tag::parse(text)).collect();
+            let (before, without) = (tags.clone(), IfMatch::Tags(tags.clone()).verdict(&account, version));
+            prop_assert!(without != Verdict::Go || before.contains(&Tag::Ours(account.clone(), version)));
+            tags.insert(at.min(tags.len()), Tag::parse(&tag(&account, version)));
+            prop_assert_eq!(IfMatch::Tags(tags).verdict(&account, version), Verdict::Go);
+        }
     }
 }

@@ -42,7 +42,8 @@ const CHECKED: &[u8] = b"credproxy";
 pub(crate) struct Sealer(StoreKey);
 
 /// Sealed bytes do not open; kept apart from [`StoreError`] because only the caller knows for whom they were meant.
-struct Refused;
+#[derive(Debug)]
+pub(crate) struct Refused;
 
 impl From<serde_json::Error> for Refused {
     fn from(_: serde_json::Error) -> Self {
@@ -170,7 +171,7 @@ impl Plain<'_> {
 }
 
 /// Reads what [`Plain::write`] wrote.
-fn read(plain: &[u8], version: Version) -> Result<Grant, Refused> {
+pub(crate) fn read(plain: &[u8], version: Version) -> Result<Grant, Refused> {
     let mut json = serde_json::Deserializer::from_slice(plain);
     let opened = Opened::deserialize(&mut json)?;
     let extra = Extra::deserialize(&mut json)?;
@@ -223,10 +224,11 @@ impl io::Write for Length {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::grant::GrantId;
+    use crate::grant::{GrantId, properties::grants};
 
     const VERSION: Version = Version { id: GrantId::from_bytes([7; 16]), generation: 3 };
 
@@ -362,5 +364,45 @@ mod tests {
         assert!(unreadable(&sealer().open(&account("corp"), VERSION, &value)));
         assert!(!sealer().accepts(&sealer().seal(&account("corp"), &grant()).unwrap()));
         assert!(!sealer().accepts(&[]));
+    }
+
+    proptest! {
+        #[test]
+        fn any_grant_comes_back_and_opens_nowhere_else(
+            grant in grants(),
+            name in "[a-z]{1,3}/[a-z]{1,3}",
+            other in "[a-z]{1,3}/[a-z]{1,3}",
+            version in (any::<u8>(), any::<u64>()),
+        ) {
+            let sealed = sealer().seal(&account(&name), &grant).unwrap();
+            let opened = sealer().open(&account(&name), grant.version, &sealed).unwrap();
+            prop_assert!(fields(&opened) == fields(&grant), "{opened:?}\n{grant:?}");
+            if name != other {
+                prop_assert!(unreadable(&sealer().open(&account(&other), grant.version, &sealed)));
+            }
+            let id = GrantId::from_bytes([version.0; 16]);
+            for moved in [Version { generation: version.1, ..grant.version }, Version { id, ..grant.version }] {
+                if moved != grant.version {
+                    prop_assert!(unreadable(&sealer().open(&account(&name), moved, &sealed)));
+                }
+            }
+        }
+
+        #[test]
+        fn any_damage_is_refused(
+            grant in grants(), at in any::<proptest::sample::Index>(), bits in 1..=u8::MAX, cut in any::<bool>(),
+        ) {
+            let mut sealed = sealer().seal(&account("corp"), &grant).unwrap();
+            let at = at.index(sealed.len());
+            if cut { sealed.truncate(at) } else { sealed[at] ^= bits }
+            prop_assert!(sealer().open(&account("corp"), grant.version, &sealed).is_err());
+        }
+
+        #[test]
+        fn no_made_up_bytes_open_or_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), plain in ".{0,80}") {
+            prop_assert!(sealer().open(&account("corp"), VERSION, &bytes).is_err());
+            prop_assert!(!sealer().accepts(&bytes));
+            drop((read(&bytes, VERSION), read(plain.as_bytes(), VERSION)));
+        }
     }
 }
