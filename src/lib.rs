@@ -19,6 +19,8 @@ pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;
+#[cfg(feature = "faults")]
+mod faults;
 pub mod grant;
 pub mod lifecycle;
 pub mod policy;

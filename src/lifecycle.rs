@@ -13,7 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     account::ProviderName,
-    clock::{Clock, SystemClock},
+    clock::Clock,
     config::{self, Config, Environment, ProviderConfig, SocketConfig},
     provider::{
         Provider, Providers, Rules,
@@ -83,7 +83,7 @@ pub enum LifecycleError {
 
 /// Serves until a signal.
 pub async fn serve(config: &Config, environment: &Environment) -> Result<(), LifecycleError> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let clock = clock();
     let providers = providers(&config.providers, environment, config.refresh.request_timeout, &clock).await?;
     let store = Arc::new(open_store(config).await?);
     let shared: Arc<dyn Store> = Arc::<Sqlite>::clone(&store);
@@ -92,6 +92,16 @@ pub async fn serve(config: &Config, environment: &Environment) -> Result<(), Lif
     let closed = store.close().await;
     served?;
     Ok(closed?)
+}
+
+#[cfg(not(feature = "faults"))]
+fn clock() -> Arc<dyn Clock> {
+    Arc::new(crate::clock::SystemClock::new())
+}
+
+#[cfg(feature = "faults")]
+fn clock() -> Arc<dyn Clock> {
+    Arc::new(crate::faults::MovedClock::new())
 }
 
 async fn open_store(config: &Config) -> Result<Sqlite, StoreError> {

@@ -166,7 +166,11 @@ impl Coordinator {
             let grant = Grant::new(id, issued, inner.clock.now());
             let slot = inner.slot(&account);
             let base = slot.base(inner.store.epoch());
+            #[cfg(feature = "faults")]
+            crate::faults::reach("before_put").await;
             let put = inner.noted(inner.store.put(&account, &grant, &expect).await)?;
+            #[cfg(feature = "faults")]
+            crate::faults::reach("after_put").await;
             if put == Put::Conflict {
                 return Err(RefreshError::PreconditionFailed);
             }
@@ -197,7 +201,11 @@ impl Coordinator {
                 drop(flight.landed().await);
             }
             let base = slot.base(inner.store.epoch());
+            #[cfg(feature = "faults")]
+            crate::faults::reach("before_delete").await;
             let deleted = inner.noted(inner.store.delete(&account, &expect).await);
+            #[cfg(feature = "faults")]
+            crate::faults::reach("after_delete").await;
             if let Ok(Deleted::Gone(_)) = &deleted {
                 slot.lock().publish(base, None);
                 slot.changed.notify_waiters();

@@ -124,6 +124,8 @@ impl Inner {
             if let Err(error) = &landed {
                 tracing::warn!(%account, %error, "refresh failed");
             }
+            #[cfg(feature = "faults")]
+            crate::faults::reach("before_answer").await;
             {
                 let mut state = slot.lock();
                 // A put may have made room for the flight of another grant.
@@ -149,6 +151,8 @@ impl Flight {
     async fn clear(&self) -> Result<Clearance, RefreshError> {
         let inner = &self.inner;
         loop {
+            #[cfg(feature = "faults")]
+            crate::faults::reach("before_load").await;
             let base = self.slot.base(inner.store.epoch());
             let record = inner.store.load(&self.account).await?.ok_or(RefreshError::NotFound)?;
             let snapshot = inner.snapshot(&self.account, &record.grant, record.marks.clone());
@@ -172,6 +176,8 @@ impl Flight {
             }
             let count = uncertain.map_or(1, |mark| mark.count.saturating_add(1));
             let marked = Presented { at: inner.clock.now(), count };
+            #[cfg(feature = "faults")]
+            crate::faults::reach("after_load").await;
             match inner.noted(inner.store.claim(&self.account, record.revision, marked).await)? {
                 Claim::Taken(revision) => {
                     return Ok(Clearance::Lease(Box::new(Claimed { record, revision, marked, uncertain })));
@@ -202,7 +208,11 @@ impl Flight {
         let mut second_try = claimed.uncertain.is_none();
         loop {
             let sent = self.inner.clock.monotonic();
+            #[cfg(feature = "faults")]
+            crate::faults::reach("after_mark").await;
             let reply = self.provider.refresh(&claimed.record.grant).await;
+            #[cfg(feature = "faults")]
+            crate::faults::reach("after_answer").await;
             let failure = match sort(reply, self.provider.rules(), &claimed.record.grant) {
                 Sorted::Success(issued) => {
                     let latency = self.inner.clock.monotonic().since(sent);
@@ -254,6 +264,8 @@ impl Flight {
         let base = self.end_attempt(&snapshot);
         match inner.noted(inner.store.save(&self.account, before, &next, &snapshot.marks).await) {
             Ok(true) => {
+                #[cfg(feature = "faults")]
+                crate::faults::reach("after_save").await;
                 self.slot.lock().publish(base, Some(Arc::clone(&snapshot)));
                 tracing::info!(account = %self.account, generation = next.version.generation, "refreshed");
                 Ok(snapshot)
@@ -349,12 +361,16 @@ impl Flight {
                 }
             }
             let base = self.slot.base(inner.store.epoch());
+            #[cfg(feature = "faults")]
+            crate::faults::reach("late_save").await;
             let result = match &late {
                 Late::Marks => inner.store.settle(&self.account, before, &snapshot.marks).await,
                 Late::Grant(next) => inner.store.save(&self.account, before, next, &snapshot.marks).await,
             };
             match inner.noted(result) {
                 Ok(true) => {
+                    #[cfg(feature = "faults")]
+                    crate::faults::reach("late_saved").await;
                     tracing::info!(account = %self.account, "saved what was kept in memory");
                     self.slot.lock().publish(base, Some(snapshot));
                     return;

@@ -46,6 +46,8 @@ const COMMAND: Duration = Duration::from_secs(40);
 /// Where daemons live. Those that share one share the store and its key.
 pub(crate) struct Home {
     directory: TempDir,
+    /// What is put before the program's name to start it.
+    prefix: Vec<OsString>,
     /// What must not be printed or logged.
     secrets: Mutex<Vec<String>>,
     /// What must not be answered either.
@@ -54,11 +56,17 @@ pub(crate) struct Home {
 
 impl Home {
     pub(crate) fn new() -> Arc<Self> {
+        Self::within(|_| Vec::new())
+    }
+
+    /// A home whose programs are started by another one, such as `nsenter`; `prefix` gives its command line for the
+    /// home's path. The process must stay the same.
+    pub(crate) fn within(prefix: impl FnOnce(&Path) -> Vec<OsString>) -> Arc<Self> {
         // A short name: the path of a socket has at most 107 bytes.
         let directory = tempfile::Builder::new().prefix("cp-").tempdir().unwrap();
         // The runtime directory belongs to the system; what is below it is the daemon's to make.
         DirBuilder::new().mode(0o700).create(directory.path().join("run")).unwrap();
-        Arc::new(Self { directory, secrets: Mutex::default(), refresh_tokens: Mutex::default() })
+        Arc::new(Self { prefix: prefix(directory.path()), directory, secrets: Mutex::default(), refresh_tokens: Mutex::default() })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -66,8 +74,9 @@ impl Home {
     }
 
     fn command(&self, config: &Path, env: &[(&str, &str)], arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_credproxy"));
-        command.arg("--config").arg(config).args(arguments).current_dir(self.path()).env_clear();
+        let mut words = self.prefix.iter().cloned().chain([env!("CARGO_BIN_EXE_credproxy").into()]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).arg("--config").arg(config).args(arguments).current_dir(self.path()).env_clear();
         command.envs(search_path().map(|path| ("PATH", path))).env("HOME", self.path());
         for (name, place) in [
             ("XDG_CONFIG_HOME", "config"),
@@ -134,11 +143,21 @@ impl Daemon {
 
     /// Starts the process, again after it was ended, and waits until it answers.
     pub(crate) async fn launch(&mut self) {
+        self.spawn();
+        self.ready().await;
+    }
+
+    /// Starts the process, and does not wait.
+    pub(crate) fn spawn(&mut self) {
         assert!(self.child.is_none(), "it still runs");
         let output = |kind| OpenOptions::new().create(true).append(true).open(self.output(kind)).unwrap();
         let mut command = self.home.command(&self.config(), &self.env(), &["serve"]);
         command.stdin(Stdio::null()).stdout(output("stdout")).stderr(output("stderr"));
         self.child = Some(command.spawn().unwrap());
+    }
+
+    /// Waits until it answers.
+    pub(crate) async fn ready(&mut self) {
         let ready = async {
             while !self.answers().await {
                 let ended = self.child.as_mut().unwrap().try_wait().unwrap();
@@ -166,7 +185,8 @@ impl Daemon {
         self.home.path().join("run").join(&self.name).join("credproxy.sock")
     }
 
-    fn config(&self) -> PathBuf {
+    /// The file of its configuration.
+    pub(crate) fn config(&self) -> PathBuf {
         self.home.path().join(format!("{}.toml", self.name))
     }
 
@@ -174,7 +194,8 @@ impl Daemon {
         self.home.path().join(format!("{}.{kind}", self.name))
     }
 
-    fn output_text(&self) -> String {
+    /// All that it wrote so far.
+    pub(crate) fn output_text(&self) -> String {
         let read = |kind| String::from_utf8_lossy(&fs::read(self.output(kind)).unwrap_or_default()).into_owned();
         format!("--- stdout of {0}\n{1}\n--- stderr of {0}\n{2}", self.name, read("stdout"), read("stderr"))
     }
@@ -188,6 +209,12 @@ impl Daemon {
 
     fn env(&self) -> Vec<(&str, &str)> {
         self.env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
+    }
+
+    /// A connection to its host socket, if it is there.
+    pub(crate) async fn try_connect(&self) -> Option<Connection> {
+        let stream = tokio::net::UnixStream::connect(self.socket()).await.ok()?;
+        Some(Connection::over_daemon(stream, Arc::clone(&self.transcript)).await)
     }
 
     /// A connection to its host socket.
@@ -246,9 +273,13 @@ impl Daemon {
         issued.refresh_tokens.iter().for_each(|token| self.watch_refresh_token(token));
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(self.child.as_ref().expect("it does not run"))
+    }
+
     fn signal(&self, signal: Signal) {
-        let child = self.child.as_ref().expect("it does not run");
-        kill_process(Pid::from_child(child), signal).unwrap();
+        kill_process(self.pid(), signal).unwrap();
     }
 
     /// Ends it as a crash or the kernel would, and waits until it is gone.
