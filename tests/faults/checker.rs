@@ -308,6 +308,17 @@ fn write_line(fault: &str, columns: &str) {
     writeln!(file, "{fault}\t{columns}").unwrap();
 }
 
+/// "Not now" and "not from this client".
+const CODES: [&str; 7] = [
+    "slow_down",
+    "temporarily_unavailable",
+    "invalid_client",
+    "unauthorized_client",
+    "unsupported_grant_type",
+    "invalid_scope",
+    "invalid_request",
+];
+
 /// Sorts what was answered to a presentation. Section 3 of the design, step 5, written down a second time.
 fn class(presentation: &Presentation) -> Class {
     let Some((answer, _)) = &presentation.told else { return Class::Ambiguous };
@@ -315,14 +326,9 @@ fn class(presentation: &Presentation) -> Class {
     let member = |name: &str| body.as_ref().and_then(|body| body[name].as_str()).map(str::to_owned);
     match (answer.status, member("error").as_deref()) {
         (_, Some("invalid_grant")) => Class::Final,
-        (_, Some("slow_down" | "temporarily_unavailable")) | (408 | 429, _) | (503, Some(_)) => Class::NotSpent,
-        (
-            _,
-            Some("invalid_client" | "unauthorized_client" | "unsupported_grant_type" | "invalid_scope" | "invalid_request"),
-        )
-        | (300..=499, _) => Class::NotSpent,
+        (_, Some(code)) if CODES.contains(&code) => Class::NotSpent,
         (200..=299, None) if member("access_token").is_some_and(|token| !token.is_empty()) => Class::Success,
-        (200..=299, Some(_)) => Class::NotSpent,
+        (200..=299 | 503, Some(_)) | (300..=499, _) => Class::NotSpent,
         _ => Class::Ambiguous,
     }
 }

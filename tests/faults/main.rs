@@ -8,6 +8,7 @@
 
 mod checker;
 mod kills;
+mod store;
 #[path = "../support/mod.rs"]
 mod support;
 mod world;
