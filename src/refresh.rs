@@ -385,7 +385,7 @@ impl Inner {
                 Arc::clone(flight)
             } else {
                 let marks = state.unsaved.as_ref().map_or(&snapshot.marks, |unsaved| &unsaved.marks);
-                self.paced(marks, state.ended)?;
+                self.paced(&snapshot.token, marks, state.ended)?;
                 if state.unsaved.is_some() {
                     return Err(RefreshError::Unsaved);
                 }
@@ -399,12 +399,14 @@ impl Inner {
     }
 
     /// Whether the cooldown and every backoff are over.
-    fn paced(&self, marks: &Marks, own: Option<cooldown::Ended>) -> Result<(), RefreshError> {
+    fn paced(&self, token: &SanitizedToken, marks: &Marks, own: Option<cooldown::Ended>) -> Result<(), RefreshError> {
+        let wall = self.clock.now();
         let now = cooldown::Now {
-            wall: self.clock.now(),
+            wall,
             monotonic: self.clock.monotonic(),
             configured_at: self.configured_at,
             cooldown: self.cooldown,
+            expired: token.expired(wall),
         };
         match cooldown::wait(marks, own, now) {
             Some(wait) => Err(RefreshError::RateLimited { wait, last: last_error(marks) }),

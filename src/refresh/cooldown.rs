@@ -70,6 +70,8 @@ pub(super) struct Now {
     /// When the configuration was read: a configuration error from before it is forgiven.
     pub(super) configured_at: Timestamp,
     pub(super) cooldown: Duration,
+    /// The access token is of no use any more.
+    pub(super) expired: bool,
 }
 
 /// How long until the next attempt may be made; `None` when it may be made now.
@@ -81,6 +83,10 @@ pub(super) fn wait(marks: &Marks, own: Option<Ended>, now: Now) -> Option<Durati
 
 fn after_attempt(attempt: &Attempt, own: Option<Ended>, now: Now) -> Option<Duration> {
     if attempt.outcome == Outcome::Configuration && attempt.ended_at < now.configured_at {
+        return None;
+    }
+    // The mark ends with the token's life, but the clock may have been set ahead since, or the machine have slept.
+    if attempt.outcome == Outcome::Success && now.expired {
         return None;
     }
     let whole = attempt.not_before.since(attempt.ended_at);
@@ -118,7 +124,7 @@ mod tests {
     }
 
     fn at(wall: Timestamp) -> Now {
-        Now { wall, monotonic: Monotonic::new(Duration::ZERO), configured_at: T, cooldown: COOLDOWN }
+        Now { wall, monotonic: Monotonic::new(Duration::ZERO), configured_at: T, cooldown: COOLDOWN, expired: false }
     }
 
     #[expect(clippy::unnecessary_wraps, reason = "said once here, it need not be said in every assertion")]
@@ -140,6 +146,14 @@ mod tests {
     fn after_a_success_it_ends_at_the_latest_when_the_token_expires() {
         let soon = Ending { expires_at: Some(T.plus(Duration::from_secs(5))), ..ending(Outcome::Success) };
         assert_eq!(wait(&marks(mark(soon, None, COOLDOWN, T)), None, at(T)), seconds(5));
+    }
+
+    #[test]
+    fn when_the_machine_has_slept_past_the_tokens_end_a_success_keeps_nobody_waiting() {
+        let awake = Now { expired: true, ..at(T.plus(Duration::from_hours(8))) };
+        let own = Some(Ended { at: T, monotonic: awake.monotonic });
+        assert_eq!(wait(&marks(mark(ending(Outcome::Success), None, COOLDOWN, T)), own, awake), None);
+        assert_eq!(wait(&marks(mark(ending(Outcome::NotSpent), None, COOLDOWN, T)), own, awake), seconds(30));
     }
 
     #[test]

@@ -166,7 +166,7 @@ impl Flight {
                 return Err(RefreshError::Reauth { answer_lost: latch.answer_lost });
             }
             let own = self.slot.lock().ended;
-            inner.paced(&record.marks, own)?;
+            inner.paced(&snapshot.token, &record.marks, own)?;
             let uncertain = record.marks.presented;
             if uncertain.is_some_and(|mark| !self.may_try_again(mark, &snapshot.token)) {
                 return Ok(Clearance::Answer(snapshot));
