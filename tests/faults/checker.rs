@@ -238,10 +238,10 @@ impl Checker {
             self.violation(format!("{account}: called dead, and lives"));
         }
         let presentations = self.issuer.presentations();
-        let rotated = presentations
-            .iter()
-            .rfind(|it| it.outcome == Outcome::Rotated && self.issuer.related(&it.token, refresh));
-        let excused = rotated.is_some_and(|it| class(it) == Class::Ambiguous || self.ledger().crashed.contains(&it.client));
+        let rotated =
+            presentations.iter().rfind(|it| it.outcome == Outcome::Rotated && self.issuer.related(&it.token, refresh));
+        let excused =
+            rotated.is_some_and(|it| class(it) == Class::Ambiguous || self.ledger().crashed.contains(&it.client));
         if !excused {
             self.violation(format!("{account}: lost without a cause: {rotated:?}"));
         }

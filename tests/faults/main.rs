@@ -7,7 +7,9 @@
 #![cfg(test)]
 
 mod checker;
+mod clock;
 mod kills;
+mod provider;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;

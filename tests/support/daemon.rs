@@ -66,7 +66,12 @@ impl Home {
         let directory = tempfile::Builder::new().prefix("cp-").tempdir().unwrap();
         // The runtime directory belongs to the system; what is below it is the daemon's to make.
         DirBuilder::new().mode(0o700).create(directory.path().join("run")).unwrap();
-        Arc::new(Self { prefix: prefix(directory.path()), directory, secrets: Mutex::default(), refresh_tokens: Mutex::default() })
+        Arc::new(Self {
+            prefix: prefix(directory.path()),
+            directory,
+            secrets: Mutex::default(),
+            refresh_tokens: Mutex::default(),
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
