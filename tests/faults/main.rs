@@ -9,6 +9,8 @@
 mod checker;
 mod clock;
 mod kills;
+mod midflight;
+mod pair;
 mod provider;
 mod store;
 #[path = "../support/mod.rs"]
