@@ -262,6 +262,8 @@ impl Flight {
         let marks = Marks { attempt: Some(attempt), ..Marks::default() };
         let snapshot = inner.snapshot(&self.account, &next, marks);
         let base = self.end_attempt(&snapshot);
+        #[cfg(feature = "faults")]
+        crate::faults::reach("before_save").await;
         match inner.noted(inner.store.save(&self.account, before, &next, &snapshot.marks).await) {
             Ok(true) => {
                 #[cfg(feature = "faults")]

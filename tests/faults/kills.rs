@@ -18,7 +18,7 @@ const ACCOUNT: &str = "me";
 /// The server's grace window, where it has one: longer than any run.
 const GRACE: Duration = Duration::from_mins(10);
 
-/// Kills at one step in the short run. With the eleven steps and the random kills they are more than 200.
+/// Kills at one step in the short run. With the other steps and the random kills they are more than 200.
 const KILLS: usize = 10;
 
 /// Where the daemon is killed.
@@ -105,6 +105,11 @@ async fn while_the_server_has_rotated_and_forgives() {
 #[tokio::test]
 async fn between_the_answer_and_the_save() {
     kill("kill -9: answered, not saved", At::Step("after_answer"), NONE, 2, Fate::Lost).await;
+}
+
+#[tokio::test]
+async fn right_before_the_save() {
+    kill("kill -9: about to be saved", At::Step("before_save"), NONE, 2, Fate::Lost).await;
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ async fn the_callers_hang_up() {
         world.issuer.script(Answer::HoldAfter(gate.clone()));
         let mut first = daemon.callers(ACCOUNT, 1).await;
         gate.wait_for_arrivals(1).await;
-        let others = daemon.callers(ACCOUNT, if round % 2 == 0 { 5 } else { 0 }).await;
+        let others = daemon.callers(ACCOUNT, if round % 2 == 1 { 5 } else { 0 }).await;
         first.shutdown().await;
         // The daemon has seen it once it has answered somebody else.
         daemon.get(ACCOUNT).await;

@@ -310,3 +310,30 @@ async fn a_grant_is_replaced_between_the_answer_and_the_save() {
 async fn a_grant_is_replaced_between_the_save_and_the_publication() {
     replaced("after_save").await;
 }
+
+/// The second daemon deletes the grant under the first one's flight: what comes late is not kept, and the provider is
+/// told that nobody wants it.
+#[tokio::test]
+async fn a_grant_is_deleted_by_the_other() {
+    let (world, first, second) = pair(NONE).await;
+    for round in 0..rounds(ROUNDS) {
+        let refresh = logged_in(&first, &second).await;
+        first.stop_at(&["after_answer"]);
+        let callers = first.callers(ACCOUNT, 3).await;
+        first.stopped_at("after_answer").await;
+        assert_eq!(second.delete(ACCOUNT).await.status, 200);
+        world.checker.ran();
+        first.go_on();
+        for answer in callers.join_all().await {
+            assert_eq!(answer.expect("the daemon lives").status, 404);
+        }
+        let gone = async {
+            while first.get(ACCOUNT).await.status != 404 {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        assert!(timeout(SOON, gone).await.is_ok(), "it does not see what the other changed");
+        assert_eq!((world.issuer.revocations().len(), world.issuer.family_alive(&refresh)), (round + 1, false));
+    }
+    world.checker.report("two daemons: deleted by the other at after_answer");
+}

@@ -206,9 +206,8 @@ async fn healthy_again(daemon: &Node) {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    if timeout(HEALED, healthy).await.is_err() {
-        panic!("not healthy {HEALED:?} after the store is: {:?}", daemon.health().await);
-    }
+    let healed = timeout(HEALED, healthy).await.is_ok();
+    assert!(healed, "not healthy {HEALED:?} after the store is: {:?}", daemon.health().await);
 }
 
 /// Has a refresh answered that the store refuses. Gives the refresh token that was spent.
