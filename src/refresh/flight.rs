@@ -47,8 +47,9 @@ const RETRY_PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs
 /// So many refusals in a row without a known reason, and the grant is taken for dead once its token is.
 const PATIENCE_WITH_REFUSALS: u32 = 5;
 
-/// The first and the longest pause between tries to save what the provider has already answered.
-const SAVE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1500));
+/// The first and the longest pause between tries to save what the provider has already answered. A store that heals
+/// is to hold it within 2 s.
+const SAVE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// How long a shutdown goes on trying to save.
 const LAST_SAVES: Duration = Duration::from_secs(10);
@@ -295,6 +296,14 @@ impl Flight {
         let attempt = cooldown::mark(ending, marks.attempt.as_ref(), inner.cooldown, now);
         let wait = attempt.not_before.since(now);
         let dead = failure.outcome == Outcome::Final;
+        if let Some(lost) = claimed.uncertain.filter(|_| dead) {
+            tracing::error!(
+                account = %self.account,
+                generation = grant.version.generation,
+                lost_at = lost.at.as_secs(),
+                "the grant is dead, and the answer to an earlier presentation was lost, perhaps with the successor"
+            );
+        }
         let answer_lost = claimed.uncertain.is_some();
         let marks = Marks {
             presented: claimed.uncertain.filter(|_| !dead),

@@ -34,7 +34,7 @@ enum At {
 /// Kills daemons there with callers waiting, and looks how the chain stands: `presented` is how often the refresh token
 /// that was under way is presented in the end.
 async fn kill(fault: &str, at: At, reuse_grace: Duration, presented: usize, fate: Fate) {
-    let world = World::with(Settings { reuse_grace, ..Settings::default() }).await;
+    let world = World::on_disk(Settings { reuse_grace, ..Settings::default() }).await;
     let mut daemon = world.node("a").await;
     daemon.log_in(ACCOUNT).await;
     for _ in 0..rounds(KILLS) {
@@ -135,7 +135,7 @@ async fn between_the_publication_and_the_answers() {
 
 #[tokio::test]
 async fn while_a_grant_is_put() {
-    let world = World::new().await;
+    let world = World::on_disk(Settings::default()).await;
     let mut daemon = world.node("a").await;
     daemon.log_in(ACCOUNT).await;
     for round in 0..rounds(KILLS) {
@@ -165,7 +165,7 @@ async fn while_a_grant_is_put() {
 
 #[tokio::test]
 async fn while_a_grant_is_deleted() {
-    let world = World::new().await;
+    let world = World::on_disk(Settings::default()).await;
     let mut daemon = world.node("a").await;
     for round in 0..rounds(KILLS) {
         daemon.log_in(ACCOUNT).await;
@@ -242,7 +242,7 @@ async fn settle_everywhere(daemon: &Node) -> usize {
 
 /// Kills one daemon at any moment, every fifth time in its start with what its last life left behind.
 async fn kill_at_random(fault: &str, reuse_grace: Duration) -> usize {
-    let world = World::with(Settings { reuse_grace, ..Settings::default() }).await;
+    let world = World::on_disk(Settings { reuse_grace, ..Settings::default() }).await;
     world.issuer.always(Some(Answer::Jitter(Duration::from_millis(6))));
     let mut daemon = world.node("a").await;
     log_in_everywhere(&daemon).await;
@@ -278,7 +278,7 @@ async fn at_any_moment_when_the_server_forgives() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_any_moment_with_two_daemons_on_one_store() {
-    let world = World::new().await;
+    let world = World::on_disk(Settings::default()).await;
     world.issuer.always(Some(Answer::Jitter(Duration::from_millis(6))));
     let mut daemons = [world.node("a").await, world.node("b").await];
     log_in_everywhere(&daemons[0]).await;

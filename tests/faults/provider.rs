@@ -35,7 +35,7 @@ enum Ill {
 
 /// Asks an ill provider for a token, then a healthy one.
 async fn drive(fault: &str, ill: Ill, reuse_grace: Duration, expected: Expected) {
-    let world = World::with(Settings { request_timeout: "1s", reuse_grace, ..Settings::default() }).await;
+    let world = World::with(Settings { request_timeout: "2s", reuse_grace, ..Settings::default() }).await;
     let mut daemon = world.node("a").await;
     daemon.log_in(ACCOUNT).await;
     match &ill {

@@ -40,7 +40,7 @@ impl Mounts {
     /// A home whose programs see `script` carried out on its `$DATA`. `Err` when this machine does not let us.
     fn home(script: &str) -> Result<(Arc<Home>, Self), String> {
         let mut made = Err("no home was made".to_owned());
-        let home = Home::within(|path| {
+        let home = Home::in_memory(|path| {
             let data = path.join("data");
             DirBuilder::new().mode(0o700).create(&data).unwrap();
             made = Self::hold(data, script);
@@ -111,6 +111,7 @@ impl Trouble {
     /// A world in which it can be made; `None` when it cannot, which the table says.
     async fn world(name: &str, fault: &str) -> Option<(World, Self)> {
         let settings = Settings::default();
+        let in_memory = || Home::in_memory(|_| Vec::new());
         let mounted = |script, of: fn(Mounts) -> Self| match Mounts::home(script) {
             Ok((home, mounts)) => Some((home, of(mounts))),
             Err(why) => {
@@ -121,8 +122,8 @@ impl Trouble {
         let (home, trouble) = match name {
             "full disk" => mounted(TMPFS, Self::Full)?,
             "read-only directory" => mounted("true", Self::ReadOnly)?,
-            "I/O error" => (Home::new(), Self::Limit),
-            "locked database" => (Home::new(), Self::Locked(None)),
+            "I/O error" => (in_memory(), Self::Limit),
+            "locked database" => (in_memory(), Self::Locked(None)),
             other => panic!("no such trouble: {other}"),
         };
         Some((World::at(home, settings).await, trouble))
@@ -343,7 +344,7 @@ async fn a_read_only_directory_at_the_start() {
 /// Nor does it matter to a refresh whether its log can be written.
 #[tokio::test]
 async fn a_log_that_cannot_be_written() {
-    let home = Home::within(|_| ["sh", "-c", "exec \"$@\" 2>/dev/full", "sh"].map(OsString::from).to_vec());
+    let home = Home::in_memory(|_| ["sh", "-c", "exec \"$@\" 2>/dev/full", "sh"].map(OsString::from).to_vec());
     let world = World::at(home, Settings::default()).await;
     let mut daemon = world.node("a").await;
     daemon.log_in(ACCOUNT).await;

@@ -67,6 +67,11 @@ impl World {
     }
 
     pub(crate) async fn with(settings: Settings) -> Self {
+        Self::at(Home::in_memory(|_| Vec::new()), settings).await
+    }
+
+    /// Its store is on a disk, where a commit takes its time.
+    pub(crate) async fn on_disk(settings: Settings) -> Self {
         Self::at(Home::new(), settings).await
     }
 
@@ -238,14 +243,19 @@ impl Node {
         answer
     }
 
-    /// Callers who want a new token, and get `None` if the daemon dies under them. Their connections are made first.
+    /// Callers who want another token than the one that is there now, and get `None` if the daemon dies under them. So
+    /// they cause one flight, and those who come late need none.
     pub(crate) async fn callers(&self, account: &str, count: usize) -> JoinSet<Option<Response>> {
         let mut callers = JoinSet::new();
+        let found = self.request("HEAD", &token_path(account), &[], "").await;
+        let tag = found.header("etag").expect("a token has a tag").to_owned();
         for _ in 0..count {
+            let tag = tag.clone();
             let mut connection = self.daemon.connect().await;
             let (checker, account) = (Arc::clone(&self.checker), account.to_owned());
             callers.spawn(async move {
-                let answer = connection.try_request("POST", &refresh_path(&account), &[], "").await.ok()?;
+                let headers = [("if-match", &*tag)];
+                let answer = connection.try_request("POST", &refresh_path(&account), &headers, "").await.ok()?;
                 if answer.status == 200 {
                     checker.answered(&account, &answer);
                 }
@@ -356,6 +366,10 @@ impl Node {
         };
         let answer = timeout(4 * SOON, clear).await.unwrap_or_else(|_| panic!("{account} has no clear answer"));
         let line = self.line(account).await;
+        if answer.status == 401 && !self.daemon.output_text().contains("the answer to an earlier presentation was lost")
+        {
+            self.checker.violation(format!("{account}: the log does not say what was lost"));
+        }
         let fate = self.checker.settled(account, &answer, line["state"].as_str().unwrap_or_default());
         self.get(account).await;
         fate

@@ -56,14 +56,20 @@ pub(crate) struct Home {
 
 impl Home {
     pub(crate) fn new() -> Arc<Self> {
-        Self::within(|_| Vec::new())
+        Self::at(&std::env::temp_dir(), |_| Vec::new())
     }
 
-    /// A home whose programs are started by another one, such as `nsenter`; `prefix` gives its command line for the
-    /// home's path. The process must stay the same.
-    pub(crate) fn within(prefix: impl FnOnce(&Path) -> Vec<OsString>) -> Arc<Self> {
+    /// A home in memory, where there is such a place: no disk that others keep busy makes its programs wait. They are
+    /// started by another one, such as `nsenter`, whose command line `prefix` gives for the home's path; the process
+    /// must stay the same.
+    pub(crate) fn in_memory(prefix: impl FnOnce(&Path) -> Vec<OsString>) -> Arc<Self> {
+        let memory = Path::new("/dev/shm");
+        if memory.is_dir() { Self::at(memory, prefix) } else { Self::at(&std::env::temp_dir(), prefix) }
+    }
+
+    fn at(place: &Path, prefix: impl FnOnce(&Path) -> Vec<OsString>) -> Arc<Self> {
         // A short name: the path of a socket has at most 107 bytes.
-        let directory = tempfile::Builder::new().prefix("cp-").tempdir().unwrap();
+        let directory = tempfile::Builder::new().prefix("cp-").tempdir_in(place).unwrap();
         // The runtime directory belongs to the system; what is below it is the daemon's to make.
         DirBuilder::new().mode(0o700).create(directory.path().join("run")).unwrap();
         Arc::new(Self {
