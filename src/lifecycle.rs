@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     account::ProviderName,
-    clock::{Clock, SystemClock},
+    clock::Clock,
     config::{Config, Environment, ProviderConfig, SecretSourceError, SocketConfig},
     provider::{
         Provider, Providers, Rules,
@@ -87,7 +87,8 @@ pub enum LifecycleError {
 
 /// Serves until a signal.
 pub async fn serve(config: &Config, environment: &Environment) -> Result<(), LifecycleError> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    outlive_file_limits()?;
+    let clock = clock();
     let providers = providers(&config.providers, environment, config.refresh.request_timeout, &clock).await?;
     let store = Arc::new(open_store(config).await?);
     let shared: Arc<dyn Store> = Arc::<Sqlite>::clone(&store);
@@ -96,6 +97,26 @@ pub async fn serve(config: &Config, environment: &Environment) -> Result<(), Lif
     let closed = store.close().await;
     served?;
     Ok(closed?)
+}
+
+/// A write past a limit on the size of files is an error, which a refresh outlives. Unless the signal is caught it is
+/// the end of the process, with whatever the provider has just answered.
+fn outlive_file_limits() -> Result<(), LifecycleError> {
+    match signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw())) {
+        // It stays caught.
+        Ok(_) => Ok(()),
+        Err(source) => Err(LifecycleError::Io { what: "listen for signals", source }),
+    }
+}
+
+#[cfg(not(feature = "faults"))]
+fn clock() -> Arc<dyn Clock> {
+    Arc::new(crate::clock::SystemClock::new())
+}
+
+#[cfg(feature = "faults")]
+fn clock() -> Arc<dyn Clock> {
+    Arc::new(crate::faults::MovedClock::new())
 }
 
 async fn open_store(config: &Config) -> Result<Sqlite, StoreError> {

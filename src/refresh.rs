@@ -15,6 +15,7 @@
 
 use std::{
     collections::HashMap,
+    error::Error as _,
     future::Future,
     sync::{
         Arc, PoisonError, RwLock,
@@ -67,6 +68,9 @@ struct Inner {
     /// The last write failed.
     unwritable: AtomicBool,
 }
+
+/// A store that takes no write in this time is not well; who asks for the daemon's health is often less patient.
+const LONGEST_PROBE: Duration = Duration::from_millis(500);
 
 /// `min_validity` unless told: a minute covers the longest common request; a fifth of a short life leaves most of it.
 #[must_use]
@@ -166,7 +170,12 @@ impl Coordinator {
             let slot = inner.slot(&account);
             let boarding = slot.boarding.lock().await;
             let base = slot.base(inner.store.epoch());
-            let put = match inner.noted(inner.store.put(&account, &grant, &expect).await) {
+            #[cfg(feature = "faults")]
+            crate::faults::reach("before_put").await;
+            let put = inner.noted(inner.store.put(&account, &grant, &expect).await);
+            #[cfg(feature = "faults")]
+            crate::faults::reach("after_put").await;
+            let put = match put {
                 Ok(put @ (Put::Created | Put::Replaced)) => put,
                 other => {
                     drop(boarding);
@@ -198,7 +207,11 @@ impl Coordinator {
             }
             let boarding = slot.boarding.lock().await;
             let base = slot.base(inner.store.epoch());
+            #[cfg(feature = "faults")]
+            crate::faults::reach("before_delete").await;
             let deleted = inner.noted(inner.store.delete(&account, &expect).await);
+            #[cfg(feature = "faults")]
+            crate::faults::reach("after_delete").await;
             if let Ok(Deleted::Gone(_)) = &deleted {
                 slot.lock().replace(base, None);
                 slot.changed.notify_waiters();
@@ -235,7 +248,7 @@ impl Coordinator {
         if self.0.slots().values().any(|slot| slot.lock().unsaved.is_some()) {
             ailments.push("a refresh is not saved yet");
         }
-        if self.0.unwritable.load(Ordering::Relaxed) {
+        if self.0.unwritable.load(Ordering::Relaxed) && !self.0.writable_again().await {
             ailments.push("the store cannot be written");
         }
         // No provider can have this name's grant unless a person put one; the answer does not matter, that there is
@@ -408,7 +421,7 @@ impl Inner {
                 Arc::clone(flight)
             } else {
                 let marks = state.unsaved.as_ref().map_or(&snapshot.marks, |unsaved| &unsaved.marks);
-                self.paced(marks, state.ended)?;
+                self.paced(&snapshot.token, marks, state.ended)?;
                 if state.unsaved.is_some() {
                     return Err(RefreshError::Unsaved);
                 }
@@ -422,12 +435,14 @@ impl Inner {
     }
 
     /// Whether the cooldown and every backoff are over.
-    fn paced(&self, marks: &Marks, own: Option<cooldown::Ended>) -> Result<(), RefreshError> {
+    fn paced(&self, token: &SanitizedToken, marks: &Marks, own: Option<cooldown::Ended>) -> Result<(), RefreshError> {
+        let wall = self.clock.now();
         let now = cooldown::Now {
-            wall: self.clock.now(),
+            wall,
             monotonic: self.clock.monotonic(),
             configured_at: self.configured_at,
             cooldown: self.cooldown,
+            expired: token.expired(wall),
         };
         match cooldown::wait(marks, own, now) {
             Some(wait) => Err(RefreshError::RateLimited { wait, last: last_error(marks) }),
@@ -435,14 +450,28 @@ impl Inner {
         }
     }
 
-    /// Notes whether the store takes writes.
+    /// Notes whether the store takes writes, and logs the change.
     fn noted<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
         match &result {
-            Ok(_) => self.unwritable.store(false, Ordering::Relaxed),
-            Err(error) if error.is_transient() => self.unwritable.store(true, Ordering::Relaxed),
+            Ok(_) => {
+                if self.unwritable.swap(false, Ordering::Relaxed) {
+                    tracing::info!("the store can be written again");
+                }
+            }
+            Err(error) if error.is_transient() => {
+                if !self.unwritable.swap(true, Ordering::Relaxed) {
+                    tracing::error!(cause = error.source().map(tracing::field::display), "the store cannot be written");
+                }
+            }
             Err(_) => {}
         }
         result
+    }
+
+    /// Whether a store that refused the last write takes one now; nobody else may want to write for hours.
+    async fn writable_again(&self) -> bool {
+        let probed = tokio::time::timeout(LONGEST_PROBE, self.store.probe()).await;
+        probed.is_ok_and(|probed| self.noted(probed).is_ok())
     }
 
     async fn revoke(&self, account: &Account, grant: &Grant) -> bool {

@@ -265,6 +265,9 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Deletes the record, an unreadable one too.
     async fn delete(&self, account: &Account, expect: &Expect) -> Result<Deleted, StoreError>;
 
+    /// Whether a write would be durable now. Makes one, which changes nothing that a caller sees.
+    async fn probe(&self) -> Result<(), StoreError>;
+
     /// Grows whenever another owner may have changed anything; what was read before is then to be read again.
     fn epoch(&self) -> u64;
 }

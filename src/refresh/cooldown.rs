@@ -70,6 +70,8 @@ pub(super) struct Now {
     /// When the configuration was read: a configuration error from before it is forgiven.
     pub(super) configured_at: Timestamp,
     pub(super) cooldown: Duration,
+    /// The access token is of no use any more.
+    pub(super) expired: bool,
 }
 
 /// How long until the next attempt may be made; `None` when it may be made now.
@@ -81,6 +83,10 @@ pub(super) fn wait(marks: &Marks, own: Option<Ended>, now: Now) -> Option<Durati
 
 fn after_attempt(attempt: &Attempt, own: Option<Ended>, now: Now) -> Option<Duration> {
     let forgiven = attempt.outcome == Outcome::Configuration && attempt.ended_at < now.configured_at;
+    // The mark ends with the token's life, but the clock may have been set ahead since, or the machine have slept.
+    if attempt.outcome == Outcome::Success && now.expired {
+        return None;
+    }
     let whole = attempt.not_before.since(attempt.ended_at);
     let passed = match own {
         // Made with the configuration of now, although a clock that was set back may say otherwise.
@@ -119,7 +125,7 @@ mod tests {
     }
 
     fn at(wall: Timestamp) -> Now {
-        Now { wall, monotonic: Monotonic::new(Duration::ZERO), configured_at: T, cooldown: COOLDOWN }
+        Now { wall, monotonic: Monotonic::new(Duration::ZERO), configured_at: T, cooldown: COOLDOWN, expired: false }
     }
 
     #[expect(clippy::unnecessary_wraps, reason = "said once here, it need not be said in every assertion")]
@@ -141,6 +147,14 @@ mod tests {
     fn after_a_success_it_ends_at_the_latest_when_the_token_expires() {
         let soon = Ending { expires_at: Some(T.plus(Duration::from_secs(5))), ..ending(Outcome::Success) };
         assert_eq!(wait(&marks(mark(soon, None, COOLDOWN, T)), None, at(T)), seconds(5));
+    }
+
+    #[test]
+    fn when_the_machine_has_slept_past_the_tokens_end_a_success_keeps_nobody_waiting() {
+        let awake = Now { expired: true, ..at(T.plus(Duration::from_hours(8))) };
+        let own = Some(Ended { at: T, monotonic: awake.monotonic });
+        assert_eq!(wait(&marks(mark(ending(Outcome::Success), None, COOLDOWN, T)), own, awake), None);
+        assert_eq!(wait(&marks(mark(ending(Outcome::NotSpent), None, COOLDOWN, T)), own, awake), seconds(30));
     }
 
     #[test]
@@ -265,11 +279,11 @@ mod tests {
             ending in endings(),
             times in (timestamps(), timestamps(), timestamps()),
             monotonic in (any::<Duration>(), any::<Duration>()),
-            cooldown in any::<Duration>(),
+            (cooldown, expired) in (any::<Duration>(), any::<bool>()),
         ) {
             let (wall, configured_at, ended) = times;
             let own = Some(Ended { at: ended, monotonic: Monotonic::new(monotonic.0) });
-            let now = Now { wall, monotonic: Monotonic::new(monotonic.1), configured_at, cooldown };
+            let now = Now { wall, monotonic: Monotonic::new(monotonic.1), configured_at, cooldown, expired };
             let attempt = mark(ending, marks.attempt.as_ref(), cooldown, wall);
             prop_assert!(attempt.not_before >= attempt.ended_at);
             for marks in [marks, Marks { attempt: Some(attempt), ..Marks::default() }] {

@@ -47,8 +47,9 @@ const RETRY_PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs
 /// So many refusals in a row without a known reason, and the grant is taken for dead once its token is.
 const PATIENCE_WITH_REFUSALS: u32 = 5;
 
-/// The first and the longest pause between tries to save what the provider has already answered.
-const SAVE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1500));
+/// The first and the longest pause between tries to save what the provider has already answered. A store that heals
+/// is to hold it within 2 s.
+const SAVE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// How long a shutdown goes on trying to save.
 const LAST_SAVES: Duration = Duration::from_secs(10);
@@ -124,6 +125,8 @@ impl Inner {
             if let Err(error) = &landed {
                 tracing::warn!(%account, %error, "refresh failed");
             }
+            #[cfg(feature = "faults")]
+            crate::faults::reach("before_answer").await;
             {
                 let mut state = slot.lock();
                 // A put may have made room for the flight of another grant.
@@ -152,6 +155,8 @@ impl Flight {
     async fn clear(&self) -> Result<Clearance, RefreshError> {
         let inner = &self.inner;
         loop {
+            #[cfg(feature = "faults")]
+            crate::faults::reach("before_load").await;
             let boarding = self.slot.boarding.lock().await;
             let base = self.slot.base(inner.store.epoch());
             let record = inner.store.load(&self.account).await?;
@@ -170,7 +175,7 @@ impl Flight {
                 return Err(RefreshError::Reauth { answer_lost: latch.answer_lost });
             }
             let own = self.slot.lock().ended;
-            inner.paced(&record.marks, own)?;
+            inner.paced(&snapshot.token, &record.marks, own)?;
             let uncertain = record.marks.presented;
             if uncertain.is_some_and(|mark| !self.may_try_again(mark, &snapshot.token)) {
                 return Ok(Clearance::Answer(snapshot));
@@ -180,6 +185,8 @@ impl Flight {
             }
             let count = uncertain.map_or(1, |mark| mark.count.saturating_add(1));
             let marked = Presented { at: inner.clock.now(), count };
+            #[cfg(feature = "faults")]
+            crate::faults::reach("after_load").await;
             let claim = inner.noted(inner.store.claim(&self.account, record.revision, marked).await)?;
             drop(boarding);
             match claim {
@@ -235,7 +242,11 @@ impl Flight {
         let mut second_try = claimed.uncertain.is_none();
         loop {
             let sent = self.inner.clock.monotonic();
+            #[cfg(feature = "faults")]
+            crate::faults::reach("after_mark").await;
             let reply = self.provider.refresh(&claimed.record.grant).await;
+            #[cfg(feature = "faults")]
+            crate::faults::reach("after_answer").await;
             let failure = match sort(reply, self.provider.rules(), &claimed.record.grant) {
                 Sorted::Success(issued) => {
                     let latency = self.inner.clock.monotonic().since(sent);
@@ -283,8 +294,12 @@ impl Flight {
         let marks = Marks { attempt: Some(attempt), ..Marks::default() };
         let snapshot = inner.snapshot(&self.account, &next, marks);
         let base = self.end_attempt(&snapshot);
+        #[cfg(feature = "faults")]
+        crate::faults::reach("before_save").await;
         match inner.noted(inner.store.save(&self.account, before, &next, &snapshot.marks).await) {
             Ok(true) => {
+                #[cfg(feature = "faults")]
+                crate::faults::reach("after_save").await;
                 self.slot.lock().publish(base, Arc::clone(&snapshot));
                 tracing::info!(account = %self.account, generation = next.version.generation, "refreshed");
                 Ok(snapshot)
@@ -312,6 +327,14 @@ impl Flight {
         let attempt = cooldown::mark(ending, marks.attempt.as_ref(), inner.cooldown, now);
         let wait = attempt.not_before.since(now);
         let dead = failure.outcome == Outcome::Final;
+        if let Some(lost) = claimed.uncertain.filter(|_| dead) {
+            tracing::error!(
+                account = %self.account,
+                generation = grant.version.generation,
+                lost_at = lost.at.as_secs(),
+                "the grant is dead, and the answer to an earlier presentation was lost, perhaps with the successor"
+            );
+        }
         let answer_lost = claimed.uncertain.is_some();
         let marks = Marks {
             presented: claimed.uncertain.filter(|_| !dead),
@@ -389,12 +412,16 @@ impl Flight {
                 }
             }
             let base = self.slot.base(inner.store.epoch());
+            #[cfg(feature = "faults")]
+            crate::faults::reach("late_save").await;
             let result = match &late {
                 Late::Marks => inner.store.settle(&self.account, before, &snapshot.marks).await,
                 Late::Grant(next) => inner.store.save(&self.account, before, next, &snapshot.marks).await,
             };
             match inner.noted(result) {
                 Ok(true) => {
+                    #[cfg(feature = "faults")]
+                    crate::faults::reach("late_saved").await;
                     tracing::info!(account = %self.account, "saved what was kept in memory");
                     self.slot.lock().publish(base, snapshot);
                     return;

@@ -206,6 +206,10 @@ impl Store for Memory {
         Ok(Deleted::Gone(grant))
     }
 
+    async fn probe(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }

@@ -318,6 +318,13 @@ impl Store for Sqlite {
         })
     }
 
+    async fn probe(&self) -> Result<(), StoreError> {
+        self.write(|_, connection| {
+            Box::pin(async move { rows::probe(connection).await.map_err(StoreError::unavailable) })
+        })
+        .await
+    }
+
     fn epoch(&self) -> u64 {
         self.shared.epoch.load(Ordering::Acquire)
     }

@@ -318,6 +318,12 @@ impl<S: Store> Store for Frail<S> {
         self.inner.delete(account, expect).await
     }
 
+    async fn probe(&self) -> Result<(), StoreError> {
+        unless(&self.no_claims)?;
+        unless(&self.no_saves)?;
+        self.inner.probe().await
+    }
+
     fn epoch(&self) -> u64 {
         if self.deaf.load(Ordering::SeqCst) { 0 } else { self.inner.epoch() }
     }

@@ -165,6 +165,10 @@ impl Store for Slow {
         self.around(self.inner.delete(account, expect)).await
     }
 
+    async fn probe(&self) -> Result<(), StoreError> {
+        self.inner.probe().await
+    }
+
     fn epoch(&self) -> u64 {
         self.inner.epoch()
     }

@@ -288,7 +288,7 @@ async fn callers_that_are_killed_leave_no_trace() {
     let world = World::new().await;
     let gate = Gate::new();
     world.issuer.script(Answer::HoldAfter(gate.clone()));
-    let mut callers: Vec<_> = (0..5).map(|_| world.daemon.spawn(&["refresh", "corp"])).collect();
+    let mut callers: Vec<_> = (0..5).map(|_| world.daemon.spawn_beside(&["refresh", "corp"])).collect();
     gate.wait_for_arrivals(1).await;
     let quiet = open_files(&world.daemon);
     for caller in &mut callers {

@@ -46,6 +46,8 @@ const COMMAND: Duration = Duration::from_secs(40);
 /// Where daemons live. Those that share one share the store and its key.
 pub(crate) struct Home {
     directory: TempDir,
+    /// What is put before the program's name to start it.
+    prefix: Vec<OsString>,
     /// What must not be printed or logged.
     secrets: Mutex<Vec<String>>,
     /// What must not be answered either.
@@ -54,11 +56,28 @@ pub(crate) struct Home {
 
 impl Home {
     pub(crate) fn new() -> Arc<Self> {
+        Self::at(&std::env::temp_dir(), |_| Vec::new())
+    }
+
+    /// A home in memory, where there is such a place: no disk that others keep busy makes its programs wait. They are
+    /// started by another one, such as `nsenter`, whose command line `prefix` gives for the home's path; the process
+    /// must stay the same.
+    pub(crate) fn in_memory(prefix: impl FnOnce(&Path) -> Vec<OsString>) -> Arc<Self> {
+        let memory = Path::new("/dev/shm");
+        if memory.is_dir() { Self::at(memory, prefix) } else { Self::at(&std::env::temp_dir(), prefix) }
+    }
+
+    fn at(place: &Path, prefix: impl FnOnce(&Path) -> Vec<OsString>) -> Arc<Self> {
         // A short name: the path of a socket has at most 107 bytes.
-        let directory = tempfile::Builder::new().prefix("cp-").tempdir().unwrap();
+        let directory = tempfile::Builder::new().prefix("cp-").tempdir_in(place).unwrap();
         // The runtime directory belongs to the system; what is below it is the daemon's to make.
         DirBuilder::new().mode(0o700).create(directory.path().join("run")).unwrap();
-        Arc::new(Self { directory, secrets: Mutex::default(), refresh_tokens: Mutex::default() })
+        Arc::new(Self {
+            prefix: prefix(directory.path()),
+            directory,
+            secrets: Mutex::default(),
+            refresh_tokens: Mutex::default(),
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -66,8 +85,9 @@ impl Home {
     }
 
     fn command(&self, config: &Path, env: &[(&str, &str)], arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_credproxy"));
-        command.arg("--config").arg(config).args(arguments).current_dir(self.path()).env_clear();
+        let mut words = self.prefix.iter().cloned().chain([env!("CARGO_BIN_EXE_credproxy").into()]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).arg("--config").arg(config).args(arguments).current_dir(self.path()).env_clear();
         command.envs(search_path().map(|path| ("PATH", path))).env("HOME", self.path());
         for (name, place) in [
             ("XDG_CONFIG_HOME", "config"),
@@ -140,13 +160,24 @@ impl Daemon {
 
     /// Starts the process, again after it was ended, and waits until it answers.
     pub(crate) async fn launch(&mut self) {
+        self.spawn();
+        self.ready().await;
+    }
+
+    /// Starts the process, and does not wait.
+    pub(crate) fn spawn(&mut self) {
         let output = |kind| OpenOptions::new().create(true).append(true).open(self.output(kind)).unwrap();
         let (stdout, stderr) = (output("stdout"), output("stderr"));
-        self.launch_into(&[], stdout.into(), stderr.into()).await;
+        self.spawn_into(&[], stdout.into(), stderr.into());
     }
 
     /// Starts it with these for its output, by the program `before`, if any, that is told to run it.
     pub(crate) async fn launch_into(&mut self, before: &[&str], stdout: Stdio, stderr: Stdio) {
+        self.spawn_into(before, stdout, stderr);
+        self.ready().await;
+    }
+
+    fn spawn_into(&mut self, before: &[&str], stdout: Stdio, stderr: Stdio) {
         assert!(self.child.is_none(), "it still runs");
         let mut command = self.home.command(&self.config(), &self.env(), &["serve"]);
         if let [program, arguments @ ..] = before {
@@ -158,6 +189,10 @@ impl Daemon {
         }
         command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         self.child = Some(command.spawn().unwrap());
+    }
+
+    /// Waits until it answers.
+    pub(crate) async fn ready(&mut self) {
         let ready = async {
             while !self.answers().await {
                 let ended = self.child.as_mut().unwrap().try_wait().unwrap();
@@ -215,6 +250,12 @@ impl Daemon {
         self.env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
     }
 
+    /// A connection to its host socket, if it is there.
+    pub(crate) async fn try_connect(&self) -> Option<Connection> {
+        let stream = tokio::net::UnixStream::connect(self.socket()).await.ok()?;
+        Some(Connection::over_daemon(stream, Arc::clone(&self.transcript)).await)
+    }
+
     /// A connection to its host socket.
     pub(crate) async fn connect(&self) -> Connection {
         Connection::to_daemon(&self.socket(), Arc::clone(&self.transcript)).await
@@ -250,7 +291,7 @@ impl Daemon {
     }
 
     /// Starts the program beside the daemon, to be killed.
-    pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
+    pub(crate) fn spawn_beside(&self, arguments: &[&str]) -> Child {
         let mut command = self.home.command(&self.config(), &self.env(), arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }

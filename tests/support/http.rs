@@ -66,7 +66,12 @@ pub(crate) struct Connection {
 impl Connection {
     /// To the daemon: every answer is checked, and kept in `transcript`.
     pub(crate) async fn to_daemon(socket: &Path, transcript: Transcript) -> Self {
-        Self::over(open(socket).await, Some(transcript)).await
+        Self::over_daemon(open(socket).await, transcript).await
+    }
+
+    /// The same over a stream that was opened already.
+    pub(crate) async fn over_daemon(stream: UnixStream, transcript: Transcript) -> Self {
+        Self::over(stream, Some(transcript)).await
     }
 
     /// To anything else: answers are not checked.

@@ -65,6 +65,8 @@ pub(crate) enum Answer {
         /// The length of the body.
         bytes: usize,
     },
+    /// Rotates, waits up to this long, now more and now less, then answers.
+    Jitter(Duration),
     /// Reads the request and keeps silent; the refresh token is not spent. (Silence after the rotation is a
     /// `HoldAfter` whose gate stays shut.)
     Silence,
@@ -165,6 +167,10 @@ pub(crate) struct Presentation {
     pub(crate) outcome: Outcome,
     /// When, since the server's start.
     pub(crate) at: Duration,
+    /// The `client_id` of whoever presented it.
+    pub(crate) client: String,
+    /// What was answered whole, and when. `None` while nothing was, and for ever if the answer broke off.
+    pub(crate) told: Option<(Raw, Duration)>,
 }
 
 /// One HTTP request as it came, to any path.
@@ -281,6 +287,24 @@ impl Issuer {
         state.tokens.iter().find(|(_, token)| unspent(token)).map(|(text, _)| text.clone())
     }
 
+    /// The time since the server's start, as in [`Presentation::at`].
+    pub(crate) fn now(&self) -> Duration {
+        self.shared.now()
+    }
+
+    /// Whether this refresh token and that one are of one family.
+    pub(crate) fn related(&self, one: &str, other: &str) -> bool {
+        let state = self.shared.lock();
+        let family = |refresh| state.tokens.get(refresh).map(|token| token.family);
+        family(one).is_some() && family(one) == family(other)
+    }
+
+    /// From the next moment on, connections are refused (`false`: accepted again).
+    pub(crate) async fn refuse(&self, refused: bool) {
+        self.shared.wanted.send_replace(!refused);
+        self.shared.listening.subscribe().wait_for(|now| *now != refused).await.expect("the server runs");
+    }
+
     /// Every request to any path, in order of arrival.
     pub(crate) fn requests(&self) -> Vec<Seen> {
         self.shared.lock().requests.clone()
@@ -337,11 +361,23 @@ struct Shared {
     clock: SystemClock,
     start: Monotonic,
     state: Mutex<State>,
+    /// Whether the server is to listen, and whether it does.
+    wanted: watch::Sender<bool>,
+    listening: watch::Sender<bool>,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder panics")
+    }
+
+    fn now(&self) -> Duration {
+        self.clock.monotonic().since(self.start)
+    }
+
+    /// Any part of it; the last digits of the clock are random enough.
+    fn jitter(&self, most: Duration) -> Duration {
+        most / 1000 * (self.now().subsec_nanos() / 64 % 1000)
     }
 }
 
@@ -395,19 +431,24 @@ impl State {
         }
     }
 
-    fn record(&mut self, token: &str, outcome: Outcome, at: Duration) {
-        self.presentations.push(Presentation { token: token.to_owned(), outcome, at });
+    /// Gives the index of what it recorded.
+    fn record(&mut self, request: &Seen, outcome: Outcome, at: Duration) -> usize {
+        let parameter = |name| request.parameter(name).unwrap_or_default();
+        let (token, client) = (parameter("refresh_token"), parameter("client_id"));
+        self.presentations.push(Presentation { token, outcome, at, client, told: None });
+        self.presentations.len() - 1
     }
 
-    /// Decides on a presented refresh token, and makes the answer.
-    fn present(&mut self, request: &Seen, now: Duration) -> Raw {
-        let presented = request.parameter("refresh_token").unwrap_or_default();
+    /// Decides on a presented refresh token, records it, and makes the answer.
+    fn present(&mut self, request: &Seen, now: Duration) -> (usize, Raw) {
         if request.parameter("grant_type").as_deref() != Some("refresh_token") {
-            self.record(&presented, Outcome::Untouched, now);
-            return Raw::error(400, "unsupported_grant_type");
+            return (self.record(request, Outcome::Untouched, now), Raw::error(400, "unsupported_grant_type"));
         }
-        let (outcome, pair) = self.decide(&presented, now);
-        self.record(&presented, outcome, now);
+        let (outcome, pair) = self.decide(&request.parameter("refresh_token").unwrap_or_default(), now);
+        (self.record(request, outcome, now), self.answer(pair))
+    }
+
+    fn answer(&self, pair: Option<(String, Option<String>)>) -> Raw {
         let Some((access, refresh)) = pair else { return Raw::error(400, "invalid_grant") };
         let mut body = json!({"access_token": access, "token_type": "Bearer", "scope": "read write"});
         if let Some(lifetime) = self.lifetime {
@@ -459,33 +500,54 @@ fn launch() -> (Arc<Shared>, DropGuard, oneshot::Receiver<SocketAddr>) {
         rotation: true,
         grace: Duration::ZERO,
     };
-    let shared = Arc::new(Shared { start: clock.monotonic(), clock, state: Mutex::new(state) });
+    let shared = Arc::new(Shared {
+        start: clock.monotonic(),
+        clock,
+        state: Mutex::new(state),
+        wanted: watch::Sender::new(true),
+        listening: watch::Sender::new(true),
+    });
     let stop = CancellationToken::new();
     let (tell, address) = oneshot::channel();
     let (server, stopped) = (Arc::clone(&shared), stop.clone());
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(stopped.run_until_cancelled(async move {
-            let listener = listen();
+            let listener = listen(0);
             tell.send(listener.local_addr().expect("an address")).expect("the starter waits");
-            accept(&listener, server).await;
+            accept(listener, server).await;
         }));
     });
     (shared, stop.drop_guard(), address)
 }
 
-fn listen() -> TcpListener {
+/// On this port; on a free one if it is 0.
+fn listen(port: u16) -> TcpListener {
     let socket = TcpSocket::new_v4().expect("a socket");
-    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a free port");
+    socket.set_reuseaddr(true).expect("a new socket");
+    socket.bind((Ipv4Addr::LOCALHOST, port).into()).expect("a free port");
     // A herd of clients connects at once; past the backlog a connect would wait a second for its second try.
     socket.listen(4096).expect("a listener")
 }
 
-async fn accept(listener: &TcpListener, shared: Arc<Shared>) {
+async fn accept(mut listener: TcpListener, shared: Arc<Shared>) {
     let connections = TaskTracker::new();
+    let port = listener.local_addr().expect("an address").port();
+    let mut wanted = shared.wanted.subscribe();
     loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = async { drop(wanted.wait_for(|wanted| !wanted).await) } => {
+                drop(listener);
+                shared.listening.send_replace(false);
+                drop(shared.wanted.subscribe().wait_for(|wanted| *wanted).await);
+                listener = listen(port);
+                shared.listening.send_replace(true);
+                continue;
+            }
+        };
         // Out of file descriptors is the one failure to expect; it passes when connections close.
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, _)) = accepted else {
             tokio::time::sleep(Duration::from_millis(5)).await;
             continue;
         };
@@ -517,26 +579,20 @@ async fn connection(shared: Arc<Shared>, mut stream: TcpStream) {
 }
 
 async fn token(shared: &Shared, stream: TcpStream, request: &Seen) {
-    let now = || shared.clock.monotonic().since(shared.start);
-    let present = || shared.lock().present(request, now());
-    let untouched = || {
-        let presented = request.parameter("refresh_token").unwrap_or_default();
-        shared.lock().record(&presented, Outcome::Untouched, now());
+    let present = || shared.lock().present(request, shared.now());
+    let untouched = || shared.lock().record(request, Outcome::Untouched, shared.now());
+    let tell = async |stream, (index, answer): (usize, Raw)| {
+        shared.lock().presentations[index].told = Some((answer.clone(), shared.now()));
+        write(stream, &answer).await;
     };
     let answer = {
         let mut state = shared.lock();
         state.script.pop_front().unwrap_or_else(|| state.always.clone())
     };
     match answer {
-        Answer::Normal => write(stream, &present()).await,
-        Answer::Raw(raw) => {
-            untouched();
-            write(stream, &raw).await;
-        }
-        Answer::RotateThenRaw(raw) => {
-            present();
-            write(stream, &raw).await;
-        }
+        Answer::Normal => tell(stream, present()).await,
+        Answer::Raw(raw) => tell(stream, (untouched(), raw)).await,
+        Answer::RotateThenRaw(raw) => tell(stream, (present().0, raw)).await,
         Answer::RotateThenReset => {
             present();
             reset(&stream);
@@ -547,17 +603,22 @@ async fn token(shared: &Shared, stream: TcpStream, request: &Seen) {
         }
         Answer::HoldBefore(gate) => {
             gate.pass().await;
-            write(stream, &present()).await;
+            tell(stream, present()).await;
         }
         Answer::HoldAfter(gate) => {
             let answer = present();
             gate.pass().await;
-            write(stream, &answer).await;
+            tell(stream, answer).await;
         }
         Answer::Delay(delay) => {
             let answer = present();
             tokio::time::sleep(delay).await;
-            write(stream, &answer).await;
+            tell(stream, answer).await;
+        }
+        Answer::Jitter(most) => {
+            let answer = present();
+            tokio::time::sleep(shared.jitter(most)).await;
+            tell(stream, answer).await;
         }
         Answer::Drip(raw) => {
             untouched();

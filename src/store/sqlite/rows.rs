@@ -239,6 +239,12 @@ pub(super) async fn delete(
     Ok(removal)
 }
 
+/// SQLite does not write what stays as it is. That the next record of a deleted account begins at a higher revision
+/// than it must does no harm.
+pub(super) async fn probe(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    run(connection, "UPDATE meta SET deleted_revision = deleted_revision + 1").await
+}
+
 async fn run(connection: &mut SqliteConnection, statement: &'static str) -> Result<(), sqlx::Error> {
     sqlx::query(statement).execute(connection).await.map(|_| ())
 }

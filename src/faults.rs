@@ -1,0 +1,86 @@
+//! Faults on demand: where a test stops the program, and a clock that it sets. Only a build with the feature `faults`
+//! has this room, and such a build is for tests alone.
+//!
+//! A test names a directory in `CREDPROXY_FAULTS` and writes files there:
+//! - `stop`: names of steps, one on each line. Who comes to one of them adds a byte to the file `NAME.at`, and waits
+//!   until there is a file `NAME.go`;
+//! - `clock`: two whole numbers, the milliseconds by which the wall clock and the monotonic clock are ahead of the
+//!   machine's. The file is to be replaced, not written over.
+//!
+//! Must not know: what is done at a step.
+
+use std::{
+    env,
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    sync::{LazyLock, Mutex, PoisonError},
+    time::Duration,
+};
+
+use crate::clock::{Clock, Monotonic, SystemClock, Timestamp};
+
+/// How often a stopped step looks whether it may go on.
+const LOOK: Duration = Duration::from_millis(2);
+
+#[expect(clippy::disallowed_methods, reason = "a test's variable is no configuration")]
+static DIRECTORY: LazyLock<Option<PathBuf>> = LazyLock::new(|| env::var_os("CREDPROXY_FAULTS").map(PathBuf::from));
+
+/// Goes on at once, unless a test asked for a stop at `step`.
+pub(crate) async fn reach(step: &str) {
+    let Some(directory) = &*DIRECTORY else { return };
+    let Ok(steps) = fs::read_to_string(directory.join("stop")) else { return };
+    if steps.lines().any(|line| line == step) {
+        if let Err(error) = announce(&directory.join(format!("{step}.at"))) {
+            tracing::error!(step, %error, "the test will wait in vain");
+        }
+        let go = directory.join(format!("{step}.go"));
+        while !go.exists() {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+fn announce(path: &Path) -> io::Result<()> {
+    OpenOptions::new().create(true).append(true).open(path)?.write_all(b".")
+}
+
+/// The machine's clocks, moved as a test likes.
+#[derive(Debug)]
+pub(crate) struct MovedClock {
+    machine: SystemClock,
+    /// A monotonic clock that is moved back stands still.
+    latest: Mutex<Duration>,
+}
+
+impl MovedClock {
+    pub(crate) fn new() -> Self {
+        Self { machine: SystemClock::new(), latest: Mutex::default() }
+    }
+}
+
+/// Milliseconds of the wall clock and the monotonic clock.
+fn ahead() -> (i64, i64) {
+    let read = || {
+        let text = fs::read_to_string(DIRECTORY.as_ref()?.join("clock")).ok()?;
+        let (wall, monotonic) = text.trim().split_once(' ')?;
+        Some((wall.parse().ok()?, monotonic.parse().ok()?))
+    };
+    read().unwrap_or_default()
+}
+
+impl Clock for MovedClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_millis(self.machine.now().as_millis().saturating_add(ahead().0))
+    }
+
+    fn monotonic(&self) -> Monotonic {
+        let machine = self.machine.monotonic().since(Monotonic::new(Duration::ZERO));
+        let by = ahead().1;
+        let moved = Duration::from_millis(by.unsigned_abs());
+        let moved = if by < 0 { machine.saturating_sub(moved) } else { machine.saturating_add(moved) };
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        *latest = moved.max(*latest);
+        Monotonic::new(*latest)
+    }
+}

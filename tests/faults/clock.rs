@@ -1,0 +1,159 @@
+//! The clock jumps by a minute, a day and a year, both ways, and the machine sleeps: before, in and after a flight.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::{
+    checker::Fate,
+    support::issuer::{Answer, Gate},
+    world::{Node, Settings, World},
+};
+
+const ACCOUNT: &str = "me";
+
+const MINUTE: i64 = 60 * 1000;
+const DAY: i64 = 24 * 60 * MINUTE;
+const YEAR: i64 = 365 * DAY;
+
+const JUMPS: [i64; 6] = [MINUTE, -MINUTE, DAY, -DAY, YEAR, -YEAR];
+
+/// Whatever the clock did, a token is served, the next refresh works within the cooldown, and a restart changes
+/// nothing about it.
+async fn all_is_well(world: &World, daemon: &mut Node) {
+    assert_eq!(daemon.get(ACCOUNT).await.status, 200);
+    assert_eq!(daemon.settle(ACCOUNT).await, Fate::Alive);
+    daemon.crash().await;
+    daemon.relaunch(&[ACCOUNT]).await;
+    assert_eq!(daemon.settle(ACCOUNT).await, Fate::Alive);
+    let mut tokens: Vec<_> = world.issuer.presentations().into_iter().map(|it| it.token).collect();
+    let presented = tokens.len();
+    tokens.sort_unstable();
+    tokens.dedup();
+    assert_eq!(tokens.len(), presented, "presented again because of a clock");
+}
+
+async fn world() -> World {
+    World::with(Settings { cooldown: "1s", ..Settings::default() }).await
+}
+
+#[tokio::test]
+async fn a_jump_after_a_flight_before_the_next() {
+    let world = world().await;
+    let mut daemon = world.node("a").await;
+    for jump in JUMPS {
+        daemon.set_clocks(0, 0);
+        daemon.log_in(ACCOUNT).await;
+        assert_eq!(daemon.settle(ACCOUNT).await, Fate::Alive);
+        daemon.set_clocks(jump, 0);
+        world.checker.ran();
+        all_is_well(&world, &mut daemon).await;
+    }
+    world.checker.report("clock: jump after a flight, before the next");
+}
+
+#[tokio::test]
+async fn a_jump_in_a_flight() {
+    let world = world().await;
+    let mut daemon = world.node("a").await;
+    for jump in JUMPS {
+        daemon.set_clocks(0, 0);
+        daemon.log_in(ACCOUNT).await;
+        let gate = Gate::new();
+        world.issuer.script(Answer::HoldAfter(gate.clone()));
+        let callers = daemon.callers(ACCOUNT, 2).await;
+        gate.wait_for_arrivals(1).await;
+        daemon.set_clocks(jump, 0);
+        world.checker.ran();
+        gate.open();
+        assert!(callers.join_all().await.iter().all(|answer| answer.as_ref().is_some_and(|it| it.status == 200)));
+        all_is_well(&world, &mut daemon).await;
+    }
+    world.checker.report("clock: jump in a flight");
+}
+
+#[tokio::test]
+async fn a_jump_and_back_in_a_flight() {
+    let world = world().await;
+    let mut daemon = world.node("a").await;
+    for jump in JUMPS {
+        daemon.log_in(ACCOUNT).await;
+        daemon.stop_at(&["after_mark", "after_answer"]);
+        daemon.set_clocks(jump, 0);
+        let callers = daemon.callers(ACCOUNT, 2).await;
+        daemon.stopped_at("after_mark").await;
+        daemon.set_clocks(0, 0);
+        daemon.go_on();
+        assert!(callers.join_all().await.iter().all(|answer| answer.as_ref().is_some_and(|it| it.status == 200)));
+        world.checker.ran();
+        all_is_well(&world, &mut daemon).await;
+    }
+    world.checker.report("clock: jump before a flight and back in it");
+}
+
+/// The mark of a presentation that a crash cut off lies in another time.
+#[tokio::test]
+async fn a_jump_after_a_crash_in_a_flight() {
+    let world = world().await;
+    let mut daemon = world.node("a").await;
+    for jump in JUMPS {
+        daemon.set_clocks(0, 0);
+        daemon.log_in(ACCOUNT).await;
+        daemon.stop_at(&["after_mark"]);
+        let callers = daemon.callers(ACCOUNT, 2).await;
+        daemon.stopped_at("after_mark").await;
+        daemon.crash().await;
+        drop(callers);
+        daemon.set_clocks(jump, 0);
+        world.checker.ran();
+        daemon.relaunch(&[ACCOUNT]).await;
+        all_is_well(&world, &mut daemon).await;
+    }
+    world.checker.report("clock: jump after a crash in a flight");
+}
+
+/// The wall clock goes on, the monotonic one stands still, and so does the process.
+async fn sleep_through(daemon: &mut Node, jump: i64) {
+    const ASLEEP: Duration = Duration::from_millis(300);
+    daemon.stop_signal();
+    sleep(ASLEEP).await;
+    daemon.set_clocks(jump, -300);
+    daemon.cont_signal();
+}
+
+#[tokio::test]
+async fn suspended_in_a_flight() {
+    let world = world().await;
+    let mut daemon = world.node("a").await;
+    for jump in [MINUTE, DAY, YEAR] {
+        for answer in [Answer::HoldBefore, Answer::HoldAfter] {
+            daemon.set_clocks(0, 0);
+            daemon.log_in(ACCOUNT).await;
+            let gate = Gate::new();
+            world.issuer.script(answer(gate.clone()));
+            let callers = daemon.callers(ACCOUNT, 2).await;
+            gate.wait_for_arrivals(1).await;
+            sleep_through(&mut daemon, jump).await;
+            gate.open();
+            world.checker.ran();
+            assert!(callers.join_all().await.iter().all(|answer| answer.as_ref().is_some_and(|it| it.status == 200)));
+            all_is_well(&world, &mut daemon).await;
+        }
+    }
+    world.checker.report("clock: suspended in a flight");
+}
+
+#[tokio::test]
+async fn suspended_between_flights() {
+    let world = world().await;
+    let mut daemon = world.node("a").await;
+    for jump in [MINUTE, DAY, YEAR] {
+        daemon.set_clocks(0, 0);
+        daemon.log_in(ACCOUNT).await;
+        assert_eq!(daemon.settle(ACCOUNT).await, Fate::Alive);
+        sleep_through(&mut daemon, jump).await;
+        world.checker.ran();
+        all_is_well(&world, &mut daemon).await;
+    }
+    world.checker.report("clock: suspended between flights");
+}
