@@ -6,7 +6,7 @@
 //! Invariants:
 //! 1. A [`Config`] holds no wrong value: whoever gets one need not check again.
 //! 2. An error names file, line and key, and never repeats a value: it may be a secret in the wrong place.
-//! 3. The configuration holds no secret, only where to read one ([`SecretSource`]).
+//! 3. The configuration holds no secret, only where to read one ([`SecretSource`], [`KeySource`]).
 //!
 //! Must not know: what the values are used for.
 
@@ -19,15 +19,19 @@ use std::{
     time::Duration,
 };
 
+mod command;
 mod document;
 mod environment;
+mod key_source;
 mod provider;
 mod secret_source;
 mod socket;
 
+pub use command::COMMAND_LIMIT;
 pub use environment::Environment;
+pub use key_source::{GivenKey, GivenKeyError, KeySource};
 pub use provider::ProviderConfig;
-pub use secret_source::{COMMAND_LIMIT, SecretSource, SecretSourceError};
+pub use secret_source::{SecretSource, SecretSourceError};
 pub use socket::SocketConfig;
 
 use crate::policy::{Policy, Role};
@@ -51,8 +55,8 @@ pub struct Config {
 pub struct StoreConfig {
     /// The SQLite database.
     pub path: PathBuf,
-    /// The key that seals it: `store.key` beside it.
-    pub key_file: PathBuf,
+    /// Where the key is kept that seals it.
+    pub key: KeySource,
 }
 
 /// How often, and for how long, providers are asked.
@@ -226,11 +230,12 @@ fn store(mut section: Section<'_>, env: &Environment) -> Result<StoreConfig, Con
         )?,
         None => env.store_path()?,
     };
-    if let Some(key) = section.take("key") {
-        key.parsed(|text| (text == "file").then_some(()), "must be \"file\" (this version has no other place)")?;
-    }
+    let key = match section.take("key") {
+        Some(entry) => entry.parsed(|text| KeySource::parse(text, &path), KeySource::FORM)?,
+        None => KeySource::file(&path),
+    };
     section.finish()?;
-    Ok(StoreConfig { key_file: path.with_file_name("store.key"), path })
+    Ok(StoreConfig { path, key })
 }
 
 /// A query, a fragment or an escape would mean one thing in a URL and another in a path, so there is none.

@@ -29,11 +29,15 @@ use crate::{
         listener::{BindError, Listener},
         peer::Peers,
     },
-    store::{Store, StoreError, key, sqlite::Sqlite},
+    store::{Store, StoreError, key::passphrase::Ask, sqlite::Sqlite},
 };
 
 pub mod check;
 pub mod dev;
+mod key;
+pub mod store;
+
+use key::Keeper;
 
 /// A flight takes at most 30 s; what is left is for answering.
 const LAST_WAIT: Duration = Duration::from_secs(35);
@@ -50,6 +54,14 @@ pub enum LifecycleError {
     /// The store cannot be opened.
     #[error("cannot open the store")]
     Store(#[from] StoreError),
+    /// There is no store to do something with.
+    #[error("there is no store in {}; `credproxy serve` makes one", .0.display())]
+    NoStore(PathBuf),
+    /// The key is not ours to change.
+    #[error(
+        "the key is given to the daemon from elsewhere, so it cannot put another there; name a new place with --to"
+    )]
+    ForeignKey,
     /// A socket cannot be offered.
     #[error("cannot offer the socket {name}")]
     Bind {
@@ -85,12 +97,13 @@ pub enum LifecycleError {
     Unfinished,
 }
 
-/// Serves until a signal.
-pub async fn serve(config: &Config, environment: &Environment) -> Result<(), LifecycleError> {
+/// Serves until a signal. A person is asked for the passphrase, if that is where the key is, before anything else.
+pub async fn serve(config: &Config, environment: &Environment, ask: Ask<'_>) -> Result<(), LifecycleError> {
     outlive_file_limits()?;
     let clock = clock();
+    let keeper = Keeper { source: &config.store.key, store: &config.store.path, copy: None, environment, ask };
+    let store = Arc::new(keeper.open().await?);
     let providers = providers(&config.providers, environment, config.refresh.request_timeout, &clock).await?;
-    let store = Arc::new(open_store(config).await?);
     let shared: Arc<dyn Store> = Arc::<Sqlite>::clone(&store);
     let coordinator = Coordinator::new(shared, providers, clock, config.refresh.cooldown);
     let served = run(&coordinator, &config.sockets, |_| ()).await;
@@ -117,12 +130,6 @@ fn clock() -> Arc<dyn Clock> {
 #[cfg(feature = "faults")]
 fn clock() -> Arc<dyn Clock> {
     Arc::new(crate::faults::MovedClock::new())
-}
-
-async fn open_store(config: &Config) -> Result<Sqlite, StoreError> {
-    let (path, key_file) = (&config.store.path, &config.store.key_file);
-    let key = key::from_file(key_file, Sqlite::exists(path))?;
-    Sqlite::open(path, key, &key_file.display().to_string()).await
 }
 
 async fn providers(

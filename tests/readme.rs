@@ -58,8 +58,8 @@ fn the_commands_and_their_options_are_those_of_the_program() {
         .filter(|usage| usage.starts_with(|letter: char| letter.is_ascii_lowercase()))
         .collect();
     for usage in &commands {
-        let command = usage.split(' ').next().unwrap();
-        let help = help(&[command]);
+        let is_command = |word: &&str| word.bytes().all(|letter| letter.is_ascii_lowercase());
+        let help = help(&usage.split(' ').take_while(is_command).collect::<Vec<_>>());
         let options = usage.split(['[', ' ', ']']).filter(|word| word.starts_with("--"));
         for option in options.chain(["--config", "--socket", "--json"]) {
             assert!(help.contains(&format!("{option} ")) || help.contains(&format!("{option}\n")), "{usage}: {option}");

@@ -31,7 +31,7 @@ pub enum Exit {
 pub(super) const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  any other failure; `status`: the daemon is degraded; `check`: something is wrong
+  1  any other failure; `status`: the daemon is degraded; `check`, `store verify`: something is wrong
   2  the command line or the configuration is wrong
   3  a person must log in again (REAUTH_REQUIRED)
   4  too soon, try again later (RATE_LIMITED)

@@ -20,7 +20,7 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
 fn no_file_is_a_valid_configuration() {
     let config = Config::load(None, &environment()).unwrap();
     assert_eq!(config.store.path, Path::new("/home/me/.local/share/credproxy/credproxy.db"));
-    assert_eq!(config.store.key_file, Path::new("/home/me/.local/share/credproxy/store.key"));
+    assert_eq!(config.store.key, KeySource::File("/home/me/.local/share/credproxy/store.key".into()));
     assert_eq!(config.refresh.cooldown, Duration::from_secs(30));
     assert_eq!(config.refresh.request_timeout, Duration::from_secs(15));
     assert!(config.providers.is_empty());
@@ -98,7 +98,7 @@ client_secret.command = "pass corp"
     )
     .unwrap();
     assert_eq!(config.store.path, Path::new("/srv/credproxy/grants.db"));
-    assert_eq!(config.store.key_file, Path::new("/srv/credproxy/store.key"));
+    assert_eq!(config.store.key, KeySource::File("/srv/credproxy/store.key".into()));
     assert_eq!(config.refresh, RefreshConfig { cooldown: Duration::ZERO, request_timeout: Duration::from_secs(10) });
     let allow = ["anthropic", "github/work", "corp/*"].map(|text| text.parse().unwrap()).to_vec();
     let sockets = [
@@ -138,7 +138,8 @@ const BROKEN: &[(&str, &str)] = &[
     ("[store]\nurl = \"postgres://canary@db/x\"", "2: store.url: must be sqlite:// and an absolute path"),
     ("[store]\nurl = \"sqlite://canary.db\"", "2: store.url: must be sqlite://"),
     ("[store]\nurl = \"sqlite:///a%20canary\"", "2: store.url: must be sqlite://"),
-    ("[store]\nkey = \"command:canary\"", "2: store.key: must be \"file\""),
+    ("[store]\nkey = \"canary\"", "2: store.key: must be \"file\", \"keyring\""),
+    ("[store]\nkey = \"env:can ary\"", "2: store.key: must be \"file\", \"keyring\""),
     ("[store]\n\nkay = \"canary\"", "3: store.kay: unknown key; known here: url, key"),
     ("store = \"canary\"", "1: store: must be a table"),
     ("[renewal]\nmode = \"used\"", "1: renewal: unknown key; known here: store, refresh, sockets, providers"),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{chain, client_secret, settings};
+use super::{chain, client_secret, key::Keeper, settings};
 use crate::{
     clock::{Clock, SystemClock},
     config::{Config, Environment},
@@ -11,7 +11,10 @@ use crate::{
         listener::{Listener, Occupant},
         peer::Peers,
     },
-    store::{Store as _, key, sqlite::Sqlite},
+    store::{
+        key::passphrase::Ask,
+        sqlite::{Sqlite, upkeep},
+    },
 };
 
 /// One thing that was looked at.
@@ -24,8 +27,8 @@ pub struct Finding {
 }
 
 /// Looks at the store, the providers and the sockets. Asks nothing of any provider.
-pub async fn check(config: &Config, environment: &Environment) -> Vec<Finding> {
-    let mut findings = vec![Finding { subject: "store".to_owned(), result: store(config).await }];
+pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> Vec<Finding> {
+    let mut findings = vec![Finding { subject: "store".to_owned(), result: store(config, environment, ask).await }];
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     for provider in &config.providers {
         let secret = client_secret(provider, environment).await;
@@ -51,19 +54,18 @@ pub async fn check(config: &Config, environment: &Environment) -> Vec<Finding> {
     findings
 }
 
-async fn store(config: &Config) -> Result<String, String> {
-    let (path, key_file) = (&config.store.path, &config.store.key_file);
+async fn store(config: &Config, environment: &Environment, ask: Ask<'_>) -> Result<String, String> {
+    let path = &config.store.path;
     if !Sqlite::exists(path) {
         return Ok(format!("{}: will be made at the first start", path.display()));
     }
-    let key = key::from_file(key_file, true).map_err(|error| chain(&error))?;
-    let store = Sqlite::open(path, key, &key_file.display().to_string()).await.map_err(|error| chain(&error))?;
-    let entries = store.list().await.map_err(|error| chain(&error));
-    let closed = store.close().await.map_err(|error| chain(&error));
-    let entries = entries?;
-    closed?;
-    match entries.iter().find_map(|entry| entry.record.as_ref().err()) {
-        Some(error) => Err(chain(error)),
-        None => Ok(format!("{}: {} readable records", path.display(), entries.len())),
+    let keeper = Keeper { source: &config.store.key, store: path, copy: None, environment, ask };
+    let found = keeper.with_key(async |key, place: &str| upkeep::examine(path, key, place).await).await;
+    let found = found.map_err(|error| chain(&error))?;
+    let unreadable = found.records.iter().find_map(|(_, opens)| opens.as_ref().err());
+    match (unreadable, found.is_sound()) {
+        (Some(error), _) => Err(chain(error)),
+        (None, false) => Err(format!("{}: damaged; see `credproxy store verify`", path.display())),
+        (None, true) => Ok(format!("{}: {} readable records", path.display(), found.records.len())),
     }
 }

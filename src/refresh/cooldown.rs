@@ -77,7 +77,7 @@ pub(super) struct Now {
 /// How long until the next attempt may be made; `None` when it may be made now.
 pub(super) fn wait(marks: &Marks, own: Option<Ended>, now: Now) -> Option<Duration> {
     let after_attempt = marks.attempt.as_ref().and_then(|attempt| after_attempt(attempt, own, now));
-    let after_crash = marks.presented.and_then(|presented| after_crash(presented, marks.attempt.as_ref(), now));
+    let after_crash = cut_off(marks).and_then(|presented| after_crash(presented, now));
     after_attempt.max(after_crash)
 }
 
@@ -97,11 +97,15 @@ fn after_attempt(attempt: &Attempt, own: Option<Ended>, now: Now) -> Option<Dura
     Some(whole.saturating_sub(passed)).filter(|left| !left.is_zero())
 }
 
-/// A presentation without an end is one that a crash cut off. The second try is made at once (section 3 of the design,
-/// the rule for ambiguity); a daemon that crashes every time must not present once per start.
-fn after_crash(presented: Presented, attempt: Option<&Attempt>, now: Now) -> Option<Duration> {
-    let cut_off = attempt.is_none_or(|attempt| attempt.ended_at < presented.at);
-    if !cut_off || presented.count < 2 || presented.at > now.wall {
+/// A presentation without an end: a crash cut it off, unless it is under way.
+pub(super) fn cut_off(marks: &Marks) -> Option<Presented> {
+    marks.presented.filter(|mark| marks.attempt.as_ref().is_none_or(|attempt| attempt.ended_at < mark.at))
+}
+
+/// After one that was cut off the second try is made at once (section 3 of the design, the rule for ambiguity); a
+/// daemon that crashes every time must not present once per start.
+fn after_crash(presented: Presented, now: Now) -> Option<Duration> {
+    if presented.count < 2 || presented.at > now.wall {
         return None;
     }
     Some(now.cooldown.saturating_sub(now.wall.since(presented.at))).filter(|left| !left.is_zero())

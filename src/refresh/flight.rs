@@ -191,6 +191,12 @@ impl Flight {
             drop(boarding);
             match claim {
                 Claim::Taken(revision) => {
+                    if let Some(mark) = uncertain {
+                        tracing::warn!(
+                            account = %self.account, presented_at = mark.at.as_secs(), times = mark.count,
+                            "nobody knows what came of an earlier presentation; presenting again"
+                        );
+                    }
                     return Ok(Clearance::Lease(Box::new(Claimed { record, revision, marked, uncertain })));
                 }
                 Claim::Held if !self.handle.forced() && !expired => return Ok(Clearance::Answer(snapshot)),
@@ -301,7 +307,8 @@ impl Flight {
                 #[cfg(feature = "faults")]
                 crate::faults::reach("after_save").await;
                 self.slot.lock().publish(base, Arc::clone(&snapshot));
-                tracing::info!(account = %self.account, generation = next.version.generation, "refreshed");
+                let won_back = record.marks.presented.is_some();
+                tracing::info!(account = %self.account, generation = next.version.generation, won_back, "refreshed");
                 Ok(snapshot)
             }
             Ok(false) => self.overtaken(before, Some(&next)).await,

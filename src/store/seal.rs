@@ -26,7 +26,7 @@ use crate::{
     clock::Timestamp,
     grant::{Extra, Grant, Version},
     secret::{AccessToken, RefreshToken, SecretError, StoreKey},
-    store::StoreError,
+    store::{KeyId, StoreError},
 };
 
 /// The format written, and the only one there has been.
@@ -122,6 +122,16 @@ impl Sealer {
     /// Whether the check value was made with this key.
     pub(crate) fn accepts(&self, check_value: &[u8]) -> bool {
         self.decrypt(&check_data(), check_value).is_ok_and(|plain| *plain == CHECKED)
+    }
+
+    /// Tells keys apart for a person, and tells nothing of the key: the tag of an empty text under a nonce that no
+    /// sealing ever has (invariant 2).
+    pub(crate) fn key_id(&self) -> Result<KeyId, StoreError> {
+        let data = associated_data(b"key id");
+        let tag = self.cipher().encrypt_inout_detached(&XNonce::from([0; NONCE]), &data, (&mut [][..]).into());
+        let tag = tag.map_err(|_| StoreError::unavailable("the key has no id"))?;
+        let (id, _) = tag.split_first_chunk().ok_or_else(|| StoreError::unavailable("the key has no id"))?;
+        Ok(KeyId(*id))
     }
 
     #[expect(clippy::disallowed_methods, reason = "the key goes from here into the cipher alone")]
@@ -404,5 +414,13 @@ mod tests {
             prop_assert!(!sealer().accepts(&bytes));
             drop((read(&bytes, VERSION), read(plain.as_bytes(), VERSION)));
         }
+    }
+
+    #[test]
+    fn a_key_has_an_id_of_its_own_that_stays() {
+        let id = sealer().key_id().unwrap().to_string();
+        assert_eq!(id, sealer().key_id().unwrap().to_string());
+        assert_ne!(id, Sealer::new(StoreKey::new([8; 32])).key_id().unwrap().to_string());
+        assert_eq!(id.len(), 12);
     }
 }

@@ -1,6 +1,6 @@
 //! Records in a SQLite database: the store of one machine, for any number of processes.
 //!
-//! Owns: [`Sqlite`]; its children hold the file and schema, the statements, and the owners of leases.
+//! Owns: [`Sqlite`]; its children hold the file and schema, the statements, the owners of leases, and the upkeep.
 //!
 //! Invariants:
 //! 1. One connection writes, one change at a time; each change is one commit in the write-ahead log with
@@ -31,13 +31,16 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     account::Account,
     grant::{Grant, Version},
-    secret::StoreKey,
-    store::{Claim, Deleted, Entry, Expect, Marks, Presented, Put, Record, Revision, Store, StoreError, seal::Sealer},
+    store::{
+        Claim, Deleted, Entry, Expect, Marks, Presented, Put, Record, Revision, Store, StoreError, key::Key,
+        seal::Sealer,
+    },
 };
 
 mod database;
 mod owner;
 mod rows;
+pub mod upkeep;
 
 use database::Place;
 use owner::Owner;
@@ -81,13 +84,14 @@ struct ClosedError;
 impl Sqlite {
     /// Opens the store in the file `path`, or makes it, with its directory. `key_place` says in errors where the key
     /// comes from.
-    pub async fn open(path: &Path, key: StoreKey, key_place: &str) -> Result<Self, StoreError> {
+    pub async fn open(path: &Path, key: impl Into<Key>, key_place: &str) -> Result<Self, StoreError> {
         let place = Place::new(path)?;
-        let sealer = Sealer::new(key);
+        let Key { secret, derivation } = key.into();
+        let sealer = Sealer::new(secret);
         // Unlocked when dropped, at the end of this function.
         let _alone = place.lock().await?;
         place.make_files()?;
-        let mut connection = place.prepare(&sealer, key_place).await?;
+        let mut connection = place.prepare(&sealer, derivation.as_ref(), key_place).await?;
         let data_version = data_version(&mut connection).await?;
         owner::sweep(&place.owners);
         let shared = Arc::new(Shared {
@@ -333,6 +337,7 @@ impl Store for Sqlite {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secret::StoreKey;
 
     async fn ask<T>(store: &Sqlite, question: &'static str) -> T
     where

@@ -9,8 +9,8 @@ use std::{
     ffi::OsString,
     fmt::Write as _,
     fs::{self, DirBuilder, File, OpenOptions},
-    io::Write as _,
-    os::unix::fs::DirBuilderExt as _,
+    io::{Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex},
@@ -19,7 +19,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    fs::OFlags,
+    process::{Pid, Signal, kill_process},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{LocalModes, tcgetattr},
+};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
@@ -296,6 +301,38 @@ impl Daemon {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
+    /// Runs the program beside the daemon, and kills it after so long unless it has ended.
+    pub(crate) async fn command_killed_after(&self, arguments: &[&str], delay: Duration) {
+        let mut command = self.home.command(&self.config(), &self.env(), arguments);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        sleep(delay).await;
+        // It may have ended by itself.
+        drop(child.kill());
+        child.wait().unwrap();
+    }
+
+    /// Runs the program on a terminal of its own, and types each line once its prompt is there and nothing that is
+    /// typed is shown. Gives what the terminal showed. The secrets among the lines must not be in it.
+    pub(crate) async fn command_on_terminal(&self, arguments: &[&str], typed: &[(&str, &str)]) -> (ExitStatus, String) {
+        let (terminal, other_end) = terminal();
+        let plain = self.home.command(&self.config(), &self.env(), arguments);
+        let mut command = Command::new("setsid");
+        command.args(["--ctty", "--wait"]).arg(plain.get_program()).args(plain.get_args());
+        command.current_dir(self.home.path()).env_clear();
+        command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.stdin(other_end.try_clone().unwrap()).stdout(other_end.try_clone().unwrap()).stderr(other_end);
+        let mut child = tokio::process::Command::from(command).kill_on_drop(true).spawn().unwrap();
+        let lines: Vec<_> = typed.iter().map(|(prompt, line)| ((*prompt).to_owned(), (*line).to_owned())).collect();
+        let run = async {
+            let shown = tokio::task::spawn_blocking(move || converse(terminal, lines)).await.unwrap();
+            (child.wait().await.unwrap(), shown)
+        };
+        let done = timeout(COMMAND, run).await;
+        let (status, shown) = done.unwrap_or_else(|_| panic!("{arguments:?} does not end on a terminal"));
+        assert!(self.home.leaks(&shown).is_empty(), "{arguments:?} shows a secret: {shown}");
+        (status, shown)
+    }
+
     /// From now on the value must not be in the daemon's output, not even in what was written before.
     pub(crate) fn watch_secret(&self, value: &str) {
         self.home.secrets.lock().unwrap().push(value.to_owned());
@@ -376,6 +413,38 @@ impl Daemon {
         leaks.extend(refresh_tokens.iter().filter(|token| answers.contains(*token)).map(|it| format!("answered {it}")));
         leaks
     }
+}
+
+/// The two ends of a new terminal: a person's, and the program's.
+fn terminal() -> (File, File) {
+    let person = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&person).unwrap();
+    unlockpt(&person).unwrap();
+    let name = ptsname(&person, Vec::new()).unwrap().into_string().unwrap();
+    let program =
+        OpenOptions::new().read(true).write(true).custom_flags(OFlags::NOCTTY.bits().cast_signed()).open(name);
+    (File::from(person), program.unwrap())
+}
+
+/// Reads what the terminal shows to its end, and types each line at its prompt.
+fn converse(mut terminal: File, lines: Vec<(String, String)>) -> String {
+    let (mut shown, mut seen, mut lines) = (String::new(), 0, lines.into_iter());
+    let mut next = lines.next();
+    let mut buffer = [0; 1024];
+    // The end is an error: the program's end is closed.
+    while let Ok(read @ 1..) = terminal.read(&mut buffer) {
+        shown.push_str(&String::from_utf8_lossy(&buffer[..read]));
+        while let Some((prompt, line)) = next.take_if(|(prompt, _)| shown[seen..].contains(prompt.as_str())) {
+            seen += shown[seen..].find(&prompt).unwrap() + prompt.len();
+            while tcgetattr(&terminal).unwrap().local_modes.contains(LocalModes::ECHO) {
+                thread::sleep(LOOK);
+            }
+            terminal.write_all(format!("{line}\n").as_bytes()).unwrap();
+            next = lines.next();
+        }
+    }
+    assert!(next.is_none(), "not asked for everything: {shown}");
+    shown
 }
 
 impl Drop for Daemon {
