@@ -17,7 +17,7 @@ use crate::{
     config::{Config, Environment, ProviderConfig, SocketConfig},
     provider::{
         Provider, Providers, Rules,
-        oauth2::{Endpoints, OAuth2, Settings, SetupError},
+        oauth2::{Endpoints, LoginSettings, OAuth2, Settings, SetupError},
     },
     refresh::Coordinator,
     server::{
@@ -131,6 +131,8 @@ async fn settings(provider: &ProviderConfig, environment: &Environment, request_
             // The configuration has seen that it is a URL; discovery compares its text (RFC 8414 section 3.3).
             issuer: provider.issuer.as_deref().and_then(|issuer| issuer.parse().ok()),
             token: provider.token_endpoint.clone(),
+            authorization: provider.authorization_endpoint.clone(),
+            device_authorization: provider.device_authorization_endpoint.clone(),
             revocation: provider.revocation_endpoint.clone(),
         },
         client_id: provider.client_id.clone(),
@@ -143,6 +145,12 @@ async fn settings(provider: &ProviderConfig, environment: &Environment, request_
             dead_grant_codes: provider.dead_grant_codes.clone(),
             reuse_grace: provider.reuse_grace,
             expose: provider.expose.clone(),
+        },
+        login: LoginSettings {
+            scopes: provider.scopes.clone(),
+            redirect_uri: provider.redirect_uri.clone(),
+            pkce: provider.pkce,
+            device_pkce: provider.device_pkce,
         },
     }
 }

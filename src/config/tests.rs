@@ -21,6 +21,7 @@ fn no_file_is_a_valid_configuration() {
     assert_eq!(config.store.key_file, Path::new("/home/me/.local/share/credproxy/store.key"));
     assert_eq!(config.refresh.cooldown, Duration::from_secs(30));
     assert_eq!(config.refresh.request_timeout, Duration::from_secs(15));
+    assert_eq!(config.logins.lifetime, Duration::from_mins(10));
     assert!(config.providers.is_empty());
     let [host] = &config.sockets[..] else { panic!("{:?}", config.sockets) };
     assert_eq!((host.name.as_str(), host.policy.role()), ("host", Role::Host));
@@ -56,6 +57,9 @@ key = "file"
 cooldown = "0s"
 request_timeout = "10s"
 
+[logins]
+lifetime = "5m"
+
 [sockets.host]
 path = "/run/a.sock"
 role = "host"
@@ -78,6 +82,9 @@ client_secret = { env = "CORP_SECRET" }
 client_auth = "basic_raw"
 request_format = "json"
 scopes = ["openid", "offline_access"]
+redirect_uri = "http://localhost:1455/auth/callback"
+pkce = false
+device_pkce = true
 expose = ["tenant_id"]
 dead_grant_codes = ["bad_refresh_token"]
 reuse_grace = "30s"
@@ -98,6 +105,7 @@ client_secret.command = "pass corp"
     assert_eq!(config.store.path, Path::new("/srv/credproxy/grants.db"));
     assert_eq!(config.store.key_file, Path::new("/srv/credproxy/store.key"));
     assert_eq!(config.refresh, RefreshConfig { cooldown: Duration::ZERO, request_timeout: Duration::from_secs(10) });
+    assert_eq!(config.logins.lifetime, Duration::from_mins(5));
     let allow = ["anthropic", "github/work", "corp/*"].map(|text| text.parse().unwrap()).to_vec();
     let sockets = [
         ("agents", "/run/b.sock", Policy::sandbox(allow, vec![Operation::Read]), vec![]),
@@ -120,6 +128,9 @@ client_secret.command = "pass corp"
         client_auth: ClientAuth::BasicRaw,
         request_format: RequestFormat::Json,
         scopes: vec!["openid".into(), "offline_access".into()],
+        redirect_uri: "http://localhost:1455/auth/callback".parse().unwrap(),
+        pkce: false,
+        device_pkce: true,
         expose: vec!["tenant_id".into()],
         dead_grant_codes: vec!["bad_refresh_token".into()],
         reuse_grace: Duration::from_secs(30),
@@ -219,6 +230,9 @@ const BROKEN_PROVIDER: &[(&str, &str)] = &[
     ("client_auth = \"canary\"", "4: providers.corp.client_auth: must be \"none\""),
     ("request_format = \"canary\"", "4: providers.corp.request_format: must be \"form\" or \"json\""),
     ("scopes = [\"canary canary\"]", "4: providers.corp.scopes: one scope has no space"),
+    ("redirect_uri = \"http://canary.example\"", "4: providers.corp.redirect_uri: must be an https, loopback http"),
+    ("pkce = \"canary\"", "4: providers.corp.pkce: must be true or false"),
+    ("device_pkce = 1", "4: providers.corp.device_pkce: must be true or false"),
     ("expose = [\"my_Refresh_Token\"]", "4: providers.corp.expose: this member never leaves"),
     ("dead_grant_codes = [\"<canary>\"]", "4: providers.corp.dead_grant_codes: an error code has"),
     ("dead_grant_codes = [\"\"]", "4: providers.corp.dead_grant_codes: must be a string that is not empty"),

@@ -14,7 +14,7 @@ use crate::{
     config::SocketConfig,
     provider::{
         ClientAuth, Provider, RequestFormat, Rules,
-        oauth2::{Endpoints, OAuth2, Settings, endpoint},
+        oauth2::{Endpoints, LoginSettings, OAuth2, Settings, endpoint},
     },
     refresh::{Coordinator, condition::IfMatch},
     server::dev::Issuer,
@@ -47,7 +47,7 @@ pub async fn serve<T>(socket: SocketConfig, ready: impl FnOnce(&[PathBuf]) -> T)
 
 async fn coordinator(issuer: &Issuer) -> Result<Coordinator, Box<dyn std::error::Error + Send + Sync>> {
     let settings = Settings {
-        endpoints: Endpoints { issuer: None, token: Some(endpoint(&issuer.token_endpoint()?)?), revocation: None },
+        endpoints: Endpoints { token: Some(endpoint(&issuer.token_endpoint()?)?), ..Endpoints::default() },
         client_id: "credproxy-dev".to_owned(),
         client_secret: None,
         client_auth: ClientAuth::None,
@@ -55,6 +55,7 @@ async fn coordinator(issuer: &Issuer) -> Result<Coordinator, Box<dyn std::error:
         request_timeout: Duration::from_secs(15),
         ca_file: None,
         rules: Rules::default(),
+        login: LoginSettings::default(),
     };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let provider: Arc<dyn Provider> = Arc::new(OAuth2::new(settings, Arc::clone(&clock))?);

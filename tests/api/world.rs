@@ -10,7 +10,7 @@ use credproxy::{
     policy::Policy,
     provider::{
         ClientAuth, Provider, RequestFormat, Rules,
-        oauth2::{Endpoints, OAuth2, Settings, endpoint},
+        oauth2::{Endpoints, LoginSettings, OAuth2, Settings, endpoint},
     },
     refresh::Coordinator,
     server::{AppState, router},
@@ -133,9 +133,9 @@ impl World {
         let issuer = Issuer::start().await;
         let settings = Settings {
             endpoints: Endpoints {
-                issuer: None,
                 token: Some(endpoint(&issuer.token_endpoint()).unwrap()),
                 revocation: Some(endpoint(&issuer.revocation_endpoint()).unwrap()),
+                ..Endpoints::default()
             },
             client_id: "client".into(),
             client_secret: None,
@@ -144,6 +144,7 @@ impl World {
             request_timeout,
             ca_file: None,
             rules: Rules { dead_grant_codes: vec!["token_revoked".into()], ..Rules::default() },
+            login: LoginSettings::default(),
         };
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let provider: Arc<dyn Provider> = Arc::new(OAuth2::new(settings, Arc::clone(&clock)).unwrap());

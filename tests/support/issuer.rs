@@ -35,6 +35,8 @@ use tokio_util::{
     task::TaskTracker,
 };
 
+mod logins;
+
 /// What the server does with one request to the token endpoint.
 #[derive(Debug, Clone)]
 pub(crate) enum Answer {
@@ -358,6 +360,7 @@ struct State {
     script: VecDeque<Answer>,
     always: Answer,
     pages: HashMap<String, Raw>,
+    logins: logins::Logins,
     lifetime: Option<Duration>,
     rotation: bool,
     grace: Duration,
@@ -401,6 +404,9 @@ impl State {
 
     /// Decides on a presented refresh token, and makes the answer.
     fn present(&mut self, request: &Seen, now: Duration) -> Raw {
+        if let Some(answer) = self.log_in(request) {
+            return answer;
+        }
         let presented = request.parameter("refresh_token").unwrap_or_default();
         if request.parameter("grant_type").as_deref() != Some("refresh_token") {
             self.record(&presented, Outcome::Untouched, now);
@@ -409,6 +415,10 @@ impl State {
         let (outcome, pair) = self.decide(&presented, now);
         self.record(&presented, outcome, now);
         let Some((access, refresh)) = pair else { return Raw::error(400, "invalid_grant") };
+        self.answer(&access, refresh.as_deref())
+    }
+
+    fn answer(&self, access: &str, refresh: Option<&str>) -> Raw {
         let mut body = json!({"access_token": access, "token_type": "Bearer", "scope": "read write"});
         if let Some(lifetime) = self.lifetime {
             body["expires_in"] = json!(lifetime.as_secs());
@@ -455,6 +465,7 @@ fn launch() -> (Arc<Shared>, DropGuard, oneshot::Receiver<SocketAddr>) {
         script: VecDeque::new(),
         always: Answer::Normal,
         pages: HashMap::new(),
+        logins: logins::Logins::default(),
         lifetime: Some(Duration::from_hours(1)),
         rotation: true,
         grace: Duration::ZERO,
@@ -500,6 +511,14 @@ async fn connection(shared: Arc<Shared>, mut stream: TcpStream) {
     let path = request.target.split('?').next().unwrap_or_default();
     match path {
         "/token" => token(&shared, stream, &request).await,
+        "/authorize" => {
+            let answer = shared.lock().authorize(&request);
+            write(stream, &answer).await;
+        }
+        "/device" => {
+            let answer = shared.lock().device(&request);
+            write(stream, &answer).await;
+        }
         "/revoke" => {
             let revoked = request.parameter("token").unwrap_or_default();
             {
