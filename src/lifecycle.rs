@@ -15,6 +15,7 @@ use crate::{
     account::ProviderName,
     clock::{Clock, SystemClock},
     config::{Config, Environment, ProviderConfig, SocketConfig},
+    login::Logins,
     provider::{
         Provider, Providers, Rules,
         oauth2::{Endpoints, LoginSettings, OAuth2, Settings, SetupError},
@@ -88,7 +89,8 @@ pub async fn serve(config: &Config, environment: &Environment) -> Result<(), Lif
     let store = Arc::new(open_store(config).await?);
     let shared: Arc<dyn Store> = Arc::<Sqlite>::clone(&store);
     let coordinator = Coordinator::new(shared, providers, clock, config.refresh.cooldown);
-    let served = run(&coordinator, &config.sockets, |_| ()).await;
+    let logins = Logins::new(coordinator.clone(), config.logins.lifetime);
+    let served = run(&coordinator, &logins, &config.sockets, |_| ()).await;
     let closed = store.close().await;
     served?;
     Ok(closed?)
@@ -165,6 +167,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// every socket is open; what it gives is given back.
 async fn run<T>(
     coordinator: &Coordinator,
+    logins: &Logins,
     sockets: &[SocketConfig],
     ready: impl FnOnce(&[PathBuf]) -> T,
 ) -> Result<T, LifecycleError> {
@@ -179,7 +182,8 @@ async fn run<T>(
     }
     let (stop, serving) = (CancellationToken::new(), TaskTracker::new());
     for (listener, policy) in &listeners {
-        let router = server::router(AppState::new(coordinator.clone(), policy.clone()));
+        let state = AppState::new(coordinator.clone(), policy.clone());
+        let router = server::router(state.beside_others(logins.clone(), listener.name()));
         let (listener, stop) = (Arc::clone(listener), stop.clone());
         serving.spawn(async move { listener.serve(router, share, stop).await });
     }
@@ -190,7 +194,12 @@ async fn run<T>(
     let signal = signals.next().await;
     tracing::info!(signal, "ending");
     stop.cancel();
-    let finished = tokio::time::timeout(LAST_WAIT, coordinator.shut_down()).await;
+    // A login's grant that is being stored is the coordinator's to finish.
+    let ended = async {
+        logins.shut_down().await;
+        coordinator.shut_down().await;
+    };
+    let finished = tokio::time::timeout(LAST_WAIT, ended).await;
     if tokio::time::timeout(LAST_ANSWERS, serving.wait()).await.is_err() {
         tracing::warn!("some connections were cut off");
     }

@@ -111,7 +111,7 @@ macro_rules! sought {
     )*};
 }
 
-sought! { RefreshToken AuthorizationCode CodeVerifier DeviceCode }
+sought! { RefreshToken AuthorizationCode CodeVerifier DeviceCode LoginState }
 
 impl AuthorizationCode {
     /// Accepts 1*VSCHAR (RFC 6749 appendix A.11).

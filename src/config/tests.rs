@@ -173,7 +173,7 @@ const BROKEN: &[(&str, &str)] = &[
         "6: sockets.a.allow: must be \"provider\"",
     ),
     (
-        "[sockets.a]\npath = \"/s\"\nrole = \"sandbox\"\noperations = [\"login\"]",
+        "[sockets.a]\npath = \"/s\"\nrole = \"sandbox\"\noperations = [\"write\"]",
         "4: sockets.a.operations: must be \"read\"",
     ),
     ("[sockets.a]\npath = \"/s\"\nrole = \"sandbox\"\nkeys = [\"canary\"]", "4: sockets.a.keys: unknown key"),

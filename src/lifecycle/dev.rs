@@ -12,6 +12,7 @@ use crate::{
     account::Account,
     clock::{Clock, SystemClock},
     config::SocketConfig,
+    login::Logins,
     provider::{
         ClientAuth, Provider, RequestFormat, Rules,
         oauth2::{Endpoints, LoginSettings, OAuth2, Settings, endpoint},
@@ -27,6 +28,9 @@ pub const ALIVE: &str = "dev/default";
 /// The account whose grant is dead.
 pub const DEAD: &str = "dev/dead";
 
+/// The usual one.
+const LOGIN_LIFETIME: Duration = Duration::from_mins(10);
+
 /// The usual cooldown, so that a newcomer meets it.
 const COOLDOWN: Duration = Duration::from_secs(30);
 
@@ -39,7 +43,8 @@ pub async fn serve<T>(socket: SocketConfig, ready: impl FnOnce(&[PathBuf]) -> T)
     let (stop, serving) = (CancellationToken::new(), TaskTracker::new());
     serving.spawn(issuer.serve(stop.clone()));
     serving.close();
-    let served = run(&coordinator, &[socket], ready).await;
+    let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
+    let served = run(&coordinator, &logins, &[socket], ready).await;
     stop.cancel();
     serving.wait().await;
     served

@@ -21,7 +21,11 @@ use std::{
 
 use axum::{Router, body::Body, extract::Request, middleware, response::IntoResponse as _};
 use http::{Version, header};
-use hyper::server::conn::http1;
+use hyper::{
+    body::Incoming,
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
@@ -121,6 +125,12 @@ impl Listener {
         Ok(Self { accepting, path: path.to_owned(), identity, name: name.to_owned(), peers })
     }
 
+    /// Its name in the configuration.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Where it listens.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -148,10 +158,13 @@ impl Listener {
                     continue;
                 }
             };
-            if !self.peers.admits(&stream, &self.name) {
-                continue;
-            }
-            let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service.clone()));
+            let Some(peer) = self.peers.admitted(&stream, &self.name) else { continue };
+            let service = service.clone();
+            let known = service_fn(move |mut request: Request<Incoming>| {
+                request.extensions_mut().insert(peer);
+                service.call(request)
+            });
+            let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), known));
             connections.spawn(async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "a connection broke");

@@ -2,6 +2,21 @@
 
 use tokio::net::UnixStream;
 
+/// The peer of a connection, as every request on it knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Its user id.
+    pub uid: u32,
+}
+
+impl Peer {
+    /// The daemon's own user, for a router that is called in process.
+    #[must_use]
+    pub fn own() -> Self {
+        Self { uid: own_uid() }
+    }
+}
+
 /// The users that may connect: by `SO_PEERCRED`, which the kernel vouches for.
 #[derive(Debug, Clone)]
 pub struct Peers(Vec<u32>);
@@ -25,17 +40,17 @@ impl Peers {
         self.0.iter().any(|uid| *uid != own_uid())
     }
 
-    /// Whether the peer may go on. A stranger is logged.
-    pub(super) fn admits(&self, stream: &UnixStream, socket: &str) -> bool {
+    /// The peer, if it may go on. A stranger is logged.
+    pub(super) fn admitted(&self, stream: &UnixStream, socket: &str) -> Option<Peer> {
         match stream.peer_cred() {
-            Ok(peer) if self.0.contains(&peer.uid()) => true,
+            Ok(peer) if self.0.contains(&peer.uid()) => Some(Peer { uid: peer.uid() }),
             Ok(peer) => {
                 tracing::warn!(socket, uid = peer.uid(), pid = peer.pid(), "refused a peer");
-                false
+                None
             }
             Err(error) => {
                 tracing::warn!(socket, %error, "refused a peer whose user is not known");
-                false
+                None
             }
         }
     }
