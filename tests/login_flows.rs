@@ -17,6 +17,7 @@ use tokio::{
 use support::{
     daemon::{Daemon, Home},
     http::{Connection, Response},
+    issuer::{Issuer, Raw},
     oidc::{Client, Oidc},
 };
 
@@ -104,6 +105,46 @@ async fn every_client_logs_in_by_every_flow_refreshes_and_logs_out() {
         daemon.watch_issued(&oidc.issued().await);
     }
     assert!(oidc.refreshes().await.iter().all(|entry| !entry.spent_before && entry.status == Some(200)));
+}
+
+/// Codes and device codes of this server are marked, and the harness looks for marks in all that is logged.
+#[tokio::test]
+async fn what_a_login_is_made_of_is_in_no_log_and_no_answer() {
+    let issuer = Issuer::start().await;
+    let config = format!(
+        "[providers.op]\ntoken_endpoint = {:?}\nauthorization_endpoint = {:?}\ndevice_authorization_endpoint = {:?}\n\
+         client_id = \"me\"\ndevice_pkce = true\n",
+        issuer.token_endpoint(),
+        issuer.authorization_endpoint(),
+        issuer.device_authorization_endpoint(),
+    );
+    let daemon = Daemon::start(&Home::new(), "a", &config, &[]).await;
+    issuer.decide([Raw::error(400, "authorization_pending")]);
+    for (flow, status) in [("browser", "complete"), ("paste", "complete"), ("device", "complete"), ("paste", "error")] {
+        let login = begin(&daemon, "agent", flow).await;
+        if let Some(url) = login["authorization_url"].as_str() {
+            let back = issuer.agree(url);
+            daemon.watch_secret(&back.query_pairs().find(|(name, _)| name == "state").unwrap().1);
+            if flow == "browser" {
+                assert_eq!(visit(&back).await.status, 200);
+            } else {
+                let code = if status == "error" { "canary-code-made-up".to_owned() } else { back.to_string() };
+                let path = format!("/v1/logins/{}/code", login["id"].as_str().unwrap());
+                daemon.request("POST", &path, &JSON, json!({"code": code}).to_string()).await;
+            }
+        }
+        assert_eq!(end(&daemon, &login).await.json()["status"], status, "{flow}");
+    }
+    let mut found = 0;
+    for request in issuer.requests() {
+        for (name, value) in url::form_urlencoded::parse(request.body.as_bytes()) {
+            if ["code", "code_verifier", "device_code"].contains(&&*name) {
+                daemon.watch_refresh_token(&value);
+                found += 1;
+            }
+        }
+    }
+    assert_eq!(found, 10);
 }
 
 #[tokio::test]
