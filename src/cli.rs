@@ -19,11 +19,13 @@ use crate::{
     account::{Account, Bucket, NameError, ProviderName},
     client::Client,
     config::{Config, Environment, client_socket},
+    provider::Flow,
 };
 
 mod check;
 mod failure;
 mod import;
+mod login;
 mod logout;
 mod output;
 mod passphrase;
@@ -136,8 +138,24 @@ pub enum ClientCommand {
     /// The JSON has the form of a token answer: `access_token`, `refresh_token`, `token_type`, `scope`, and `expiry`
     /// (seconds since 1970) or `expires_in` (seconds from now). Other members are kept as the provider's own.
     Import(AccountArgs),
+    /// Log in: by a browser, a code to type in elsewhere, or a code to paste here
+    Login {
+        /// Whose.
+        #[command(flatten)]
+        account: AccountArgs,
+        /// browser, device or paste [default: browser with a display, else device, else paste]
+        #[arg(long)]
+        flow: Option<Flow>,
+    },
     /// Revoke a grant at the provider, where it can be, and delete it
-    Logout(AccountArgs),
+    Logout {
+        /// Whose.
+        #[command(flatten)]
+        account: AccountArgs,
+        /// Delete it here and tell the provider nothing
+        #[arg(long)]
+        local_only: bool,
+    },
 }
 
 /// Which account.
@@ -214,7 +232,10 @@ async fn ask(options: &Options, command: &ClientCommand, env: &Environment) -> R
         ClientCommand::Refresh(account) => refresh::run(&client()?, &account.account()?, json).await,
         ClientCommand::Status => status::run(&client()?, json).await,
         ClientCommand::Import(account) => import::run(&client()?, &account.account()?).await,
-        ClientCommand::Logout(account) => logout::run(&client()?, &account.account()?, json).await,
+        ClientCommand::Login { account, flow } => login::run(&client()?, &account.account()?, *flow, env, json).await,
+        ClientCommand::Logout { account, local_only } => {
+            logout::run(&client()?, &account.account()?, !local_only, json).await
+        }
     }
 }
 
@@ -227,7 +248,7 @@ mod tests {
     fn account(arguments: &[&str]) -> Result<Account, Exit> {
         let arguments = ["credproxy", "logout"].iter().chain(arguments);
         let cli = Cli::try_parse_from(arguments).map_err(|_| Exit::Usage)?;
-        let Command::Client(ClientCommand::Logout(account)) = cli.command else { panic!("{cli:?}") };
+        let Command::Client(ClientCommand::Logout { account, .. }) = cli.command else { panic!("{cli:?}") };
         account.account().map_err(|failure| failure.exit())
     }
 

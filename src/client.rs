@@ -150,6 +150,10 @@ pub enum Health {
     Degraded(Vec<String>),
 }
 
+mod login;
+
+pub use login::Login;
+
 /// Speaks to the daemon behind one socket.
 #[derive(Debug)]
 pub struct Client {

@@ -44,6 +44,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// `[refresh]`.
     pub refresh: RefreshConfig,
+    /// `[logins]`.
+    pub logins: LoginsConfig,
     /// `[sockets.NAME]`, in the order of their names; at least one has the role `host`.
     pub sockets: Vec<SocketConfig>,
     /// `[providers.NAME]`, in the order of their names.
@@ -67,6 +69,19 @@ pub struct RefreshConfig {
     /// For one request to a provider, from the first byte sent to the last received.
     pub request_timeout: Duration,
 }
+
+/// How people log in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoginsConfig {
+    /// How long a login waits for the person.
+    pub lifetime: Duration,
+}
+
+/// Authorization servers give their own pages and codes some ten minutes.
+const LOGIN_LIFETIME: Duration = Duration::from_mins(10);
+
+/// A longer one would only keep listeners open: no provider's code lives that long.
+const LONGEST_LOGIN: Duration = Duration::from_hours(1);
 
 /// Long enough that a looping program does not trouble a provider, short enough for a person to wait.
 const COOLDOWN: Duration = Duration::from_secs(30);
@@ -146,6 +161,7 @@ impl Config {
         let config = Self {
             store: store(root.section("store")?, env)?,
             refresh: refresh(root.section("refresh")?)?,
+            logins: logins(root.section("logins")?)?,
             sockets: sockets(root.sections("sockets")?, env)?,
             providers: {
                 let sections = root.sections("providers")?.into_iter();
@@ -255,6 +271,15 @@ fn refresh(mut section: Section<'_>) -> Result<RefreshConfig, ConfigError> {
     };
     section.finish()?;
     Ok(RefreshConfig { cooldown, request_timeout })
+}
+
+fn logins(mut section: Section<'_>) -> Result<LoginsConfig, ConfigError> {
+    let lifetime = match section.take("lifetime") {
+        Some(entry) => entry.duration(Duration::from_secs(1)..=LONGEST_LOGIN)?,
+        None => LOGIN_LIFETIME,
+    };
+    section.finish()?;
+    Ok(LoginsConfig { lifetime })
 }
 
 /// A file that adds a sandbox does not thereby take the host's socket away: there would be no way to log in.

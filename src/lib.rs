@@ -11,8 +11,8 @@
 //!
 //! # Rooms
 //! Imports run from the right to the left, never back; `tests/house.rs` holds the sources against that.
-//! `secret, clock, account <- grant <- provider, store (the traits) <- refresh, policy <- provider::*, store::*,
-//! server, client, config, cli <- lifecycle <- main`
+//! `secret, clock, account <- grant <- provider, store (the traits) <- refresh, policy <- login <- provider::*,
+//! store::*, server, client, config, cli <- lifecycle <- main`
 
 pub mod account;
 pub mod cli;
@@ -26,6 +26,7 @@ mod faults;
 pub mod fuzzing;
 pub mod grant;
 pub mod lifecycle;
+pub mod login;
 pub mod policy;
 pub mod provider;
 pub mod refresh;

@@ -18,9 +18,10 @@ use crate::{
     account::ProviderName,
     clock::Clock,
     config::{Config, Environment, ProviderConfig, SecretSourceError, SocketConfig},
+    login::Logins,
     provider::{
         Provider, Providers, Rules,
-        oauth2::{Endpoints, OAuth2, Settings, SetupError},
+        oauth2::{Endpoints, LoginSettings, OAuth2, Settings, SetupError},
     },
     refresh::Coordinator,
     secret::ClientSecret,
@@ -106,7 +107,8 @@ pub async fn serve(config: &Config, environment: &Environment, ask: Ask<'_>) -> 
     let providers = providers(&config.providers, environment, config.refresh.request_timeout, &clock).await?;
     let shared: Arc<dyn Store> = Arc::<Sqlite>::clone(&store);
     let coordinator = Coordinator::new(shared, providers, clock, config.refresh.cooldown);
-    let served = run(&coordinator, &config.sockets, |_| ()).await;
+    let logins = Logins::new(coordinator.clone(), config.logins.lifetime);
+    let served = run(&coordinator, &logins, &config.sockets, |_| ()).await;
     let closed = store.close().await;
     served?;
     Ok(closed?)
@@ -173,6 +175,8 @@ fn settings(
             // The configuration has seen that it is a URL; discovery compares its text (RFC 8414 section 3.3).
             issuer: provider.issuer.as_deref().and_then(|issuer| issuer.parse().ok()),
             token: provider.token_endpoint.clone(),
+            authorization: provider.authorization_endpoint.clone(),
+            device_authorization: provider.device_authorization_endpoint.clone(),
             revocation: provider.revocation_endpoint.clone(),
         },
         client_id: provider.client_id.clone(),
@@ -185,6 +189,12 @@ fn settings(
             dead_grant_codes: provider.dead_grant_codes.clone(),
             reuse_grace: provider.reuse_grace,
             expose: provider.expose.clone(),
+        },
+        login: LoginSettings {
+            scopes: provider.scopes.clone(),
+            redirect_uri: provider.redirect_uri.clone(),
+            pkce: provider.pkce,
+            device_pkce: provider.device_pkce,
         },
     }
 }
@@ -199,6 +209,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// every socket is open; what it gives is given back.
 async fn run<T>(
     coordinator: &Coordinator,
+    logins: &Logins,
     sockets: &[SocketConfig],
     ready: impl FnOnce(&[PathBuf]) -> T,
 ) -> Result<T, LifecycleError> {
@@ -213,7 +224,8 @@ async fn run<T>(
     }
     let (stop, mut serving) = (CancellationToken::new(), JoinSet::new());
     for (listener, policy) in &listeners {
-        let router = server::router(AppState::new(coordinator.clone(), policy.clone()));
+        let state = AppState::new(coordinator.clone(), policy.clone());
+        let router = server::router(state.beside_others(logins.clone(), listener.name()));
         let (listener, stop) = (Arc::clone(listener), stop.clone());
         serving.spawn(async move { listener.serve(router, share, stop).await });
     }
@@ -223,7 +235,12 @@ async fn run<T>(
     let signal = signals.next().await;
     tracing::info!(signal, "ending");
     stop.cancel();
-    let finished = tokio::time::timeout(LAST_WAIT, coordinator.shut_down()).await;
+    // A login's grant that is being stored is the coordinator's to finish.
+    let ended = async {
+        logins.shut_down().await;
+        coordinator.shut_down().await;
+    };
+    let finished = tokio::time::timeout(LAST_WAIT, ended).await;
     let last_answers = async { while serving.join_next().await.is_some() {} };
     if tokio::time::timeout(LAST_ANSWERS, last_answers).await.is_err() {
         tracing::warn!("some connections were cut off");

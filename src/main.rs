@@ -20,8 +20,12 @@ fn main() -> ExitCode {
         Command::Serve(how) => serve(&options, &how, &env),
         Command::Check => check(&options, &env),
         Command::Store(command) => store(&options, &command, &env),
-        Command::Client(command) => runtime(&mut Builder::new_current_thread())
-            .map(|runtime| runtime.block_on(cli::run(&options, &command, &env))),
+        Command::Client(command) => runtime(&mut Builder::new_current_thread()).map(|runtime| {
+            let exit = runtime.block_on(cli::run(&options, &command, &env));
+            // A terminal that is still being read from would keep the runtime until the next line.
+            runtime.shutdown_background();
+            exit
+        }),
     };
     done.unwrap_or_else(|failure| failure.report())
 }

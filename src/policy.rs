@@ -24,6 +24,8 @@ pub enum Operation {
     Read,
     /// Ask for a new token.
     Refresh,
+    /// Begin a login, and see it through.
+    Login,
 }
 
 /// One entry of an allow-list.

@@ -1,23 +1,26 @@
 //! Providers: the trait through which a refresh token meets its authorization server.
 //!
 //! Owns: [`Provider`], its neutral [`Reply`] (what came back, not yet what it means), [`ErrorCode`], the per-provider
-//! [`Rules`], and the registry [`Providers`].
+//! [`Rules`], what logins are made of ([`Flow`], [`RedirectUri`], [`DeviceAuthorization`], [`DevicePoll`]), and the
+//! registry [`Providers`].
 //!
 //! Invariants:
-//! 1. One call of [`Provider::refresh`] sends the refresh token at most once.
+//! 1. One call of [`Provider::refresh`] sends the refresh token at most once; so it is with [`Provider::exchange`] and
+//!    the authorization code.
 //! 2. A [`Reply`] holds no text of the provider's but a filtered error code: providers quote secrets in prose.
 //! 3. [`Reply::NotSent`] means that no byte of the request left.
 //!
 //! Must not know: cooldowns, stores, HTTP (its children do).
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use url::{Host, Url};
 
 use crate::{
     account::ProviderName,
     grant::{Grant, Issued},
-    secret::{RefreshToken, holds_forbidden_text},
+    secret::{AuthorizationCode, CodeVerifier, DeviceCode, LoginState, RefreshToken, holds_forbidden_text},
 };
 
 pub mod discovery;
@@ -47,6 +50,12 @@ impl ErrorCode {
             text: if well_formed { text.to_owned() } else { String::new() },
             safe: well_formed && !holds_forbidden_text(text),
         }
+    }
+
+    /// The same, anonymous if its text is one that `quotes` a secret.
+    #[must_use]
+    pub fn unless(self, quotes: impl FnOnce(&str) -> bool) -> Self {
+        if quotes(&self.text) { Self { text: String::new(), safe: false } } else { self }
     }
 
     /// The code, for comparing; empty when it had no form of one.
@@ -127,6 +136,184 @@ pub enum RequestFormat {
     Json,
 }
 
+/// A way to log in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// The authorization code comes back by the browser, to a listener on loopback (RFC 8252 section 7.3).
+    Browser,
+    /// The person brings the authorization code back.
+    Paste,
+    /// The person confirms a code on any device (RFC 8628).
+    Device,
+}
+
+impl Flow {
+    /// Every flow.
+    pub const ALL: [Self; 3] = [Self::Browser, Self::Paste, Self::Device];
+
+    /// Its name in the API and on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Browser => "browser",
+            Self::Paste => "paste",
+            Self::Device => "device",
+        }
+    }
+}
+
+/// The text names no flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a flow is browser, paste or device")]
+pub struct FlowError;
+
+impl FromStr for Flow {
+    type Err = FlowError;
+
+    fn from_str(text: &str) -> Result<Self, FlowError> {
+        Self::ALL.into_iter().find(|flow| flow.name() == text).ok_or(FlowError)
+    }
+}
+
+/// Where the browser is sent after the person agreed (RFC 6749 section 3.1.2), letter by letter as it is registered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedirectUri {
+    text: String,
+    loopback: Option<Loopback>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Loopback {
+    url: Url,
+    address: IpAddr,
+}
+
+/// The text is no address to be sent back to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be an https, loopback http or urn address without a fragment")]
+pub struct RedirectUriError;
+
+impl Default for RedirectUri {
+    /// `http://127.0.0.1/callback`, on whichever port is free.
+    fn default() -> Self {
+        let text = "http://127.0.0.1/callback";
+        text.parse().unwrap_or(Self { text: text.to_owned(), loopback: None })
+    }
+}
+
+impl FromStr for RedirectUri {
+    type Err = RedirectUriError;
+
+    fn from_str(text: &str) -> Result<Self, RedirectUriError> {
+        let url = Url::parse(text).map_err(|_| RedirectUriError)?;
+        let plain = text.bytes().all(|byte| byte.is_ascii_graphic())
+            && url.fragment().is_none()
+            && url.username().is_empty()
+            && url.password().is_none();
+        let address = match url.host() {
+            Some(Host::Ipv4(address)) if address.is_loopback() => Some(address.into()),
+            Some(Host::Ipv6(address)) if address.is_loopback() => Some(address.into()),
+            // Of the two addresses of `localhost` browsers try both; a listener needs one.
+            Some(Host::Domain("localhost")) => Some(IpAddr::from([127, 0, 0, 1])),
+            Some(Host::Ipv4(_) | Host::Ipv6(_) | Host::Domain(_)) | None => None,
+        };
+        let loopback = match (url.scheme(), address) {
+            ("http", Some(address)) => Some(Loopback { url, address }),
+            ("https" | "urn", _) => None,
+            _ => return Err(RedirectUriError),
+        };
+        if plain { Ok(Self { text: text.to_owned(), loopback }) } else { Err(RedirectUriError) }
+    }
+}
+
+impl RedirectUri {
+    /// Where to listen for the browser, port 0 for any that is free; `None` when it is sent to a page elsewhere.
+    #[must_use]
+    pub fn listener(&self) -> Option<(IpAddr, u16)> {
+        self.loopback.as_ref().map(|loopback| (loopback.address, loopback.url.port().unwrap_or(0)))
+    }
+
+    /// The path that the browser will ask a listener for.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.loopback.as_ref().map_or("/", |loopback| loopback.url.path())
+    }
+
+    /// The address as the provider is told it. `port` is put in where the registration leaves the port open, as RFC 8252
+    /// section 7.3 has it.
+    #[must_use]
+    pub fn at_port(&self, port: u16) -> String {
+        let Some(Loopback { url, .. }) = self.loopback.as_ref().filter(|loopback| loopback.url.port().is_none()) else {
+            return self.text.clone();
+        };
+        let mut url = url.clone();
+        match url.set_port(Some(port)) {
+            Ok(()) => url.into(),
+            Err(()) => self.text.clone(),
+        }
+    }
+}
+
+/// What a provider says when a device login begins (RFC 8628 section 3.2).
+#[derive(Debug)]
+pub struct DeviceAuthorization {
+    /// What to ask with; never shown.
+    pub device_code: DeviceCode,
+    /// What the person types in.
+    pub user_code: String,
+    /// Where.
+    pub verification_uri: String,
+    /// The same with the code in it.
+    pub verification_uri_complete: Option<String>,
+    /// How long to wait between two questions.
+    pub interval: Duration,
+    /// How long the codes are good for; `None` when the provider does not say.
+    pub lifetime: Option<Duration>,
+}
+
+/// Why a login could not begin; nothing of it is the provider's text but the filtered code.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    /// In words of ours.
+    pub reason: &'static str,
+    /// The provider's error code, if it gave one.
+    pub code: Option<ErrorCode>,
+}
+
+impl From<&'static str> for Refusal {
+    fn from(reason: &'static str) -> Self {
+        Self { reason, code: None }
+    }
+}
+
+/// The answer to a device's question (RFC 8628 section 3.5).
+#[derive(Debug)]
+pub enum DevicePoll {
+    /// The person has not decided yet.
+    Pending {
+        /// How long to wait between two questions from now on, if the provider says so.
+        interval: Option<Duration>,
+    },
+    /// The person has not decided yet, and the questions come too fast.
+    SlowDown {
+        /// How long to wait between two questions from now on, if the provider says so.
+        interval: Option<Duration>,
+    },
+    /// The person agreed.
+    Issued(Box<Issued>),
+    /// The person refused.
+    Denied,
+    /// The person took too long.
+    Expired,
+    /// The provider will not answer otherwise, however often it is asked.
+    Failed(ErrorCode),
+    /// No answer, or none that says anything.
+    Unreachable,
+}
+
+/// What a provider without logins says.
+const NO_LOGIN: &str = "the provider offers no login";
+
 /// One client registration at one authorization server.
 #[async_trait]
 pub trait Provider: fmt::Debug + Send + Sync {
@@ -139,6 +326,57 @@ pub trait Provider: fmt::Debug + Send + Sync {
 
     /// How to read its replies.
     fn rules(&self) -> &Rules;
+
+    /// The flows on offer, by what is known without asking anybody: one that only the issuer's metadata can tell of is
+    /// on offer until the metadata says otherwise.
+    fn flows(&self) -> Vec<Flow> {
+        Vec::new()
+    }
+
+    /// Finds out what a login needs to know; [`Provider::flows`] is exact afterwards.
+    async fn prepare_login(&self) -> Result<(), &'static str> {
+        Ok(())
+    }
+
+    /// Where its registration has the browser sent.
+    fn redirect_uri(&self) -> RedirectUri {
+        RedirectUri::default()
+    }
+
+    /// Whether an authorization response with this `iss` may come from here (RFC 9207 section 2.4).
+    fn accepts_issuer(&self, iss: Option<&str>) -> bool {
+        let _ = iss;
+        true
+    }
+
+    /// The address at which a person agrees (RFC 6749 section 4.1.1).
+    async fn authorization_url(
+        &self,
+        redirect_uri: &str,
+        state: &LoginState,
+        verifier: &CodeVerifier,
+    ) -> Result<Url, &'static str> {
+        let _ = (redirect_uri, state, verifier);
+        Err(NO_LOGIN)
+    }
+
+    /// Presents the code, once (RFC 6749 section 4.1.3).
+    async fn exchange(&self, code: &AuthorizationCode, redirect_uri: &str, verifier: &CodeVerifier) -> Reply {
+        let _ = (code, redirect_uri, verifier);
+        Reply::NotSent(NO_LOGIN)
+    }
+
+    /// Asks for the codes of a device login (RFC 8628 section 3.1).
+    async fn start_device(&self, verifier: &CodeVerifier) -> Result<DeviceAuthorization, Refusal> {
+        let _ = verifier;
+        Err(NO_LOGIN.into())
+    }
+
+    /// Asks once whether the person has agreed (RFC 8628 section 3.4).
+    async fn poll_device(&self, device_code: &DeviceCode, verifier: &CodeVerifier) -> DevicePoll {
+        let _ = (device_code, verifier);
+        DevicePoll::Failed(ErrorCode::new("", None))
+    }
 }
 
 /// The configured providers, by name.
@@ -200,5 +438,29 @@ mod tests {
                 prop_assert!(!shown.contains(|one: char| one.is_whitespace() || one.is_control()));
             }
         }
+    }
+
+    #[test]
+    fn a_redirect_is_kept_letter_by_letter_and_an_open_port_filled_in() {
+        for (text, listener, at_9) in [
+            ("http://127.0.0.1/callback", Some("127.0.0.1:0"), "http://127.0.0.1:9/callback"),
+            ("http://127.0.0.1:56121/cb", Some("127.0.0.1:56121"), "http://127.0.0.1:56121/cb"),
+            ("http://localhost:1455/auth/callback", Some("127.0.0.1:1455"), "http://localhost:1455/auth/callback"),
+            ("http://localhost", Some("127.0.0.1:0"), "http://localhost:9/"),
+            ("http://[::1]/", Some("[::1]:0"), "http://[::1]:9/"),
+            ("https://p.example", None, "https://p.example"),
+            ("https://p.example/code?x=1", None, "https://p.example/code?x=1"),
+            ("urn:ietf:wg:oauth:2.0:oob", None, "urn:ietf:wg:oauth:2.0:oob"),
+        ] {
+            let redirect: RedirectUri = text.parse().unwrap();
+            let socket = redirect.listener().map(|place| std::net::SocketAddr::from(place).to_string());
+            assert_eq!((socket.as_deref(), redirect.at_port(9).as_str()), (listener, at_9), "{text}");
+        }
+        for bad in
+            ["", "/cb", "http://h.example/", "javascript:x", "https://h.example/#x", "https://a@h.example", "my app:/"]
+        {
+            assert!(bad.parse::<RedirectUri>().is_err(), "{bad}");
+        }
+        assert_eq!(RedirectUri::default().path(), "/callback");
     }
 }

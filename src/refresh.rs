@@ -242,6 +242,12 @@ impl Coordinator {
         &self.0.providers
     }
 
+    /// The clock that grants are dated by.
+    #[must_use]
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.0.clock
+    }
+
     /// What is wrong with the daemon as a whole; empty when nothing is.
     pub async fn ailments(&self) -> Vec<&'static str> {
         let mut ailments = Vec::new();

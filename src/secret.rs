@@ -7,14 +7,17 @@
 //! 1. No secret implements `Display`, `Serialize`, `Deref` or `PartialEq`; `Debug` prints a placeholder. Any struct
 //!    that holds one may therefore derive `Debug`.
 //! 2. The text is wiped from memory when the value is dropped.
-//! 3. What may be spent only once ([`RefreshToken`]) is not `Clone`: a copy is a second chance to spend it.
+//! 3. What may be spent only once ([`RefreshToken`], and all that one login is made of) is not `Clone`: a copy is a
+//!    second chance to spend it.
 //! 4. `expose_secret` is a disallowed method; each use carries `#[expect]` and a reason.
 //!
 //! Must not know: what the secrets are for on the wire or on disk.
 
 use std::fmt;
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::{ExposeSecret, SecretBox, SecretString, zeroize::Zeroize};
+use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 /// The text that never leaves over a socket, in any case of letters.
@@ -79,6 +82,100 @@ secret! {
     /// What a person types to open the store.
     Passphrase
 }
+secret! {
+    /// What a person's consent is handed over in (RFC 6749 section 1.3.1), good for one exchange.
+    AuthorizationCode
+}
+secret! {
+    /// What proves that a code is exchanged by the one who had it issued (RFC 7636 section 4.1).
+    CodeVerifier
+}
+secret! {
+    /// What a device asks with whether the person has agreed (RFC 8628 section 3.2).
+    DeviceCode
+}
+secret! {
+    /// What tells the answer to this login from any other (RFC 6749 section 10.12).
+    LoginState
+}
+
+/// How many random bytes a [`CodeVerifier`] and a [`LoginState`] are made of. RFC 7636 section 7.1 recommends 256 bits.
+pub const LOGIN_BYTES: usize = 32;
+
+macro_rules! sought {
+    ($($name:ident)*) => {$(
+        impl $name {
+            /// Whether the value occurs anywhere in `text`.
+            #[must_use]
+            #[expect(clippy::disallowed_methods, reason = "searches for the secret in order to keep it in")]
+            pub fn occurs_in(&self, text: &str) -> bool {
+                text.contains(self.expose_secret())
+            }
+        }
+    )*};
+}
+
+sought! { RefreshToken AuthorizationCode CodeVerifier DeviceCode LoginState }
+
+impl AuthorizationCode {
+    /// Accepts 1*VSCHAR (RFC 6749 appendix A.11).
+    pub fn new(mut text: String) -> Result<Self, SecretError> {
+        match printable(&text) {
+            Ok(()) => Ok(Self(SecretString::from(text))),
+            Err(reason) => {
+                text.zeroize();
+                Err(reason)
+            }
+        }
+    }
+}
+
+impl DeviceCode {
+    /// Accepts what could stand in a form and in a log of the provider's: printable ASCII.
+    pub fn new(mut text: String) -> Result<Self, SecretError> {
+        match printable(&text) {
+            Ok(()) => Ok(Self(SecretString::from(text))),
+            Err(reason) => {
+                text.zeroize();
+                Err(reason)
+            }
+        }
+    }
+}
+
+impl CodeVerifier {
+    /// A verifier of 43 letters, digits, `-` and `_`, from bytes that nobody can guess.
+    #[must_use]
+    pub fn from_bytes(mut bytes: [u8; LOGIN_BYTES]) -> Self {
+        let verifier = Self(SecretString::from(URL_SAFE_NO_PAD.encode(bytes)));
+        bytes.zeroize();
+        verifier
+    }
+
+    /// What the provider may see of it beforehand: `S256` of RFC 7636 section 4.2.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "hashes the secret; the hash is made to be shown")]
+    pub fn challenge(&self) -> String {
+        URL_SAFE_NO_PAD.encode(Sha256::digest(self.expose_secret()))
+    }
+}
+
+impl LoginState {
+    /// A state of 43 letters, digits, `-` and `_`, from bytes that nobody can guess.
+    #[must_use]
+    pub fn from_bytes(mut bytes: [u8; LOGIN_BYTES]) -> Self {
+        let state = Self(SecretString::from(URL_SAFE_NO_PAD.encode(bytes)));
+        bytes.zeroize();
+        state
+    }
+
+    /// Whether `text` is this state, in constant time.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "compares; the state does not leave")]
+    pub fn is(&self, text: &str) -> bool {
+        self.expose_secret().as_bytes().ct_eq(text.as_bytes()).into()
+    }
+}
 
 impl AccessToken {
     /// Accepts 1*VSCHAR (RFC 6749 appendix A.12).
@@ -116,13 +213,6 @@ impl RefreshToken {
                 Err(reason)
             }
         }
-    }
-
-    /// Whether the value occurs anywhere in `text`.
-    #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "searches for the secret in order to keep it in")]
-    pub fn occurs_in(&self, text: &str) -> bool {
-        text.contains(self.expose_secret())
     }
 
     /// Whether two refresh tokens are the same, in constant time.
@@ -221,6 +311,13 @@ mod tests {
             ClientSecret::new("canary-c".into()).unwrap(),
             StoreKey::new([0x41; 32]),
         );
+        let shown = format!(
+            "{shown} {:?} {:?} {:?} {:?}",
+            AuthorizationCode::new("canary-c".into()).unwrap(),
+            DeviceCode::new("canary-d".into()).unwrap(),
+            CodeVerifier::from_bytes([0; LOGIN_BYTES]),
+            LoginState::from_bytes([0; LOGIN_BYTES]),
+        );
         assert!(!shown.contains("canary") && !shown.contains("AAAA") && !shown.contains("65"), "{shown}");
     }
 
@@ -243,5 +340,26 @@ mod tests {
         assert!(AccessToken::new("rt-1".into()).unwrap().reveals(&refresh_token));
         assert!(AccessToken::new("xx-rt-1-yy".into()).unwrap().reveals(&refresh_token));
         assert!(!AccessToken::new("at-1".into()).unwrap().reveals(&refresh_token));
+    }
+
+    #[test]
+    fn the_challenge_is_the_one_of_the_standard() {
+        // RFC 7636 appendix B.
+        let verifier = CodeVerifier::from_bytes([
+            116, 24, 223, 180, 151, 153, 224, 37, 79, 250, 96, 125, 216, 173, 187, 186, 22, 212, 37, 77, 105, 214, 191,
+            240, 91, 88, 5, 88, 83, 132, 141, 121,
+        ]);
+        assert!(verifier.occurs_in("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"));
+        assert_eq!(verifier.challenge(), "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM");
+    }
+
+    #[test]
+    fn a_state_is_itself_and_nothing_else() {
+        let state = LoginState::from_bytes([7; LOGIN_BYTES]);
+        let text = URL_SAFE_NO_PAD.encode([7; LOGIN_BYTES]);
+        assert!(state.is(&text));
+        for other in ["", &text[1..], &format!("{text} "), &text.to_uppercase()] {
+            assert!(!state.is(other), "{other}");
+        }
     }
 }

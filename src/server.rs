@@ -10,18 +10,18 @@
 //!
 //! Must not know: SQL, a provider's wire form, how a refresh is made. It is the only home of axum.
 
-use std::{any::Any, sync::Arc};
+use std::{any::Any, sync::Arc, time::Duration};
 
 use axum::{
     Router,
     extract::FromRef,
     response::{IntoResponse as _, Response},
-    routing::get,
+    routing::{get, post},
 };
 use http::{HeaderValue, StatusCode, header};
 use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
 
-use crate::{policy::Policy, refresh::Coordinator};
+use crate::{login::Logins, policy::Policy, refresh::Coordinator};
 
 pub mod dev;
 pub mod listener;
@@ -32,26 +32,44 @@ mod routes;
 mod stall;
 
 use problem::{Code, Problem};
-use routes::{document, health, providers, tokens};
+use routes::{document, health, logins, providers, tokens};
 
-/// What a router needs: the coordinator, and what this socket may do.
+/// What a router needs: the coordinator, the logins under way, this socket's name and what it may do.
 #[derive(Debug, Clone)]
 pub struct AppState {
     coordinator: Coordinator,
+    logins: Logins,
+    socket: Arc<str>,
     policy: Arc<Policy>,
 }
 
+/// For a router that shares its logins with no other.
+const LOGIN_LIFETIME: Duration = Duration::from_mins(10);
+
 impl AppState {
-    /// The state for one socket.
+    /// The state for one socket, with logins of its own.
     #[must_use]
     pub fn new(coordinator: Coordinator, policy: Policy) -> Self {
-        Self { coordinator, policy: Arc::new(policy) }
+        let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
+        Self { coordinator, logins, socket: Arc::from(""), policy: Arc::new(policy) }
+    }
+
+    /// The same for the socket of that name, beside others. Whoever made the logins ends them.
+    #[must_use]
+    pub fn beside_others(self, logins: Logins, socket: &str) -> Self {
+        Self { logins, socket: Arc::from(socket), ..self }
     }
 }
 
 impl FromRef<AppState> for Coordinator {
     fn from_ref(state: &AppState) -> Self {
         state.coordinator.clone()
+    }
+}
+
+impl FromRef<AppState> for Logins {
+    fn from_ref(state: &AppState) -> Self {
+        state.logins.clone()
     }
 }
 
@@ -62,9 +80,12 @@ impl FromRef<AppState> for Arc<Policy> {
 }
 
 /// The paths of the API, for the comparison with the OpenAPI document.
-pub const PATHS: [&str; 6] = [
+pub const PATHS: [&str; 9] = [
     "/openapi.yaml",
     "/v1/health",
+    "/v1/logins",
+    "/v1/logins/{id}",
+    "/v1/logins/{id}/code",
     "/v1/providers",
     "/v1/tokens",
     "/v1/tokens/{provider}",
@@ -76,10 +97,13 @@ pub fn router(state: AppState) -> Router {
     Router::new()
         .route("/openapi.yaml", get(document::openapi))
         .route("/v1/health", get(health::health))
+        .route("/v1/logins", post(logins::start))
+        .route("/v1/logins/{id}", get(logins::get).delete(logins::cancel))
+        .route("/v1/logins/{id}/code", post(logins::paste))
         .route("/v1/providers", get(providers::list))
         .route("/v1/tokens", get(tokens::list))
         .route("/v1/tokens/{provider}", get(tokens::get).put(tokens::put).delete(tokens::delete))
-        .route("/v1/tokens/{provider}/refresh", axum::routing::post(tokens::refresh))
+        .route("/v1/tokens/{provider}/refresh", post(tokens::refresh))
         .fallback(async || Problem::new(Code::NotFound, "no such route; see /openapi.yaml"))
         .method_not_allowed_fallback(async || {
             Problem::invalid("this route has no such method; see the Allow header")

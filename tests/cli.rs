@@ -49,7 +49,9 @@ fn file(directory: &Path, text: &str) -> String {
 fn help_and_version_are_data() {
     let help = credproxy(&["--help"], "");
     assert_eq!((help.status.code(), stderr(&help)), (Some(0), ""));
-    for text in ["serve", "token", "refresh", "status", "import", "logout", "check", "Exit codes:", "REAUTH_REQUIRED"] {
+    for text in
+        ["serve", "token", "refresh", "status", "import", "login", "logout", "check", "Exit codes:", "REAUTH_REQUIRED"]
+    {
         assert!(stdout(&help).contains(text), "{text}");
     }
     let version = credproxy(&["--version"], "");
@@ -64,6 +66,7 @@ fn a_command_line_that_makes_no_sense_is_a_usage_error() {
         &["frobnicate"],
         &["token"],
         &["token", "a/b/c"],
+        &["login", "corp", "--flow", "magic"],
         &["token", "corp", "--min-validity", "soon"],
         &["--socket", "/nowhere/s", "token", "corp/work", "--bucket", "work"],
     ] {
@@ -75,8 +78,14 @@ fn a_command_line_that_makes_no_sense_is_a_usage_error() {
 
 #[test]
 fn an_unreachable_daemon_has_its_own_exit_code_and_a_hint() {
-    for command in [&["token", "corp"][..], &["refresh", "corp"], &["status"], &["logout", "corp"], &["import", "corp"]]
-    {
+    for command in [
+        &["token", "corp"][..],
+        &["refresh", "corp"],
+        &["status"],
+        &["login", "corp"],
+        &["logout", "corp"],
+        &["import", "corp"],
+    ] {
         let output = credproxy(&[&["--socket", "/nowhere/s"], command].concat(), "{}");
         assert_eq!((output.status.code(), stdout(&output)), (Some(5), ""), "{command:?}");
         let expected = "error: cannot reach the daemon at /nowhere/s: No such file or directory (os error 2)\n\

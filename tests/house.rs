@@ -14,7 +14,7 @@ use std::{
 
 /// How high a room stands; it may import what stands lower. `provider` and `store` are traits, which the coordinator
 /// knows; what implements them (`CHILDREN_RANK`) stands above it.
-const RANKS: [(&str, u8); 18] = [
+const RANKS: [(&str, u8); 19] = [
     ("secret", 0),
     ("clock", 0),
     ("account", 1),
@@ -24,17 +24,18 @@ const RANKS: [(&str, u8); 18] = [
     ("store", 3),
     ("policy", 4),
     ("refresh", 4),
-    ("server", 5),
-    ("client", 5),
-    ("config", 5),
-    ("cli", 6),
-    ("telemetry", 6),
-    ("lifecycle", 7),
-    ("fuzzing", 7),
-    ("lib", 8),
-    ("main", 8),
+    ("login", 5),
+    ("server", 6),
+    ("client", 6),
+    ("config", 6),
+    ("cli", 7),
+    ("telemetry", 7),
+    ("lifecycle", 8),
+    ("fuzzing", 8),
+    ("lib", 9),
+    ("main", 9),
 ];
-const CHILDREN_RANK: [(&str, u8); 2] = [("provider", 5), ("store", 5)];
+const CHILDREN_RANK: [(&str, u8); 2] = [("provider", 6), ("store", 6)];
 
 /// Lower, and still not to be imported: what is printed is not the business of what starts and stops the parts.
 const STRANGERS: [(&str, &str); 1] = [("lifecycle", "cli")];

@@ -122,8 +122,20 @@ fn every_operation_has_an_id_a_tag_and_the_refusals_that_any_may_give() {
         }
     }
     assert_eq!(used, tags);
-    let expected =
-        ["deleteToken", "getToken", "health", "listProviders", "listTokens", "openapi", "putToken", "refreshToken"];
+    let expected = [
+        "cancelLogin",
+        "deleteToken",
+        "finishLogin",
+        "getLogin",
+        "getToken",
+        "health",
+        "listProviders",
+        "listTokens",
+        "openapi",
+        "putToken",
+        "refreshToken",
+        "startLogin",
+    ];
     assert!(ids.iter().eq(expected), "{ids:?}");
 }
 
@@ -167,13 +179,17 @@ fn every_answer_names_its_headers() {
         let required = |name: &str| answer["headers"].get(name).map(|header| header["required"] == true);
         assert_eq!(required("Cache-Control"), Some(true), "{place}");
         assert_eq!(required("WWW-Authenticate"), (status == 401).then_some(true), "{place}");
+        let login = place.contains(" /v1/logins");
         let retry = match status {
             429 => Some(true),
+            // A failed login is over.
+            502 if login => None,
             502..=504 if place != "GET /v1/health 503" => Some(false),
             _ => None,
         };
         assert_eq!(required("Retry-After"), retry, "{place}");
         let token = matches!(status, 201 | 204 | 304) || answer["content"].to_string().contains("\"access_token\"");
+        let token = token && !login;
         assert_eq!(required("ETag"), token.then_some(true), "{place}");
         assert_eq!(required("Location"), (status == 201).then_some(true), "{place}");
     }

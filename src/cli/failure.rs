@@ -128,9 +128,12 @@ fn hint(error: &ClientError, account: Option<&Account>) -> Option<String> {
     match error {
         ClientError::Unreachable { source, .. } => unreachable_hint(source.kind()).map(String::from),
         ClientError::Problem { code, retry_after, .. } => match (code.as_str(), account, retry_after) {
-            ("REAUTH_REQUIRED", Some(account), _) => Some(format!("log in again: `credproxy import {account}`")),
+            ("REAUTH_REQUIRED", Some(account), _) => Some(format!("log in again: `credproxy login {account}`")),
             ("NOT_FOUND", Some(account), _) => {
-                Some(format!("`credproxy status` lists the accounts; `credproxy import {account}` stores a grant"))
+                Some(format!("log in: `credproxy login {account}`, or store a grant: `credproxy import {account}`"))
+            }
+            ("SESSION_EXPIRED" | "SESSION_ALREADY_USED" | "EXCHANGE_FAILED", Some(account), _) => {
+                Some(format!("begin again: `credproxy login {account}`"))
             }
             ("REFRESH_NOT_AVAILABLE", Some(account), _) => {
                 Some(format!("store a grant that has a refresh token: `credproxy import {account}`"))
@@ -181,13 +184,14 @@ mod tests {
     #[test]
     fn each_code_has_its_exit_code_and_hint() {
         for (code, retry_after, exit, hint) in [
-            ("REAUTH_REQUIRED", None, 3, Some("log in again: `credproxy import corp/work`")),
+            ("REAUTH_REQUIRED", None, 3, Some("log in again: `credproxy login corp/work`")),
+            ("EXCHANGE_FAILED", None, 1, Some("begin again: `credproxy login corp/work`")),
             ("RATE_LIMITED", Some(7), 4, Some("try again in 7 s")),
             (
                 "NOT_FOUND",
                 None,
                 6,
-                Some("`credproxy status` lists the accounts; `credproxy import corp/work` stores a grant"),
+                Some("log in: `credproxy login corp/work`, or store a grant: `credproxy import corp/work`"),
             ),
             ("PROVIDER_NOT_CONFIGURED", None, 6, Some("add [providers.corp] to the daemon's configuration")),
             (

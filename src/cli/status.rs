@@ -18,7 +18,7 @@ pub(super) async fn run(client: &Client, json: bool) -> Result<Exit, Failure> {
     if json {
         output::json(&json!({ "tokens": accounts }))?;
     } else if accounts.is_empty() {
-        output::note("no accounts; store a grant with `credproxy import PROVIDER`");
+        output::note("no accounts; log in with `credproxy login PROVIDER`");
     } else {
         output::data(&table(accounts, SystemClock::new().now()))?;
     }

@@ -164,6 +164,11 @@ impl<'a> Entry<'a> {
         number.ok_or_else(|| self.refuse("must be a whole number from 0 to 4294967295"))
     }
 
+    /// `true` or `false`.
+    pub(super) fn truth(&self) -> Result<bool, ConfigError> {
+        self.value.as_bool().ok_or_else(|| self.refuse("must be true or false"))
+    }
+
     /// A duration within limits, written like `30s`.
     pub(super) fn duration(&self, limits: RangeInclusive<Duration>) -> Result<Duration, ConfigError> {
         let form = "must be a duration in quotes, like \"30s\"";

@@ -71,6 +71,12 @@ impl Environment {
         Some(base?.join("credproxy"))
     }
 
+    /// Whether there is a display to show a browser on.
+    #[must_use]
+    pub fn has_display(&self) -> bool {
+        cfg!(target_os = "macos") || ["DISPLAY", "WAYLAND_DISPLAY"].iter().any(|name| self.lookup(name).is_some())
+    }
+
     /// What to log: `$CREDPROXY_LOG`, in the form of `tracing`'s filters; `info` unless told.
     #[must_use]
     pub fn log_filter(&self) -> String {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     account::ProviderName,
-    provider::{ClientAuth, RequestFormat},
+    provider::{ClientAuth, RedirectUri, RedirectUriError, RequestFormat},
     secret::holds_forbidden_text,
 };
 
@@ -39,6 +39,12 @@ pub struct ProviderConfig {
     pub request_format: RequestFormat,
     /// What a login asks for.
     pub scopes: Vec<String>,
+    /// Where a login's browser is sent back to, as it is registered.
+    pub redirect_uri: RedirectUri,
+    /// Whether a login's code is bound to a verifier (RFC 7636).
+    pub pkce: bool,
+    /// Whether a device login's code is, too.
+    pub device_pkce: bool,
     /// Members of an answer, beside the standard ones, that a caller may see.
     pub expose: Vec<String>,
     /// Error codes beside `invalid_grant` that mean a dead grant.
@@ -84,6 +90,12 @@ pub(super) fn read(name: &str, mut section: Section<'_>) -> Result<ProviderConfi
     let expose = texts("expose", |name| !holds_forbidden_text(name), "this member never leaves over a socket")?;
     let dead_grant_codes =
         texts("dead_grant_codes", is_code, "an error code has at most 64 letters, digits and ._- in it")?;
+    let redirect_uri = match section.take("redirect_uri") {
+        None => RedirectUri::default(),
+        Some(entry) => entry.text()?.parse().map_err(|error: RedirectUriError| entry.refuse(error.to_string()))?,
+    };
+    let pkce = section.take("pkce").map_or(Ok(true), |entry| entry.truth())?;
+    let device_pkce = section.take("device_pkce").map_or(Ok(false), |entry| entry.truth())?;
     let reuse_grace = match section.take("reuse_grace") {
         None => Duration::ZERO,
         Some(entry) => entry.duration(Duration::ZERO..=LONGEST_GRACE)?,
@@ -102,6 +114,9 @@ pub(super) fn read(name: &str, mut section: Section<'_>) -> Result<ProviderConfi
         client_auth,
         request_format,
         scopes,
+        redirect_uri,
+        pkce,
+        device_pkce,
         expose,
         dead_grant_codes,
         reuse_grace,

@@ -77,7 +77,7 @@ fn sandbox(section: &mut Section<'_>) -> Result<Policy, ConfigError> {
         None => Vec::new(),
     };
     let operations = match section.take("operations") {
-        Some(entry) => entry.texts(operation, "must be \"read\" or \"refresh\"")?,
+        Some(entry) => entry.texts(operation, "must be \"read\", \"refresh\" or \"login\"")?,
         None => vec![Operation::Read, Operation::Refresh],
     };
     Ok(Policy::sandbox(allow, operations))
@@ -95,6 +95,7 @@ fn operation(text: &str) -> Option<Operation> {
     match text {
         "read" => Some(Operation::Read),
         "refresh" => Some(Operation::Refresh),
+        "login" => Some(Operation::Login),
         _ => None,
     }
 }

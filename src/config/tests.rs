@@ -23,6 +23,7 @@ fn no_file_is_a_valid_configuration() {
     assert_eq!(config.store.key, KeySource::File("/home/me/.local/share/credproxy/store.key".into()));
     assert_eq!(config.refresh.cooldown, Duration::from_secs(30));
     assert_eq!(config.refresh.request_timeout, Duration::from_secs(15));
+    assert_eq!(config.logins.lifetime, Duration::from_mins(10));
     assert!(config.providers.is_empty());
     let [host] = &config.sockets[..] else { panic!("{:?}", config.sockets) };
     assert_eq!((host.name.as_str(), host.policy.role()), ("host", Role::Host));
@@ -58,6 +59,9 @@ key = "file"
 cooldown = "0s"
 request_timeout = "10s"
 
+[logins]
+lifetime = "5m"
+
 [sockets.host]
 path = "/run/a.sock"
 role = "host"
@@ -80,6 +84,9 @@ client_secret = { env = "CORP_SECRET" }
 client_auth = "basic_raw"
 request_format = "json"
 scopes = ["openid", "offline_access"]
+redirect_uri = "http://localhost:1455/auth/callback"
+pkce = false
+device_pkce = true
 expose = ["tenant_id"]
 dead_grant_codes = ["bad_refresh_token"]
 reuse_grace = "30s"
@@ -100,6 +107,7 @@ client_secret.command = "pass corp"
     assert_eq!(config.store.path, Path::new("/srv/credproxy/grants.db"));
     assert_eq!(config.store.key, KeySource::File("/srv/credproxy/store.key".into()));
     assert_eq!(config.refresh, RefreshConfig { cooldown: Duration::ZERO, request_timeout: Duration::from_secs(10) });
+    assert_eq!(config.logins.lifetime, Duration::from_mins(5));
     let allow = ["anthropic", "github/work", "corp/*"].map(|text| text.parse().unwrap()).to_vec();
     let sockets = [
         ("agents", "/run/b.sock", Policy::sandbox(allow, vec![Operation::Read]), vec![]),
@@ -122,6 +130,9 @@ client_secret.command = "pass corp"
         client_auth: ClientAuth::BasicRaw,
         request_format: RequestFormat::Json,
         scopes: vec!["openid".into(), "offline_access".into()],
+        redirect_uri: "http://localhost:1455/auth/callback".parse().unwrap(),
+        pkce: false,
+        device_pkce: true,
         expose: vec!["tenant_id".into()],
         dead_grant_codes: vec!["bad_refresh_token".into()],
         reuse_grace: Duration::from_secs(30),
@@ -142,7 +153,7 @@ const BROKEN: &[(&str, &str)] = &[
     ("[store]\nkey = \"env:can ary\"", "2: store.key: must be \"file\", \"keyring\""),
     ("[store]\n\nkay = \"canary\"", "3: store.kay: unknown key; known here: url, key"),
     ("store = \"canary\"", "1: store: must be a table"),
-    ("[renewal]\nmode = \"used\"", "1: renewal: unknown key; known here: store, refresh, sockets, providers"),
+    ("[renewal]\nmode = \"used\"", "1: renewal: unknown key; known here: store, refresh, logins, sockets, providers"),
     ("[[providers]]\nname = \"canary\"", "1: providers: must be a table"),
     ("[refresh]\ncooldown = 30", "2: refresh.cooldown: must be a duration in quotes, like \"30s\""),
     ("[refresh]\ncooldown = \"canary\"", "2: refresh.cooldown: must be a duration in quotes"),
@@ -165,7 +176,7 @@ const BROKEN: &[(&str, &str)] = &[
         "6: sockets.a.allow: must be \"provider\"",
     ),
     (
-        "[sockets.a]\npath = \"/s\"\nrole = \"sandbox\"\noperations = [\"login\"]",
+        "[sockets.a]\npath = \"/s\"\nrole = \"sandbox\"\noperations = [\"write\"]",
         "4: sockets.a.operations: must be \"read\"",
     ),
     ("[sockets.a]\npath = \"/s\"\nrole = \"sandbox\"\nkeys = [\"canary\"]", "4: sockets.a.keys: unknown key"),
@@ -222,6 +233,9 @@ const BROKEN_PROVIDER: &[(&str, &str)] = &[
     ("client_auth = \"canary\"", "4: providers.corp.client_auth: must be \"none\""),
     ("request_format = \"canary\"", "4: providers.corp.request_format: must be \"form\" or \"json\""),
     ("scopes = [\"canary canary\"]", "4: providers.corp.scopes: one scope has no space"),
+    ("redirect_uri = \"http://canary.example\"", "4: providers.corp.redirect_uri: must be an https, loopback http"),
+    ("pkce = \"canary\"", "4: providers.corp.pkce: must be true or false"),
+    ("device_pkce = 1", "4: providers.corp.device_pkce: must be true or false"),
     ("expose = [\"my_Refresh_Token\"]", "4: providers.corp.expose: this member never leaves"),
     ("dead_grant_codes = [\"<canary>\"]", "4: providers.corp.dead_grant_codes: an error code has"),
     ("dead_grant_codes = [\"\"]", "4: providers.corp.dead_grant_codes: must be a string that is not empty"),

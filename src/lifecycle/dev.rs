@@ -12,9 +12,10 @@ use crate::{
     account::Account,
     clock::{Clock, SystemClock},
     config::SocketConfig,
+    login::Logins,
     provider::{
         ClientAuth, Provider, RequestFormat, Rules,
-        oauth2::{Endpoints, OAuth2, Settings, endpoint},
+        oauth2::{Endpoints, LoginSettings, OAuth2, Settings, endpoint},
     },
     refresh::{Coordinator, condition::IfMatch},
     server::dev::Issuer,
@@ -26,6 +27,9 @@ pub const ALIVE: &str = "dev/default";
 
 /// The account whose grant is dead.
 pub const DEAD: &str = "dev/dead";
+
+/// The usual one.
+const LOGIN_LIFETIME: Duration = Duration::from_mins(10);
 
 /// The usual cooldown, so that a newcomer meets it.
 const COOLDOWN: Duration = Duration::from_secs(30);
@@ -39,7 +43,8 @@ pub async fn serve<T>(socket: SocketConfig, ready: impl FnOnce(&[PathBuf]) -> T)
     let (stop, serving) = (CancellationToken::new(), TaskTracker::new());
     serving.spawn(issuer.serve(stop.clone()));
     serving.close();
-    let served = run(&coordinator, &[socket], ready).await;
+    let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
+    let served = run(&coordinator, &logins, &[socket], ready).await;
     stop.cancel();
     serving.wait().await;
     served
@@ -47,7 +52,7 @@ pub async fn serve<T>(socket: SocketConfig, ready: impl FnOnce(&[PathBuf]) -> T)
 
 async fn coordinator(issuer: &Issuer) -> Result<Coordinator, Box<dyn std::error::Error + Send + Sync>> {
     let settings = Settings {
-        endpoints: Endpoints { issuer: None, token: Some(endpoint(&issuer.token_endpoint()?)?), revocation: None },
+        endpoints: Endpoints { token: Some(endpoint(&issuer.token_endpoint()?)?), ..Endpoints::default() },
         client_id: "credproxy-dev".to_owned(),
         client_secret: None,
         client_auth: ClientAuth::None,
@@ -55,6 +60,7 @@ async fn coordinator(issuer: &Issuer) -> Result<Coordinator, Box<dyn std::error:
         request_timeout: Duration::from_secs(15),
         ca_file: None,
         rules: Rules::default(),
+        login: LoginSettings::default(),
     };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let provider: Arc<dyn Provider> = Arc::new(OAuth2::new(settings, Arc::clone(&clock))?);

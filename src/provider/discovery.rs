@@ -15,8 +15,14 @@ use crate::provider::wire::{Exchange, Http, endpoint, is_loopback};
 /// What is taken from the metadata.
 #[derive(Debug)]
 pub(super) struct Metadata {
+    /// The issuer as the metadata spells it, which is how `iss` has to spell it (RFC 9207 section 2.4).
+    pub(super) issuer: String,
     pub(super) token: Url,
+    pub(super) authorization: Option<Url>,
+    pub(super) device_authorization: Option<Url>,
     pub(super) revocation: Option<Url>,
+    /// Whether authorization responses always hold `iss` (RFC 9207 section 3).
+    pub(super) sends_iss: bool,
 }
 
 /// Asks the issuer. The error says what is wrong, in words of ours.
@@ -54,20 +60,27 @@ fn document(body: &[u8]) -> Option<Map<String, Value>> {
 
 fn read(document: &Map<String, Value>, issuer: &Url) -> Result<Metadata, &'static str> {
     let text = |name: &str| document.get(name).and_then(Value::as_str);
-    if !text("issuer").is_some_and(|named| is_named(issuer, named)) {
+    let Some(named) = text("issuer").filter(|named| is_named(issuer, named)) else {
         return Err("discovery: the issuer in the metadata is another");
-    }
+    };
     let usable = |url: &Url| is_loopback(issuer) || !is_loopback(url);
     let token = text("token_endpoint").ok_or("discovery: the metadata has no token_endpoint")?;
     let token =
         endpoint(token).ok().filter(usable).ok_or("discovery: the token_endpoint is not one to send secrets to")?;
-    // Refreshes go on without it; a revocation then says that it has no way.
-    let revocation = text("revocation_endpoint").and_then(|text| endpoint(text).ok()).filter(usable);
-    Ok(Metadata { token, revocation })
+    // Refreshes go on without these; a revocation or a login then says that it has no way.
+    let optional = |name| text(name).and_then(|text| endpoint(text).ok()).filter(usable);
+    Ok(Metadata {
+        issuer: named.to_owned(),
+        token,
+        authorization: optional("authorization_endpoint"),
+        device_authorization: optional("device_authorization_endpoint"),
+        revocation: optional("revocation_endpoint"),
+        sends_iss: document.get("authorization_response_iss_parameter_supported") == Some(&Value::Bool(true)),
+    })
 }
 
 /// Letter by letter; `Url` writes the slash that an issuer without a path may go without.
-fn is_named(issuer: &Url, named: &str) -> bool {
+pub(super) fn is_named(issuer: &Url, named: &str) -> bool {
     let text = issuer.as_str();
     named == text || (issuer.path() == "/" && text.strip_suffix('/') == Some(named))
 }
@@ -131,6 +144,10 @@ mod tests {
         assert!(with("https://h.example/token", "http://h.example/revoke").unwrap().revocation.is_none());
         for bad in ["http://h.example/token", "http://127.0.0.1/token", "https://localhost/token", "/token", ""] {
             assert!(with(bad, "").is_err(), "{bad}");
+            let document = json!({"issuer": issuer, "token_endpoint": "https://h.example/token",
+                "authorization_endpoint": bad, "device_authorization_endpoint": bad});
+            let found = read_as(issuer, &document).unwrap();
+            assert!(found.authorization.is_none() && found.device_authorization.is_none(), "{bad}");
         }
     }
 }

@@ -1,14 +1,14 @@
-//! The provider of OAuth 2.0: refreshes (RFC 6749 section 6) and revokes (RFC 7009).
+//! The provider of OAuth 2.0: refreshes (RFC 6749 section 6), revokes (RFC 7009), and in its child logs in.
 //!
 //! Owns: what a request says and how the client authenticates.
 //!
 //! Invariants:
-//! 1. A request asks for no scope: what was granted stays granted, and nothing more is asked for.
+//! 1. A refresh asks for no scope: what was granted stays granted, and nothing more is asked for.
 //! 2. Secrets travel in the body, or in a header marked as sensitive; never in the address.
 //! 3. Everything that belongs to one refresh, discovery too, ends within `request_timeout`.
 //! 4. A log line holds status, class of body and latency.
 //!
-//! Must not know: whether a refresh is due, what a reply means for a grant.
+//! Must not know: whether a refresh is due, what a reply means for a grant, which logins are under way.
 
 use std::{
     collections::BTreeMap,
@@ -32,12 +32,15 @@ use crate::{
     clock::Clock,
     grant::Grant,
     provider::{
-        Body, ClientAuth, Provider, Reply, RequestFormat, Rules,
+        Body, ClientAuth, DeviceAuthorization, DevicePoll, Flow, Provider, RedirectUri, Refusal, Reply, RequestFormat,
+        Rules,
         discovery::{Metadata, discover},
         wire::{CaFileError, Exchange, Http, JSON, Post, Progress, answer, check_endpoint},
     },
-    secret::ClientSecret,
+    secret::{AuthorizationCode, ClientSecret, CodeVerifier, DeviceCode, LoginState, RefreshToken},
 };
+
+mod login;
 
 pub use crate::provider::wire::{EndpointError, endpoint};
 
@@ -48,6 +51,10 @@ pub struct Endpoints {
     pub issuer: Option<Url>,
     /// Where refresh tokens are presented.
     pub token: Option<Url>,
+    /// Where a person agrees to a login.
+    pub authorization: Option<Url>,
+    /// Where device logins begin.
+    pub device_authorization: Option<Url>,
     /// Where tokens are revoked.
     pub revocation: Option<Url>,
 }
@@ -71,6 +78,27 @@ pub struct Settings {
     pub ca_file: Option<PathBuf>,
     /// How to read replies.
     pub rules: Rules,
+    /// How to log in.
+    pub login: LoginSettings,
+}
+
+/// How to log in.
+#[derive(Debug, Clone)]
+pub struct LoginSettings {
+    /// What to ask for; nothing means what the provider gives unasked.
+    pub scopes: Vec<String>,
+    /// Where the registration has the browser sent.
+    pub redirect_uri: RedirectUri,
+    /// Whether codes are bound to a verifier (RFC 7636); for the few servers that refuse that.
+    pub pkce: bool,
+    /// Whether device codes are, too: no standard, but some providers ask for it.
+    pub device_pkce: bool,
+}
+
+impl Default for LoginSettings {
+    fn default() -> Self {
+        Self { scopes: Vec::new(), redirect_uri: RedirectUri::default(), pkce: true, device_pkce: false }
+    }
 }
 
 /// Why settings make no provider.
@@ -111,11 +139,17 @@ pub struct OAuth2 {
 impl OAuth2 {
     /// Checks the settings and reads the file of certificates. Sends nothing.
     pub fn new(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self, SetupError> {
-        let Endpoints { issuer, token, revocation } = &settings.endpoints;
+        let Endpoints { issuer, token, authorization, device_authorization, revocation } = &settings.endpoints;
         if issuer.is_none() && token.is_none() {
             return Err(SetupError::NoTokenEndpoint);
         }
-        let urls = [("issuer", issuer), ("token endpoint", token), ("revocation endpoint", revocation)];
+        let urls = [
+            ("issuer", issuer),
+            ("token endpoint", token),
+            ("authorization endpoint", authorization),
+            ("device authorization endpoint", device_authorization),
+            ("revocation endpoint", revocation),
+        ];
         for (which, url) in urls {
             url.as_ref().map_or(Ok(()), check_endpoint).map_err(|reason| SetupError::Endpoint { which, reason })?;
         }
@@ -150,6 +184,21 @@ impl OAuth2 {
         let issuer = self.settings.endpoints.issuer.as_ref().ok_or("no issuer is configured")?;
         let found = discover(&self.http, issuer).await?;
         Ok(self.metadata.get_or_init(|| found))
+    }
+
+    /// What an answer of the token endpoint's says, `presented` having been sent there.
+    fn reply(&self, exchange: Exchange, presented: Option<&RefreshToken>) -> Reply {
+        match exchange {
+            Exchange::NotSent(why) => Reply::NotSent(why),
+            Exchange::Lost { timed_out } => Reply::Lost { timed_out },
+            Exchange::Answered { head, body } => Reply::Answered {
+                status: head.status,
+                body: body.map_or(Body::Unreadable, |body| {
+                    answer::read(head.status, head.content_type.as_deref(), &body, presented)
+                }),
+                retry_after: head.retry_after.and_then(|text| answer::retry_after(&text, self.clock.now())),
+            },
+        }
     }
 
     /// Sends one request, within the time limit, to the endpoint that `find` finds.
@@ -224,17 +273,7 @@ impl Provider for OAuth2 {
         let Some(refresh_token) = &grant.refresh_token else { return Reply::NotSent("there is no refresh token") };
         let parameters = [("grant_type", "refresh_token"), ("refresh_token", refresh_token.expose_secret())];
         let started = self.clock.monotonic();
-        let reply = match self.call(self.token_endpoint(), &parameters).await {
-            Exchange::NotSent(why) => Reply::NotSent(why),
-            Exchange::Lost { timed_out } => Reply::Lost { timed_out },
-            Exchange::Answered { head, body } => Reply::Answered {
-                status: head.status,
-                body: body.map_or(Body::Unreadable, |body| {
-                    answer::read(head.status, head.content_type.as_deref(), &body, Some(refresh_token))
-                }),
-                retry_after: head.retry_after.and_then(|text| answer::retry_after(&text, self.clock.now())),
-            },
-        };
+        let reply = self.reply(self.call(self.token_endpoint(), &parameters).await, Some(refresh_token));
         log(&reply, self.clock.monotonic().since(started));
         reply
     }
@@ -252,6 +291,43 @@ impl Provider for OAuth2 {
 
     fn rules(&self) -> &Rules {
         &self.settings.rules
+    }
+
+    fn flows(&self) -> Vec<Flow> {
+        self.offered()
+    }
+
+    async fn prepare_login(&self) -> Result<(), &'static str> {
+        self.prepare().await
+    }
+
+    fn redirect_uri(&self) -> RedirectUri {
+        self.settings.login.redirect_uri.clone()
+    }
+
+    fn accepts_issuer(&self, iss: Option<&str>) -> bool {
+        self.accepts(iss)
+    }
+
+    async fn authorization_url(
+        &self,
+        redirect_uri: &str,
+        state: &LoginState,
+        verifier: &CodeVerifier,
+    ) -> Result<Url, &'static str> {
+        self.authorization(redirect_uri, state, verifier).await
+    }
+
+    async fn exchange(&self, code: &AuthorizationCode, redirect_uri: &str, verifier: &CodeVerifier) -> Reply {
+        self.exchange_code(code, redirect_uri, verifier).await
+    }
+
+    async fn start_device(&self, verifier: &CodeVerifier) -> Result<DeviceAuthorization, Refusal> {
+        self.device_codes(verifier).await
+    }
+
+    async fn poll_device(&self, device_code: &DeviceCode, verifier: &CodeVerifier) -> DevicePoll {
+        self.device_token(device_code, verifier).await
     }
 }
 

@@ -22,7 +22,11 @@ use std::{
 
 use axum::{Router, body::Body, extract::Request, middleware, response::IntoResponse as _};
 use http::{Version, header};
-use hyper::server::conn::http1;
+use hyper::{
+    body::Incoming,
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
@@ -148,6 +152,12 @@ impl Listener {
         occupant(path)
     }
 
+    /// Its name in the configuration.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Where it listens.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -175,11 +185,14 @@ impl Listener {
                     continue;
                 }
             };
-            if !self.peers.admits(&stream, &self.name) {
-                continue;
-            }
+            let Some(peer) = self.peers.admitted(&stream, &self.name) else { continue };
+            let service = service.clone();
+            let known = service_fn(move |mut request: Request<Incoming>| {
+                request.extensions_mut().insert(peer);
+                service.call(request)
+            });
             let stream = TokioIo::new(Stalling::new(stream, UNREAD));
-            let connection = graceful.watch(builder.serve_connection(stream, service.clone()));
+            let connection = graceful.watch(builder.serve_connection(stream, known));
             connections.spawn(async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "a connection broke");

@@ -7,6 +7,21 @@ use std::{
 
 use tokio::net::UnixStream;
 
+/// The peer of a connection, as every request on it knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Its user id.
+    pub uid: u32,
+}
+
+impl Peer {
+    /// The daemon's own user, for a router that is called in process.
+    #[must_use]
+    pub fn own() -> Self {
+        Self { uid: own_uid() }
+    }
+}
+
 /// The users that may connect: by `SO_PEERCRED`, which the kernel vouches for.
 #[derive(Debug)]
 pub struct Peers {
@@ -35,20 +50,20 @@ impl Peers {
         self.admitted.iter().any(|uid| *uid != own_uid())
     }
 
-    /// Whether the peer may go on. A stranger is logged.
-    pub(super) fn admits(&self, stream: &UnixStream, socket: &str) -> bool {
+    /// The peer, if it may go on. A stranger is logged.
+    pub(super) fn admitted(&self, stream: &UnixStream, socket: &str) -> Option<Peer> {
         match stream.peer_cred() {
-            Ok(peer) if self.admitted.contains(&peer.uid()) => true,
+            Ok(peer) if self.admitted.contains(&peer.uid()) => Some(Peer { uid: peer.uid() }),
             Ok(peer) => {
                 let (uid, pid) = (peer.uid(), peer.pid());
                 if self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(uid) {
                     tracing::warn!(socket, uid, pid, "refused a peer; the next ones of this user are not logged");
                 }
-                false
+                None
             }
             Err(error) => {
                 tracing::debug!(socket, %error, "refused a peer whose user is not known");
-                false
+                None
             }
         }
     }

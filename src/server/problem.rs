@@ -15,7 +15,7 @@ use axum::{
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
-use crate::{account::Account, refresh::RefreshError, store::Outcome};
+use crate::{account::Account, login::LoginError, refresh::RefreshError, store::Outcome};
 
 /// The `code` of a problem: the contract's, and what a program decides by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -43,11 +43,19 @@ pub enum Code {
     RefreshFailed,
     /// The store failed before the refresh token was spent, or another owner holds the lease.
     StoreUnavailable,
+    /// No such login.
+    SessionNotFound,
+    /// The login took too long.
+    SessionExpired,
+    /// The login has had its answer.
+    SessionAlreadyUsed,
+    /// The person or the provider refused the login, or the provider failed.
+    ExchangeFailed,
 }
 
 impl Code {
     /// Every code, for the comparison with the OpenAPI document.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 15] = [
         Self::InvalidRequest,
         Self::ReauthRequired,
         Self::Unauthorized,
@@ -59,6 +67,10 @@ impl Code {
         Self::ProviderNotConfigured,
         Self::RefreshFailed,
         Self::StoreUnavailable,
+        Self::SessionNotFound,
+        Self::SessionExpired,
+        Self::SessionAlreadyUsed,
+        Self::ExchangeFailed,
     ];
 
     const fn status(self) -> StatusCode {
@@ -66,14 +78,15 @@ impl Code {
             Self::InvalidRequest => StatusCode::BAD_REQUEST,
             Self::ReauthRequired => StatusCode::UNAUTHORIZED,
             Self::Unauthorized => StatusCode::FORBIDDEN,
-            Self::NotFound => StatusCode::NOT_FOUND,
-            Self::RefreshNotAvailable => StatusCode::CONFLICT,
+            Self::NotFound | Self::SessionNotFound => StatusCode::NOT_FOUND,
+            Self::RefreshNotAvailable | Self::SessionAlreadyUsed => StatusCode::CONFLICT,
             Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::InternalError => StatusCode::INTERNAL_SERVER_ERROR,
             Self::ProviderNotConfigured => StatusCode::NOT_IMPLEMENTED,
-            Self::RefreshFailed => StatusCode::BAD_GATEWAY,
+            Self::RefreshFailed | Self::ExchangeFailed => StatusCode::BAD_GATEWAY,
             Self::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::SessionExpired => StatusCode::GONE,
         }
     }
 }
@@ -164,6 +177,32 @@ impl Problem {
             }
             RefreshError::Internal => problem(Code::InternalError),
         }
+    }
+
+    /// What became of a login for `account`, or of one whose account does not matter.
+    pub(crate) fn login(account: Option<&Account>, error: &LoginError) -> Self {
+        let problem = |code| Self::new(code, error.to_string());
+        match error {
+            LoginError::NotConfigured => problem(Code::ProviderNotConfigured),
+            LoginError::NotOffered | LoginError::TakesNoCode | LoginError::Malformed => problem(Code::InvalidRequest),
+            LoginError::TooMany { wait } | LoginError::PortTaken { wait } => {
+                problem(Code::RateLimited).retry_after(*wait)
+            }
+            LoginError::NotFound => problem(Code::SessionNotFound),
+            LoginError::Expired => problem(Code::SessionExpired),
+            LoginError::AlreadyUsed => problem(Code::SessionAlreadyUsed),
+            LoginError::Exchange { .. } => problem(Code::ExchangeFailed),
+            LoginError::Store(error) => {
+                account.map_or_else(|| problem(Code::StoreUnavailable), |account| Self::refresh(account, error))
+            }
+            LoginError::ShuttingDown => problem(Code::StoreUnavailable).soon(),
+            LoginError::Internal => problem(Code::InternalError),
+        }
+    }
+
+    /// Code and detail, for an answer that tells of a refusal and is none.
+    pub(super) fn told(self) -> (Code, String) {
+        (self.code, self.detail)
     }
 }
 

@@ -5,7 +5,7 @@
 //! 1. Nothing unknown, doubled or malformed gets past: it is a [`Problem`], and nothing was touched.
 //! 2. No text of the request is repeated in a problem.
 
-use std::time::Duration;
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -15,9 +15,11 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode, Uri, header, request::Parts};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 
-use super::problem::Problem;
+use super::{AppState, peer::Peer, problem::Problem};
 use crate::{
     account::{Account, Bucket, ProviderName},
+    login::{LoginError, LoginId, Owner},
+    policy::Policy,
     refresh::condition::{IfMatch, Tag},
 };
 
@@ -81,6 +83,38 @@ impl<S: Send + Sync> FromRequestParts<S> for ProviderSegment {
             Ok(Path(provider)) => Ok(Self(provider)),
             Err(_) => Err(Problem::invalid("the provider in the path is not UTF-8 text")),
         }
+    }
+}
+
+/// Who asks, and what that socket may do.
+#[derive(Debug)]
+pub(super) struct Caller {
+    pub(super) owner: Owner,
+    pub(super) policy: Arc<Policy>,
+}
+
+impl FromRequestParts<AppState> for Caller {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
+        let peer = parts.extensions.get().copied().unwrap_or_else(Peer::own);
+        let owner = Owner { socket: Arc::clone(&state.socket), uid: peer.uid };
+        Ok(Self { owner, policy: Arc::clone(&state.policy) })
+    }
+}
+
+/// The login that the path names.
+#[derive(Debug)]
+pub(super) struct LoginSegment(pub(super) LoginId);
+
+impl<S: Send + Sync> FromRequestParts<S> for LoginSegment {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        // What has no form of an id is none: there is nothing to tell apart.
+        let unknown = || Problem::login(None, &LoginError::NotFound);
+        let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| unknown())?;
+        text.parse().map(Self).map_err(|_| unknown())
     }
 }
 

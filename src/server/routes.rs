@@ -2,6 +2,7 @@
 
 pub(super) mod document;
 pub(super) mod health;
+pub(super) mod logins;
 pub(super) mod providers;
 pub(super) mod tokens;
 

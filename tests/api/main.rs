@@ -16,6 +16,7 @@ use support::{
 };
 use world::{Api, World};
 
+mod logins;
 mod outcomes;
 #[path = "../support/mod.rs"]
 mod support;
@@ -309,7 +310,7 @@ async fn a_sandbox_reaches_what_it_is_allowed_and_learns_nothing_of_the_rest() {
     assert_eq!(seen["tokens"][0]["bucket"], "work");
     assert_eq!(
         sandbox.get("/v1/providers").await.json(),
-        json!({"providers": [{"name": "corp", "flows": [], "buckets": ["work"]}]})
+        json!({"providers": [{"name": "corp", "flows": ["browser", "paste", "device"], "buckets": ["work"]}]})
     );
     let reader = Api::new(&world.coordinator, Policy::sandbox(allow.clone(), vec![Operation::Read]));
     assert_eq!(reader.post("/v1/tokens/corp/refresh?bucket=work").await.code(), "UNAUTHORIZED");
@@ -374,7 +375,7 @@ async fn routes_and_document_agree_both_ways() {
     let world = World::new().await;
     let methods = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"];
     for path in PATHS {
-        let target = path.replace("{provider}", "corp");
+        let target = path.replace("{provider}", "corp").replace("{id}", &"0".repeat(32));
         let allowed: BTreeSet<String> = contract
             .operations()
             .into_iter()

@@ -3,17 +3,19 @@
 
 use std::{sync::Arc, time::Duration};
 
+use axum::Extension;
 use axum_test::TestServer;
 use credproxy::{
     account::Account,
     clock::{Clock, SystemClock},
+    login::Logins,
     policy::Policy,
     provider::{
         ClientAuth, Provider, RequestFormat, Rules,
-        oauth2::{Endpoints, OAuth2, Settings, endpoint},
+        oauth2::{Endpoints, LoginSettings, OAuth2, Settings, endpoint},
     },
     refresh::Coordinator,
-    server::{AppState, router},
+    server::{AppState, peer::Peer, router},
     store::{Marks, Store as _, memory::Memory},
 };
 use http::{HeaderName, HeaderValue, Method};
@@ -21,8 +23,11 @@ use serde_json::{Value, json};
 
 use crate::support::{
     contract::{Contract, Exchange},
-    issuer::Issuer,
+    issuer::{Issuer, Raw},
 };
+
+const COOLDOWN: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(crate) struct World {
     pub(crate) issuer: Issuer,
@@ -67,6 +72,17 @@ pub(crate) struct Api(TestServer);
 impl Api {
     pub(crate) fn new(coordinator: &Coordinator, policy: Policy) -> Self {
         Self(TestServer::new(router(AppState::new(coordinator.clone(), policy))).unwrap())
+    }
+
+    /// A host's socket of that name, which shares its logins with others.
+    pub(crate) fn beside(coordinator: &Coordinator, logins: &Logins, socket: &str) -> Self {
+        Self::as_peer(coordinator, logins, socket, Peer::own())
+    }
+
+    /// The same, as another user meets it.
+    pub(crate) fn as_peer(coordinator: &Coordinator, logins: &Logins, socket: &str, peer: Peer) -> Self {
+        let state = AppState::new(coordinator.clone(), Policy::host()).beside_others(logins.clone(), socket);
+        Self(TestServer::new(router(state).layer(Extension(peer))).unwrap())
     }
 
     pub(crate) async fn send(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
@@ -125,17 +141,52 @@ impl Api {
 
 impl World {
     pub(crate) async fn new() -> Self {
-        Self::with(Duration::from_secs(30), Duration::from_secs(15)).await
+        Self::with(COOLDOWN, TIMEOUT).await
     }
 
     /// A world with a grant for `corp`.
     pub(crate) async fn with(cooldown: Duration, request_timeout: Duration) -> Self {
+        Self::of(cooldown, request_timeout, |_, _| ()).await
+    }
+
+    /// A world whose provider has the redirect that its registration names.
+    pub(crate) async fn with_redirect(redirect_uri: &str) -> Self {
+        let redirect = redirect_uri.parse().unwrap();
+        Self::of(COOLDOWN, TIMEOUT, |_, settings| settings.login.redirect_uri = redirect).await
+    }
+
+    /// A world whose provider offers no login.
+    pub(crate) async fn without_logins() -> Self {
+        let none = |_: &Issuer, settings: &mut Settings| {
+            settings.endpoints.authorization = None;
+            settings.endpoints.device_authorization = None;
+        };
+        Self::of(COOLDOWN, TIMEOUT, none).await
+    }
+
+    /// A world whose provider's endpoints are found by its metadata, which promises `iss` (RFC 9207).
+    pub(crate) async fn discovering() -> Self {
+        let discovered = |issuer: &Issuer, settings: &mut Settings| {
+            let mut metadata = issuer.metadata(&issuer.origin());
+            metadata["authorization_endpoint"] = json!(issuer.authorization_endpoint());
+            metadata["authorization_response_iss_parameter_supported"] = json!(true);
+            issuer.serve("/.well-known/openid-configuration", Raw::json(200, &metadata));
+            let origin = Some(endpoint(&issuer.origin()).unwrap());
+            settings.endpoints = Endpoints { issuer: origin, ..Endpoints::default() };
+        };
+        Self::of(COOLDOWN, TIMEOUT, discovered).await
+    }
+
+    async fn of(cooldown: Duration, request_timeout: Duration, configure: impl FnOnce(&Issuer, &mut Settings)) -> Self {
         let issuer = Issuer::start().await;
-        let settings = Settings {
+        let url = |text: String| Some(endpoint(&text).unwrap());
+        let mut settings = Settings {
             endpoints: Endpoints {
                 issuer: None,
-                token: Some(endpoint(&issuer.token_endpoint()).unwrap()),
-                revocation: Some(endpoint(&issuer.revocation_endpoint()).unwrap()),
+                token: url(issuer.token_endpoint()),
+                authorization: url(issuer.authorization_endpoint()),
+                device_authorization: url(issuer.device_authorization_endpoint()),
+                revocation: url(issuer.revocation_endpoint()),
             },
             client_id: "client".into(),
             client_secret: None,
@@ -144,7 +195,9 @@ impl World {
             request_timeout,
             ca_file: None,
             rules: Rules { dead_grant_codes: vec!["token_revoked".into()], ..Rules::default() },
+            login: LoginSettings::default(),
         };
+        configure(&issuer, &mut settings);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let provider: Arc<dyn Provider> = Arc::new(OAuth2::new(settings, Arc::clone(&clock)).unwrap());
         let providers = [("corp".parse().unwrap(), provider)].into_iter().collect();

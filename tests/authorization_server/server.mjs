@@ -32,6 +32,9 @@ class Memory {
   async find(id) {
     return records.get(this.key(id));
   }
+  async findByUserCode(code) {
+    return [...records.values()].find((record) => record.kind === this.model && record.userCode === code);
+  }
   async findByUid(uid) {
     return [...records.values()].find((record) => record.kind === this.model && record.uid === uid);
   }
@@ -49,7 +52,7 @@ class Memory {
 const common = {
   application_type: 'native',
   redirect_uris: ['http://127.0.0.1/callback'],
-  grant_types: ['authorization_code', 'refresh_token'],
+  grant_types: ['authorization_code', 'refresh_token', 'urn:ietf:params:oauth:grant-type:device_code'],
   id_token_signed_response_alg: 'ES256',
 };
 const clients = [
@@ -172,12 +175,13 @@ const provider = new Provider(issuer, {
   rotateRefreshToken: () => true,
   findAccount: (ctx, id) => ({ accountId: id, claims: () => ({ sub: id }) }),
   interactions: { url: (ctx, interaction) => `/interaction/${interaction.uid}` },
-  features: { devInteractions: { enabled: false }, revocation: { enabled: true } },
+  features: { devInteractions: { enabled: false }, deviceFlow: { enabled: true }, revocation: { enabled: true } },
   jwks: { keys: [generateKeyPairSync('ec', { namedCurve: 'P-256' }).privateKey.export({ format: 'jwk' })] },
   cookies: { keys: [randomBytes(32).toString('hex')] },
   ttl: {
     AccessToken: Number(process.env.ACCESS_TOKEN_TTL),
     AuthorizationCode: 60,
+    DeviceCode: 600,
     Grant: life,
     IdToken: life,
     Interaction: life,

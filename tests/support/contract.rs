@@ -29,6 +29,9 @@ const CANARY: &str = "canary-rt-";
 /// Where the text `refresh_token` may stand: in the document itself.
 const DOCUMENT_PATH: &str = "/openapi.yaml";
 
+/// What a refusal is.
+const PROBLEM: &str = "application/problem+json";
+
 /// Headers that HTTP itself brings along, and that no document names.
 const STANDARD_HEADERS: [&str; 5] = ["connection", "content-length", "content-type", "date", "transfer-encoding"];
 
@@ -226,7 +229,7 @@ impl RequestBody {
 impl Answer {
     fn read(answer: &Value) -> Result<Self, String> {
         let headers = members(&answer["headers"]);
-        let media = members(&answer["content"]).map(|(_, media)| media);
+        let media = members(&answer["content"]).filter(|(name, _)| *name == PROBLEM).map(|(_, media)| media);
         let codes = media.flat_map(examples).filter_map(|example| example["code"].as_str());
         Ok(Self {
             headers: headers

@@ -35,6 +35,8 @@ use tokio_util::{
     task::TaskTracker,
 };
 
+mod logins;
+
 /// What the server does with one request to the token endpoint.
 #[derive(Debug, Clone)]
 pub(crate) enum Answer {
@@ -394,6 +396,7 @@ struct State {
     script: VecDeque<Answer>,
     always: Answer,
     pages: HashMap<String, Raw>,
+    logins: logins::Logins,
     lifetime: Option<Duration>,
     rotation: bool,
     grace: Duration,
@@ -440,16 +443,22 @@ impl State {
     }
 
     /// Decides on a presented refresh token, records it, and makes the answer.
-    fn present(&mut self, request: &Seen, now: Duration) -> (usize, Raw) {
+    fn present(&mut self, request: &Seen, now: Duration) -> (Option<usize>, Raw) {
+        if let Some(answer) = self.log_in(request) {
+            return (None, answer);
+        }
         if request.parameter("grant_type").as_deref() != Some("refresh_token") {
-            return (self.record(request, Outcome::Untouched, now), Raw::error(400, "unsupported_grant_type"));
+            return (Some(self.record(request, Outcome::Untouched, now)), Raw::error(400, "unsupported_grant_type"));
         }
         let (outcome, pair) = self.decide(&request.parameter("refresh_token").unwrap_or_default(), now);
-        (self.record(request, outcome, now), self.answer(pair))
+        let answer = match pair {
+            Some((access, refresh)) => self.answer(&access, refresh.as_deref()),
+            None => Raw::error(400, "invalid_grant"),
+        };
+        (Some(self.record(request, outcome, now)), answer)
     }
 
-    fn answer(&self, pair: Option<(String, Option<String>)>) -> Raw {
-        let Some((access, refresh)) = pair else { return Raw::error(400, "invalid_grant") };
+    fn answer(&self, access: &str, refresh: Option<&str>) -> Raw {
         let mut body = json!({"access_token": access, "token_type": "Bearer", "scope": "read write"});
         if let Some(lifetime) = self.lifetime {
             body["expires_in"] = json!(lifetime.as_secs());
@@ -496,6 +505,7 @@ fn launch() -> (Arc<Shared>, DropGuard, oneshot::Receiver<SocketAddr>) {
         script: VecDeque::new(),
         always: Answer::Normal,
         pages: HashMap::new(),
+        logins: logins::Logins::default(),
         lifetime: Some(Duration::from_hours(1)),
         rotation: true,
         grace: Duration::ZERO,
@@ -562,6 +572,14 @@ async fn connection(shared: Arc<Shared>, mut stream: TcpStream) {
     let path = request.target.split('?').next().unwrap_or_default();
     match path {
         "/token" => token(&shared, stream, &request).await,
+        "/authorize" => {
+            let answer = shared.lock().authorize(&request);
+            write(stream, &answer).await;
+        }
+        "/device" => {
+            let answer = shared.lock().device(&request);
+            write(stream, &answer).await;
+        }
         "/revoke" => {
             let revoked = request.parameter("token").unwrap_or_default();
             {
@@ -580,9 +598,11 @@ async fn connection(shared: Arc<Shared>, mut stream: TcpStream) {
 
 async fn token(shared: &Shared, stream: TcpStream, request: &Seen) {
     let present = || shared.lock().present(request, shared.now());
-    let untouched = || shared.lock().record(request, Outcome::Untouched, shared.now());
-    let tell = async |stream, (index, answer): (usize, Raw)| {
-        shared.lock().presentations[index].told = Some((answer.clone(), shared.now()));
+    let untouched = || Some(shared.lock().record(request, Outcome::Untouched, shared.now()));
+    let tell = async |stream, (index, answer): (Option<usize>, Raw)| {
+        if let Some(index) = index {
+            shared.lock().presentations[index].told = Some((answer.clone(), shared.now()));
+        }
         write(stream, &answer).await;
     };
     let answer = {

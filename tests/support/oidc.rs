@@ -139,7 +139,7 @@ impl Oidc {
             ("code_challenge", CHALLENGE),
             ("code_challenge_method", "S256"),
         ]);
-        let back = self.follow(url).await;
+        let back = self.agree(url.as_str()).await;
         let code = back.query_pairs().find(|(name, _)| name == "code").unwrap_or_else(|| panic!("no code: {back}")).1;
         let form = [
             ("grant_type", "authorization_code"),
@@ -152,23 +152,59 @@ impl Oidc {
         answer.json()
     }
 
-    /// What a browser does: goes where it is sent, and keeps cookies, until it is sent back to the client.
-    async fn follow(&self, mut url: Url) -> Url {
+    /// A person who opens an authorization address and agrees: where the browser is sent back to.
+    pub(crate) async fn agree(&self, authorization_url: &str) -> Url {
+        match self.browse(&mut BTreeMap::new(), "GET", authorization_url.parse().unwrap(), "").await {
+            Ok(page) => panic!("no way on: {page}"),
+            Err(back) => back,
+        }
+    }
+
+    /// A person who opens a device's address with the code in it, and confirms, or aborts.
+    pub(crate) async fn confirm_device(&self, address: &str, agree: bool) {
         let mut cookies = BTreeMap::new();
+        let url: Url = address.parse().unwrap();
+        let mut page = self.browse(&mut cookies, "GET", url.clone(), "").await.unwrap();
+        // The first form hands the code over, the second confirms it.
+        for confirming in [false, true] {
+            let mut form = form_urlencoded::Serializer::new(String::new());
+            form.extend_pairs(hidden_inputs(&page));
+            if confirming && !agree {
+                form.append_pair("abort", "yes");
+            }
+            page = self.browse(&mut cookies, "POST", url.join("/device").unwrap(), &form.finish()).await.unwrap();
+        }
+        let expected = if agree { "Sign-in Success" } else { "interrupted" };
+        assert!(page.contains(expected), "{page}");
+    }
+
+    /// What a browser does: goes where it is sent, and keeps cookies. Gives the page in the end, or the client's
+    /// address that it was sent to.
+    async fn browse(
+        &self,
+        cookies: &mut BTreeMap<String, String>,
+        method: &str,
+        mut url: Url,
+        form: &str,
+    ) -> Result<String, Url> {
+        let (mut method, mut body) = (method, form.to_owned());
         for _ in 0..10 {
             let jar = cookies.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("; ");
             let path = &url[url::Position::BeforePath..];
-            let answer = self.request("GET", path, &[("cookie", &jar)], String::new()).await;
+            let headers = [("cookie", jar.as_str()), ("content-type", "application/x-www-form-urlencoded")];
+            let answer = self.request(method, path, &headers, body).await;
             for cookie in answer.headers.get_all("set-cookie") {
                 let pair = cookie.to_str().unwrap().split(';').next().unwrap();
                 let (name, value) = pair.split_once('=').unwrap();
                 cookies.insert(name.to_owned(), value.to_owned());
             }
-            let location = answer.header("location").unwrap_or_else(|| panic!("no way on: {}", answer.text()));
+            let Some(location) = answer.header("location") else { return Ok(answer.text()) };
             url = url.join(location).unwrap();
-            if url.as_str().starts_with(REDIRECT) {
-                return url;
+            // The server takes the request's `Host` for its own name, so it is told from the client by the path.
+            if url.path() == "/callback" {
+                return Err(url);
             }
+            (method, body) = ("GET", String::new());
         }
         panic!("sent in circles, last to {url}");
     }
@@ -247,4 +283,18 @@ impl Oidc {
     async fn connect(&self) -> Connection {
         Connection::to_provider(&self.address).await
     }
+}
+
+/// Name and value of each hidden input of a page.
+fn hidden_inputs(page: &str) -> Vec<(&str, &str)> {
+    let attribute = |tag: &'_ str, name: &str| -> Option<(usize, usize)> {
+        let start = tag.find(&format!("{name}=\""))? + name.len() + 2;
+        Some((start, start + tag[start..].find('"')?))
+    };
+    let tags = page.split("<input").skip(1).filter(|tag| tag.contains("type=\"hidden\""));
+    let pairs = tags.map(|tag| {
+        let ((from, to), (start, end)) = (attribute(tag, "name").unwrap(), attribute(tag, "value").unwrap());
+        (&tag[from..to], &tag[start..end])
+    });
+    pairs.collect()
 }

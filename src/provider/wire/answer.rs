@@ -37,7 +37,7 @@ pub fn read(status: u16, content_type: Option<&str>, body: &[u8], presented: Opt
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-fn members(content_type: Option<&str>, body: &[u8]) -> Option<Map<String, Value>> {
+pub(in crate::provider) fn members(content_type: Option<&str>, body: &[u8]) -> Option<Map<String, Value>> {
     let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body).trim_ascii();
     if body.starts_with(b"{") {
         return serde_json::from_slice(body).ok();
@@ -50,13 +50,21 @@ fn members(content_type: Option<&str>, body: &[u8]) -> Option<Map<String, Value>
     }
     let form: Map<String, Value> =
         form_urlencoded::parse(body).map(|(name, value)| (name.into_owned(), value.into_owned().into())).collect();
-    (form.contains_key("access_token") || form.contains_key("error")).then_some(form)
+    ["access_token", "device_code", "error"].iter().any(|name| form.contains_key(*name)).then_some(form)
 }
 
 pub(in crate::provider) const FORM: &str = "application/x-www-form-urlencoded";
 
+/// The number of seconds in a member, in any form a provider sends; `None` without one above zero.
+pub(in crate::provider) fn seconds(members: &Map<String, Value>, name: &str) -> Option<Duration> {
+    match Lifetime::from_expires_in(members.get(name)?)? {
+        Lifetime::In(duration) => Some(duration),
+        Lifetime::Unknown | Lifetime::At(_) => None,
+    }
+}
+
 /// The answer's error code, empty when it is an error without one. `null`, `false`, `0` and the empty forms are none.
-fn error(members: &Map<String, Value>, success: bool) -> Option<&str> {
+pub(in crate::provider) fn error(members: &Map<String, Value>, success: bool) -> Option<&str> {
     let found = match members.get("error") {
         None | Some(Value::Null | Value::Bool(false)) => None,
         Some(Value::String(code)) => (!code.is_empty()).then_some(code.as_str()),
@@ -75,7 +83,7 @@ fn error(members: &Map<String, Value>, success: bool) -> Option<&str> {
     found.or_else(code).or_else(not_ok)
 }
 
-fn text<'a>(members: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
+pub(in crate::provider) fn text<'a>(members: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
     members.get(name)?.as_str().filter(|text| !text.is_empty())
 }
 

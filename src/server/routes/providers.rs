@@ -13,6 +13,7 @@ use super::{
 use crate::{
     account::{Bucket, ProviderName},
     policy::Policy,
+    provider::Flow,
     refresh::Coordinator,
 };
 
@@ -24,8 +25,7 @@ pub(in crate::server) struct List {
 #[derive(Debug, Serialize)]
 struct Line {
     name: ProviderName,
-    /// No login flow is on offer in this version.
-    flows: [&'static str; 0],
+    flows: Vec<&'static str>,
     buckets: Vec<Bucket>,
 }
 
@@ -41,8 +41,13 @@ pub(in crate::server) async fn list(
         buckets.entry(status.account.provider).or_default().push(status.account.bucket);
     }
     let names = coordinator.providers().names().filter(|name| policy.sees_provider(name));
+    let flows = |name| coordinator.providers().get(name).map(|provider| provider.flows()).unwrap_or_default();
     let providers = names
-        .map(|name| Line { name: name.clone(), flows: [], buckets: buckets.remove(name).unwrap_or_default() })
+        .map(|name| Line {
+            name: name.clone(),
+            flows: flows(name).into_iter().map(Flow::name).collect(),
+            buckets: buckets.remove(name).unwrap_or_default(),
+        })
         .collect();
     Ok(Json(List { providers }))
 }

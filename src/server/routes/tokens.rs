@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// The longest long poll. Proxies and clients commonly give up after a minute without a byte.
-const LONGEST_WAIT: Duration = Duration::from_mins(1);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
 /// `refreshToken`: a new token, whoever asks.
 pub(in crate::server) async fn refresh(

@@ -1,0 +1,99 @@
+//! The requests that a login is made of.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, header};
+use serde::Deserialize;
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::{Client, ClientError, json, plain, plain_option};
+use crate::{account::Account, provider::Flow};
+
+/// A login as the daemon tells of it. Its token is left out but for the expiry: who wants it asks for it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Login {
+    /// Its name.
+    #[serde(deserialize_with = "id")]
+    pub id: String,
+    /// `browser`, `paste` or `device`.
+    #[serde(deserialize_with = "plain")]
+    pub flow: String,
+    /// `pending`, `complete` or `error`.
+    #[serde(deserialize_with = "plain")]
+    pub status: String,
+    /// When it gives up, in seconds since 1970.
+    pub expires_at: i64,
+    /// What the person opens.
+    #[serde(default, deserialize_with = "plain_option")]
+    pub authorization_url: Option<String>,
+    /// Where the person types the code in.
+    #[serde(default, deserialize_with = "plain_option")]
+    pub verification_uri: Option<String>,
+    /// The code to type in.
+    #[serde(default, deserialize_with = "plain_option")]
+    pub user_code: Option<String>,
+    /// Address and code in one.
+    #[serde(default, deserialize_with = "plain_option")]
+    pub verification_uri_complete: Option<String>,
+    /// Why there is no grant.
+    #[serde(default, deserialize_with = "plain_option")]
+    pub code: Option<String>,
+    /// The same in words.
+    #[serde(default, deserialize_with = "plain_option")]
+    pub detail: Option<String>,
+    /// When the new token expires, in seconds since 1970.
+    #[serde(default, rename = "token", deserialize_with = "expiry")]
+    pub token_expiry: Option<i64>,
+}
+
+/// Only what may stand in a path.
+fn id<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let id = String::deserialize(deserializer)?;
+    let fit = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if fit { Ok(id) } else { Err(serde::de::Error::custom("no id of a login")) }
+}
+
+fn expiry<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    #[derive(Deserialize)]
+    struct Token {
+        expiry: Option<i64>,
+    }
+    Ok(Option::<Token>::deserialize(deserializer)?.and_then(|token| token.expiry))
+}
+
+impl Client {
+    /// Begins a login (`startLogin`).
+    pub async fn start_login(&self, account: &Account, flow: Flow) -> Result<Login, ClientError> {
+        let body = json!({"provider": account.provider, "bucket": account.bucket, "flow": flow.name()});
+        self.post_json("/v1/logins", Zeroizing::new(body.to_string().into_bytes())).await
+    }
+
+    /// How it stands, once it has ended or `wait` has passed (`getLogin`).
+    pub async fn login(&self, id: &str, wait: Duration) -> Result<Login, ClientError> {
+        let mut request = self.request(Method::GET, &format!("/v1/logins/{id}"), Bytes::new())?;
+        // Digits behind a word are a header's value.
+        let prefer = HeaderValue::try_from(format!("wait={}", wait.as_secs()));
+        request.headers_mut().extend(prefer.map(|prefer| (http::HeaderName::from_static("prefer"), prefer)));
+        json(&self.send(request).await?)
+    }
+
+    /// Brings the code (`finishLogin`).
+    pub async fn finish_login(&self, id: &str, code: &str) -> Result<Login, ClientError> {
+        let body = Zeroizing::new(json!({"code": code}).to_string().into_bytes());
+        self.post_json(&format!("/v1/logins/{id}/code"), body).await
+    }
+
+    /// Ends it (`cancelLogin`).
+    pub async fn cancel_login(&self, id: &str) -> Result<(), ClientError> {
+        let request = self.request(Method::DELETE, &format!("/v1/logins/{id}"), Bytes::new())?;
+        self.send(request).await.map(drop)
+    }
+
+    async fn post_json(&self, path: &str, body: Zeroizing<Vec<u8>>) -> Result<Login, ClientError> {
+        let mut request = self.request(Method::POST, path, Bytes::from_owner(body))?;
+        request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        json(&self.send(request).await?)
+    }
+}

@@ -1,0 +1,425 @@
+//! Logins: how a person's consent becomes a grant.
+//!
+//! Owns: [`Logins`], the logins under way with one task each, who may see them, and how many there may be. Its children
+//! own one login's state, the authorization response, the listener on loopback, the pace of a device, and the seats.
+//!
+//! Invariants:
+//! 1. A login belongs to the socket and the user that began it. For everybody else it is not there.
+//! 2. A login takes one answer. Its verifier and device code go to the provider alone; its state goes there and back by
+//!    the person's browser.
+//! 3. What an answer sets off is carried to its end by the login's own task, whoever hangs up. It is a new grant: the
+//!    account's cooldown and latch end with the old one.
+//! 4. A login that failed has stored nothing, and none outlives its lifetime or the process.
+//!
+//! Must not know: the API's form, what an exchange looks like on the wire, SQL.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{net::TcpSocket, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    account::Account,
+    clock::Timestamp,
+    grant::Issued,
+    provider::{Body, Flow, Provider, Refusal, Reply},
+    refresh::{Coordinator, RefreshError, condition::IfMatch},
+};
+
+mod device;
+mod loopback;
+mod pkce;
+mod response;
+mod seats;
+mod session;
+
+use loopback::Landing;
+use response::Expected;
+use seats::{Seat, Seats};
+use session::{Session, Work};
+
+pub use session::LoginId;
+
+/// Logins remembered after their end, so that whoever began them learns of it.
+const MOST_ENDED: usize = 100;
+
+/// Who began a login (invariant 1).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// The socket's name in the configuration.
+    pub socket: Arc<str>,
+    /// The peer's user id.
+    pub uid: u32,
+}
+
+/// A login as its owner may see it.
+#[derive(Debug, Clone)]
+pub struct Login {
+    /// Its name in the API.
+    pub id: LoginId,
+    /// What it logs in to.
+    pub account: Account,
+    /// How.
+    pub flow: Flow,
+    /// What the person is to do.
+    pub prompt: Prompt,
+    /// When it gives up waiting.
+    pub expires_at: Timestamp,
+    /// How far it is.
+    pub progress: Progress,
+}
+
+/// What the person is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Prompt {
+    /// Open this address, and for [`Flow::Paste`] bring back the code.
+    Visit(String),
+    /// Open the address and type the code in.
+    Confirm {
+        /// The address.
+        verification_uri: String,
+        /// The code.
+        user_code: String,
+        /// The address with the code in it.
+        complete: Option<String>,
+        /// How often the provider is asked.
+        interval: Duration,
+    },
+}
+
+/// How far a login is.
+#[derive(Debug, Clone)]
+pub enum Progress {
+    /// It waits for the person, or for the provider's answer.
+    Pending,
+    /// The grant is stored.
+    Complete,
+    /// It ended without one.
+    Failed(LoginError),
+}
+
+/// Why there is no login, or none any more. Everything in it may be shown to the caller.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LoginError {
+    /// The configuration has no such provider.
+    #[error("no provider of this name is configured")]
+    NotConfigured,
+    /// The provider has no such flow, or none at all.
+    #[error("the provider does not offer this login flow; see /v1/providers")]
+    NotOffered,
+    /// As many wait as may, altogether or on this socket.
+    #[error("too many logins are under way: finish or cancel one")]
+    TooMany {
+        /// When to try again.
+        wait: Duration,
+    },
+    /// The port that the registration names cannot be listened on.
+    #[error("the port of the provider's redirect_uri is in use: end the other login, or use another flow")]
+    PortTaken {
+        /// When to try again.
+        wait: Duration,
+    },
+    /// Never begun, forgotten, cancelled, or another's.
+    #[error("there is no such login: it was cancelled, is long over, or was begun on another socket")]
+    NotFound,
+    /// The person took too long.
+    #[error("the login took too long: begin a new one")]
+    Expired,
+    /// It has had its answer.
+    #[error("this login has had its answer: begin a new one")]
+    AlreadyUsed,
+    /// A device login.
+    #[error("a device login takes no code: the person types one in at the provider's page")]
+    TakesNoCode,
+    /// What was pasted is no code, no `code#state` and no redirect address.
+    #[error("this is no authorization code")]
+    Malformed,
+    /// The person or the provider refused, or the provider failed.
+    #[error("{reason}{}", code.as_ref().map(|code| format!(" ({code})")).unwrap_or_default())]
+    Exchange {
+        /// In words of ours.
+        reason: &'static str,
+        /// The provider's error code, if it has one that may be shown.
+        code: Option<String>,
+    },
+    /// The provider agreed, and the grant could not be stored.
+    #[error(transparent)]
+    Store(RefreshError),
+    /// The daemon is about to end.
+    #[error("the daemon is shutting down")]
+    ShuttingDown,
+    /// A fault of ours.
+    #[error("internal error")]
+    Internal,
+}
+
+impl From<Refusal> for LoginError {
+    fn from(refusal: Refusal) -> Self {
+        let code = refusal.code.as_ref().and_then(|code| code.shown());
+        Self::Exchange { reason: refusal.reason, code: code.map(str::to_owned) }
+    }
+}
+
+impl From<&'static str> for LoginError {
+    fn from(reason: &'static str) -> Self {
+        Self::Exchange { reason, code: None }
+    }
+}
+
+/// The logins under way. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Logins(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    coordinator: Coordinator,
+    lifetime: Duration,
+    sessions: Mutex<HashMap<LoginId, Arc<Session>>>,
+    seats: Arc<Seats>,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+}
+
+impl Logins {
+    /// Logins whose grants the coordinator stores. Each waits for its person for `lifetime`, and is remembered for as
+    /// long after its end.
+    #[must_use]
+    pub fn new(coordinator: Coordinator, lifetime: Duration) -> Self {
+        Self(Arc::new(Inner {
+            coordinator,
+            lifetime,
+            sessions: Mutex::default(),
+            seats: Arc::default(),
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+        }))
+    }
+
+    /// Begins a login; without a flow, with the first that the provider offers of device, browser and paste.
+    pub async fn start(&self, owner: Owner, account: Account, flow: Option<Flow>) -> Result<Login, LoginError> {
+        let inner = &self.0;
+        if inner.stopping.is_cancelled() {
+            return Err(LoginError::ShuttingDown);
+        }
+        let provider = inner.coordinator.providers().get(&account.provider).ok_or(LoginError::NotConfigured)?;
+        let seat = inner.seats.take(&owner.socket)?;
+        provider.prepare_login().await?;
+        let offered = provider.flows();
+        let wanted = flow.as_ref().map_or(&BY_EASE[..], std::slice::from_ref);
+        let flow = *wanted.iter().find(|flow| offered.contains(flow)).ok_or(LoginError::NotOffered)?;
+        let begun = match flow {
+            Flow::Device => inner.begin_device(provider).await?,
+            Flow::Browser | Flow::Paste => inner.begin_redirect(provider, &account, flow).await?,
+        };
+        let lifetime = begun.lifetime;
+        let expires_at = inner.coordinator.clock().now().plus(lifetime);
+        let session = Arc::new(Session::new(owner, account, flow, begun.prompt, expires_at, begun.expected)?);
+        tracing::info!(account = %session.account, flow = flow.name(), "login begun");
+        inner.remember(&session);
+        let (login, inner) = (session.login(), Arc::clone(inner));
+        self.0.tasks.spawn(inner.drive(session, begun.work, begun.landing, seat));
+        Ok(login)
+    }
+
+    /// How the login stands.
+    pub fn look(&self, owner: &Owner, id: LoginId) -> Result<Login, LoginError> {
+        self.0.find(owner, id)?.standing()
+    }
+
+    /// The same, once it stands otherwise than pending or `limit` has passed.
+    pub async fn wait(&self, owner: &Owner, id: LoginId, limit: Duration) -> Result<Login, LoginError> {
+        let session = self.0.find(owner, id)?;
+        // A time that is up is no error: the login is pending still.
+        timeout(limit, session.ended()).await.ok();
+        session.standing()
+    }
+
+    /// Brings the answer of a browser or paste login: a code, `code#state`, or the whole address that the browser was
+    /// sent to. Waits for what comes of it.
+    pub async fn paste(&self, owner: &Owner, id: LoginId, text: &str) -> Result<Login, LoginError> {
+        let session = self.0.find(owner, id)?;
+        session.standing()?;
+        let expected = session.expected.as_ref().ok_or(LoginError::TakesNoCode)?;
+        expected.settle(expected.pasted(text)?)?;
+        session.ended().await;
+        match session.standing()? {
+            Login { progress: Progress::Failed(error), .. } => Err(error),
+            login => Ok(login),
+        }
+    }
+
+    /// Ends the login at once, if it has not ended, and forgets it.
+    pub fn cancel(&self, owner: &Owner, id: LoginId) -> Result<(), LoginError> {
+        let session = self.0.find(owner, id)?;
+        self.0.sessions().remove(&id);
+        session.cancelled.cancel();
+        Ok(())
+    }
+
+    /// Begins no login any more and ends those under way; waits until the last of their tasks is gone.
+    pub async fn shut_down(&self) {
+        self.0.stopping.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+}
+
+/// Unless told: a device login needs nothing of the machine that asks, a browser login a browser on this one.
+const BY_EASE: [Flow; 3] = [Flow::Device, Flow::Browser, Flow::Paste];
+
+/// A login that is about to have a task.
+struct Begun {
+    prompt: Prompt,
+    lifetime: Duration,
+    expected: Option<Arc<Expected>>,
+    landing: Option<Landing>,
+    work: Work,
+}
+
+impl Inner {
+    async fn begin_device(&self, provider: &Arc<dyn Provider>) -> Result<Begun, LoginError> {
+        let verifier = pkce::verifier()?;
+        let authorization = provider.start_device(&verifier).await?;
+        let lifetime = authorization.lifetime.map_or(self.lifetime, |lifetime| lifetime.min(self.lifetime));
+        let prompt = Prompt::Confirm {
+            verification_uri: authorization.verification_uri,
+            user_code: authorization.user_code,
+            complete: authorization.verification_uri_complete,
+            interval: authorization.interval,
+        };
+        let (provider, interval, code) = (Arc::clone(provider), authorization.interval, authorization.device_code);
+        let work = Box::pin(async move {
+            let polling = device::poll(provider.as_ref(), &code, &verifier, interval);
+            timeout(lifetime, polling).await.unwrap_or(Err(LoginError::Expired))
+        });
+        Ok(Begun { prompt, lifetime, expected: None, landing: None, work })
+    }
+
+    async fn begin_redirect(
+        &self,
+        provider: &Arc<dyn Provider>,
+        account: &Account,
+        flow: Flow,
+    ) -> Result<Begun, LoginError> {
+        let redirect = provider.redirect_uri();
+        let (state, verifier) = (pkce::state()?, pkce::verifier()?);
+        let mut landing = None;
+        let mut reserved = None;
+        let redirect_uri = match (flow, redirect.listener()) {
+            (Flow::Browser, Some((address, port))) => {
+                let bound = Landing::bind((address, port).into(), redirect.path(), account).await?;
+                redirect.at_port(landing.insert(bound).port()?)
+            }
+            (_, Some((address, 0))) => {
+                // Nobody is to answer there: the person takes the code from the browser's address line. While the port
+                // is bound and not listened on, no other program of this machine can take it.
+                let socket = loopback::reserve(address)?;
+                let port = socket.local_addr().map_err(|_| LoginError::Internal)?.port();
+                reserved = Some(socket);
+                redirect.at_port(port)
+            }
+            (_, listener) => redirect.at_port(listener.map_or(0, |(_, port)| port)),
+        };
+        let url = provider.authorization_url(&redirect_uri, &state, &verifier).await?;
+        let (expected, arrival) = Expected::new(state, Arc::clone(provider));
+        let (provider, lifetime) = (Arc::clone(provider), self.lifetime);
+        let work = Box::pin(async move {
+            let code = timeout(lifetime, arrival).await.unwrap_or(Ok(Err(LoginError::Expired)));
+            drop::<Option<TcpSocket>>(reserved);
+            let code = code.unwrap_or(Err(LoginError::Internal))?;
+            issued(provider.exchange(&code, &redirect_uri, &verifier).await)
+        });
+        Ok(Begun { prompt: Prompt::Visit(url.into()), lifetime, expected: Some(Arc::new(expected)), landing, work })
+    }
+
+    /// The life of one login, from its beginning until it is forgotten.
+    async fn drive(self: Arc<Self>, session: Arc<Session>, work: Work, landing: Option<Landing>, seat: Seat) {
+        let forgotten = Forgotten { inner: &self, session: &session };
+        let life = async {
+            let work = async {
+                let outcome = match work.await {
+                    Ok(issued) => self.store(&session.account, *issued).await,
+                    Err(error) => Err(error),
+                };
+                session.end(outcome);
+                drop(seat);
+            };
+            let serving = async {
+                if let Some(landing) = landing {
+                    landing.serve(&session).await;
+                }
+            };
+            tokio::join!(work, serving);
+            tokio::time::sleep(self.lifetime).await;
+        };
+        tokio::select! {
+            () = session.cancelled.cancelled() => {}
+            () = self.stopping.cancelled() => session.end(Err(LoginError::ShuttingDown)),
+            () = life => {}
+        }
+        drop(forgotten);
+    }
+
+    async fn store(&self, account: &Account, issued: Issued) -> Result<(), LoginError> {
+        if issued.reveals(None) {
+            return Err("the provider's access token is or holds its refresh token, which never leaves".into());
+        }
+        self.coordinator.put(account, issued, &IfMatch::Absent).await.map(drop).map_err(LoginError::Store)
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, HashMap<LoginId, Arc<Session>>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, owner: &Owner, id: LoginId) -> Result<Arc<Session>, LoginError> {
+        let sessions = self.sessions();
+        sessions.get(&id).filter(|session| session.owner == *owner).cloned().ok_or(LoginError::NotFound)
+    }
+
+    /// Takes a login in; of those that have ended, the one that began first makes room.
+    fn remember(&self, session: &Arc<Session>) {
+        let mut sessions = self.sessions();
+        let ended = sessions.values().filter(|session| session.has_ended());
+        if ended.clone().count() >= MOST_ENDED
+            && let Some(oldest) = ended.min_by_key(|session| session.expires_at).cloned()
+        {
+            sessions.remove(&oldest.id);
+            oldest.cancelled.cancel();
+        }
+        sessions.insert(session.id, Arc::clone(session));
+    }
+}
+
+/// Sees to it that a login is gone when its task is, whatever ended it.
+struct Forgotten<'a> {
+    inner: &'a Inner,
+    session: &'a Session,
+}
+
+impl Drop for Forgotten<'_> {
+    fn drop(&mut self) {
+        self.session.end(Err(LoginError::NotFound));
+        self.inner.sessions().remove(&self.session.id);
+    }
+}
+
+/// What an exchange brought.
+fn issued(reply: Reply) -> Result<Box<Issued>, LoginError> {
+    match reply {
+        Reply::Answered { body: Body::Issued(issued), .. } => Ok(issued),
+        Reply::Answered { body: Body::Error(code), .. } => {
+            Err(Refusal { reason: "the provider did not accept the code", code: Some(code) }.into())
+        }
+        Reply::Answered { body: Body::Unreadable, .. } => Err("the provider's answer is not readable".into()),
+        Reply::Lost { timed_out: true } => Err("the provider did not answer in time".into()),
+        Reply::Lost { timed_out: false } => Err("the provider's answer broke off".into()),
+        Reply::NotSent(why) => Err(why.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,61 @@
+//! The pace of a device login (RFC 8628 section 3.5).
+//!
+//! Invariants:
+//! 1. The provider is never asked sooner than it allowed: `slow_down` adds five seconds for good, and an interval that
+//!    it names later counts if it is longer.
+//! 2. While the provider cannot be reached, each wait is twice the one before.
+//!
+//! Must not know: how long the login has.
+
+use std::time::Duration;
+
+use super::LoginError;
+use crate::{
+    grant::Issued,
+    provider::{DevicePoll, Provider, Refusal},
+    secret::{CodeVerifier, DeviceCode},
+};
+
+/// RFC 8628 section 3.5.
+const SLOWER: Duration = Duration::from_secs(5);
+
+/// Nobody is asked more often, whatever the provider says.
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// A person who has agreed and a provider that is back should not wait longer for each other.
+const LONGEST_BACKOFF: Duration = Duration::from_mins(1);
+
+/// Asks until the person has decided.
+pub(super) async fn poll(
+    provider: &dyn Provider,
+    code: &DeviceCode,
+    verifier: &CodeVerifier,
+    interval: Duration,
+) -> Result<Box<Issued>, LoginError> {
+    let mut interval = interval.max(SHORTEST);
+    let mut wait = interval;
+    loop {
+        tokio::time::sleep(wait).await;
+        match provider.poll_device(code, verifier).await {
+            DevicePoll::Pending { interval: told } => interval = interval.max(told.unwrap_or_default()),
+            DevicePoll::SlowDown { interval: told } => {
+                interval = interval.saturating_add(SLOWER).max(told.unwrap_or_default());
+            }
+            DevicePoll::Unreachable => {
+                wait = wait.saturating_mul(2).min(LONGEST_BACKOFF).max(interval);
+                continue;
+            }
+            DevicePoll::Issued(issued) => return Ok(issued),
+            DevicePoll::Denied => return Err(refused("the person refused", "access_denied")),
+            DevicePoll::Expired => return Err(refused("the code was not confirmed in time", "expired_token")),
+            DevicePoll::Failed(code) => {
+                return Err(Refusal { reason: "the provider ended the login", code: Some(code) }.into());
+            }
+        }
+        wait = interval;
+    }
+}
+
+fn refused(reason: &'static str, code: &str) -> LoginError {
+    LoginError::Exchange { reason, code: Some(code.to_owned()) }
+}

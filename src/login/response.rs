@@ -1,0 +1,109 @@
+//! The authorization response (RFC 6749 section 4.1.2): is it this login's, and what does it say.
+//!
+//! Invariants:
+//! 1. A response counts only with this login's `state`. One without it changes nothing: anybody on this machine can
+//!    send one to a listener, and must not be able to end another's login.
+//! 2. A response with the right state settles the login, whatever it says; a second one changes nothing.
+//!
+//! Must not know: how a response came here.
+
+use std::{
+    borrow::Cow,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::sync::oneshot;
+use url::{Url, form_urlencoded};
+use zeroize::Zeroizing;
+
+use super::LoginError;
+use crate::{
+    provider::{ErrorCode, Provider, Refusal},
+    secret::{AuthorizationCode, LoginState},
+};
+
+/// A code, or what the response says instead.
+pub(super) type Arrival = Result<AuthorizationCode, LoginError>;
+
+/// What a login waits for.
+#[derive(Debug)]
+pub(super) struct Expected {
+    state: LoginState,
+    provider: Arc<dyn Provider>,
+    place: Mutex<Option<oneshot::Sender<Arrival>>>,
+}
+
+/// The response is not this login's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Foreign;
+
+/// Longer than any code: providers that put a JWT in it need some 2 KiB.
+const LONGEST_PASTE: usize = 16 * 1024;
+
+impl Expected {
+    pub(super) fn new(state: LoginState, provider: Arc<dyn Provider>) -> (Self, oneshot::Receiver<Arrival>) {
+        let (place, arrival) = oneshot::channel();
+        (Self { state, provider, place: Mutex::new(Some(place)) }, arrival)
+    }
+
+    /// Hands the response to the login (invariant 2).
+    pub(super) fn settle(&self, arrival: Arrival) -> Result<(), LoginError> {
+        let place = self.place.lock().unwrap_or_else(PoisonError::into_inner).take();
+        place.ok_or(LoginError::AlreadyUsed)?.send(arrival).map_err(|_| LoginError::AlreadyUsed)
+    }
+
+    /// Reads the query of the address that the browser was sent to.
+    pub(super) fn query(&self, query: &str) -> Result<Arrival, Foreign> {
+        let (mut code, mut state, mut error, mut iss) = (None, None, None, None);
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            let place = match &*name {
+                "code" => &mut code,
+                "state" => &mut state,
+                "error" => &mut error,
+                "iss" => &mut iss,
+                _ => continue,
+            };
+            // RFC 6749 section 3.1: nothing is there twice. Of two states, who says which one counts?
+            if place.replace(value).is_some() {
+                return Err(Foreign);
+            }
+        }
+        if !state.is_some_and(|state| self.state.is(&state)) {
+            return Err(Foreign);
+        }
+        if !self.provider.accepts_issuer(iss.as_deref()) {
+            return Ok(Err("the answer came from another issuer than the provider's".into()));
+        }
+        Ok(match (error, code) {
+            (Some(error), _) => {
+                let code = ErrorCode::new(&error, None).unless(|text| self.state.occurs_in(text));
+                Err(Refusal { reason: "the person or the provider refused", code: Some(code) }.into())
+            }
+            (None, Some(code)) => Self::code(code),
+            (None, None) => Err("the answer holds no code".into()),
+        })
+    }
+
+    fn code(code: Cow<'_, str>) -> Arrival {
+        AuthorizationCode::new(code.into_owned()).map_err(|_| "the answer holds no usable code".into())
+    }
+
+    /// Reads what a person brought: a code, `code#state`, or the whole address. A bare code says neither state nor
+    /// issuer: that it is this login's is on the person's word, and on the verifier that it must match.
+    pub(super) fn pasted(&self, text: &str) -> Result<Arrival, LoginError> {
+        let text = Zeroizing::new(text.trim().to_owned());
+        if text.is_empty() || text.len() > LONGEST_PASTE || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(LoginError::Malformed);
+        }
+        let foreign = || Err("what was pasted belongs to another login".into());
+        if text.contains("://") {
+            let url = Url::parse(&text).map_err(|_| LoginError::Malformed)?;
+            return Ok(self.query(url.query().unwrap_or_default()).unwrap_or_else(|Foreign| foreign()));
+        }
+        Ok(match text.rsplit_once('#') {
+            Some((_, state)) if !self.state.is(state) => foreign(),
+            Some((code, _)) => Self::code(code.into()),
+            None => Self::code(text.as_str().into()),
+        })
+    }
+}

@@ -1,0 +1,216 @@
+//! `/v1/logins`: logins under way.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    body::Body,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, StatusCode, Uri, header};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+use super::{
+    super::{
+        AppState,
+        problem::{Code, Problem},
+        request::{Caller, LoginSegment, Query, json_body, preferred_wait},
+    },
+    tokens::LONGEST_WAIT,
+};
+use crate::{
+    account::{Account, Bucket, ProviderName},
+    clock::Timestamp,
+    login::{Login, LoginError, Logins, Progress, Prompt},
+    policy::{Operation, Policy},
+    provider::Flow,
+    refresh::Coordinator,
+};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Start {
+    provider: ProviderName,
+    #[serde(default)]
+    bucket: Bucket,
+    flow: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Pasted {
+    code: String,
+}
+
+/// `startLogin`: what the person is to do.
+pub(in crate::server) async fn start(
+    State(logins): State<Logins>,
+    Caller { owner, policy }: Caller,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    Query::parse(&uri, &[])?;
+    let asked: Start = members(&headers, body, "provider, and if need be bucket and flow").await?;
+    let flow = asked.flow.map(|flow| flow.parse()).transpose();
+    let flow: Option<Flow> = flow.map_err(|error| Problem::invalid(format!("{error}")))?;
+    let account = Account::new(asked.provider, asked.bucket);
+    if !policy.permits(Operation::Login, &account) {
+        return Err(Problem::unauthorized());
+    }
+    let begun = logins.start(owner, account.clone(), flow).await;
+    let login = begun.map_err(|error| Problem::login(Some(&account), &error))?;
+    let location = format!("/v1/logins/{}", login.id);
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(View::of(&login, None))).into_response())
+}
+
+/// `getLogin`: how it stands; with `Prefer: wait=N` once it has ended.
+pub(in crate::server) async fn get(
+    State(logins): State<Logins>,
+    State(coordinator): State<Coordinator>,
+    caller: Caller,
+    LoginSegment(id): LoginSegment,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Json<View>, Problem> {
+    Query::parse(&uri, &[])?;
+    let Caller { owner, policy } = permitted(caller)?;
+    let login = match preferred_wait(&headers) {
+        Some(wait) => logins.wait(&owner, id, LONGEST_WAIT.min(Duration::from_secs(wait))).await,
+        None => logins.look(&owner, id),
+    };
+    shown(login, &coordinator, &policy).await
+}
+
+/// `finishLogin`: the code that the person brought.
+pub(in crate::server) async fn paste(
+    State(AppState { logins, coordinator, .. }): State<AppState>,
+    caller: Caller,
+    LoginSegment(id): LoginSegment,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<View>, Problem> {
+    Query::parse(&uri, &[])?;
+    let pasted: Pasted = members(&headers, body, "code").await?;
+    let Caller { owner, policy } = permitted(caller)?;
+    let code = Zeroizing::new(pasted.code);
+    shown(logins.paste(&owner, id, &code).await, &coordinator, &policy).await
+}
+
+/// `cancelLogin`: it ends at once and is forgotten.
+pub(in crate::server) async fn cancel(
+    State(logins): State<Logins>,
+    caller: Caller,
+    LoginSegment(id): LoginSegment,
+    uri: Uri,
+) -> Result<StatusCode, Problem> {
+    Query::parse(&uri, &[])?;
+    let owner = permitted(caller)?.owner;
+    logins.cancel(&owner, id).map_err(|error| Problem::login(None, &error))?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn permitted(caller: Caller) -> Result<Caller, Problem> {
+    if caller.policy.may(Operation::Login) { Ok(caller) } else { Err(Problem::unauthorized()) }
+}
+
+/// The largest body: a pasted address, whose code may be a JWT of some KiB.
+const LARGEST_LOGIN: usize = 16 * 1024;
+
+/// The parser's own message would quote the body.
+async fn members<T: DeserializeOwned>(headers: &HeaderMap, body: Body, known: &str) -> Result<T, Problem> {
+    let body = json_body(headers, body, LARGEST_LOGIN).await?;
+    serde_json::from_slice(&body).map_err(|_| Problem::invalid(format!("the body is a JSON object with {known}")))
+}
+
+/// A login that has failed is shown as such where somebody asks how it stands.
+async fn shown(
+    login: Result<Login, LoginError>,
+    coordinator: &Coordinator,
+    policy: &Policy,
+) -> Result<Json<View>, Problem> {
+    let login = login.map_err(|error| Problem::login(None, &error))?;
+    let token = match login.progress {
+        Progress::Complete if policy.permits(Operation::Read, &login.account) => {
+            coordinator.peek(&login.account).await.ok()
+        }
+        Progress::Complete | Progress::Pending | Progress::Failed(_) => None,
+    };
+    let token = token.and_then(|snapshot| serde_json::from_slice(&snapshot.token.json()).ok());
+    Ok(Json(View::of(&login, token)))
+}
+
+/// A login as the API shows it.
+#[derive(Serialize)]
+pub(in crate::server) struct View {
+    id: String,
+    provider: ProviderName,
+    bucket: Bucket,
+    flow: &'static str,
+    status: &'static str,
+    expires_at: i64,
+    #[serde(flatten)]
+    prompt: Option<Shown>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<Code>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Shown {
+    Visit {
+        authorization_url: String,
+    },
+    Confirm {
+        verification_uri: String,
+        user_code: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        verification_uri_complete: Option<String>,
+        interval: u64,
+    },
+}
+
+impl From<Prompt> for Shown {
+    fn from(prompt: Prompt) -> Self {
+        match prompt {
+            Prompt::Visit(authorization_url) => Self::Visit { authorization_url },
+            Prompt::Confirm { verification_uri, user_code, complete, interval } => Self::Confirm {
+                verification_uri,
+                user_code,
+                verification_uri_complete: complete,
+                interval: interval.as_secs().max(1),
+            },
+        }
+    }
+}
+
+impl View {
+    fn of(login: &Login, token: Option<Value>) -> Self {
+        let (status, prompt, problem) = match &login.progress {
+            Progress::Pending => ("pending", Some(login.prompt.clone().into()), None),
+            Progress::Complete => ("complete", None, None),
+            Progress::Failed(error) => ("error", None, Some(Problem::login(Some(&login.account), error).told())),
+        };
+        let (code, detail) = problem.unzip();
+        Self {
+            id: login.id.to_string(),
+            provider: login.account.provider.clone(),
+            bucket: login.account.bucket.clone(),
+            flow: login.flow.name(),
+            status,
+            expires_at: Timestamp::as_secs(login.expires_at),
+            prompt,
+            token,
+            code,
+            detail,
+        }
+    }
+}
