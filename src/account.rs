@@ -137,6 +137,8 @@ impl FromStr for Account {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -161,5 +163,22 @@ mod tests {
         assert_eq!("corp".parse::<Account>().unwrap().to_string(), "corp/default");
         assert_eq!("corp/work".parse::<Account>().unwrap().to_string(), "corp/work");
         assert!("corp/a/b".parse::<Account>().is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_is_kept_as_it_is_or_refused(text in ".{0,140}|[A-Za-z0-9._@+-]{0,140}|.?refresh_token.?") {
+            let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+            let fit = first
+                && text.len() <= MAX_NAME
+                && text.chars().all(|one| one.is_ascii_alphanumeric() || "._@+-".contains(one))
+                && !text.to_ascii_lowercase().contains("refresh_token");
+            prop_assert_eq!(text.parse::<Bucket>().is_ok(), fit);
+            if fit {
+                let account = Account::new(text.parse().unwrap(), text.parse().unwrap());
+                prop_assert_eq!(account.provider.as_str(), &text);
+                prop_assert_eq!(account.to_string().parse(), Ok(account));
+            }
+        }
     }
 }

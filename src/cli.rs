@@ -8,8 +8,8 @@
 //! 3. Every failure ends in `error: …` with the chain of its causes, a `hint: …` where there is something to do, and
 //!    the exit code that [`Exit`] documents.
 //!
-//! Must not know: how the daemon does what it is asked for. `serve` and `check` are parsed here and carried out by
-//! `main`.
+//! Must not know: how the daemon does what it is asked for. `serve`, `check` and `store` are parsed here and
+//! carried out by `main`.
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -26,14 +26,18 @@ mod failure;
 mod import;
 mod logout;
 mod output;
+mod passphrase;
 mod refresh;
 mod serve;
 mod status;
+mod store;
 mod token;
 
 pub use check::print_findings;
 pub use failure::{Exit, Failure};
+pub use passphrase::ask_passphrase;
 pub use serve::print_dev_session;
+pub use store::{print_backup, print_rekeyed, print_verification};
 
 /// ssh-agent for OAuth tokens: keeps refresh tokens to itself and hands out access tokens
 #[derive(Debug, Parser)]
@@ -53,7 +57,8 @@ pub struct Options {
     /// The configuration file [default: `$XDG_CONFIG_HOME/credproxy/config.toml`]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The host's socket [default: for clients `$CREDPROXY_SOCKET`, then the configured one]
+    /// The daemon's socket: where to ask, or for `serve` where the host's is to be [default: for clients
+    /// `$CREDPROXY_SOCKET`, then the configured one]
     #[arg(long, global = true, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// Print JSON, for programs
@@ -68,6 +73,9 @@ pub enum Command {
     Serve(Serve),
     /// Check the configuration and its surroundings
     Check,
+    /// Copy the store, check it, or change its key
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Ask a running daemon.
     #[command(flatten)]
     Client(ClientCommand),
@@ -76,9 +84,35 @@ pub enum Command {
 /// How to run the daemon.
 #[derive(Debug, Args)]
 pub struct Serve {
-    /// Try it out: a store in memory and a built-in authorization server, no configuration needed
+    /// Try it out: a store in memory and a built-in authorization server; no configuration is read
     #[arg(long)]
     pub dev: bool,
+}
+
+/// What to do with the store as a whole.
+#[derive(Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Copy the store into a new file, sealed as it is; a daemon may be running
+    Backup {
+        /// The new file; nothing is written over.
+        #[arg(value_name = "FILE")]
+        target: PathBuf,
+    },
+    /// Open every record; fails when one does not open. A daemon may be running
+    Verify {
+        /// A backup to look at instead of the store.
+        #[arg(value_name = "BACKUP")]
+        copy: Option<PathBuf>,
+    },
+    /// Seal the store with a new key; the daemon must be stopped
+    ///
+    /// Backups made before do not open with the new key. It may be cut off at any point: the store then opens with the
+    /// old key or with the new one, and the next start finds out which.
+    Rekey {
+        /// Where the new key is or will be, as in `[store] key`; the same place unless told
+        #[arg(long, value_name = "SOURCE")]
+        to: Option<String>,
+    },
 }
 
 /// What to ask a running daemon.

@@ -6,26 +6,32 @@
 //! Invariants:
 //! 1. A [`Config`] holds no wrong value: whoever gets one need not check again.
 //! 2. An error names file, line and key, and never repeats a value: it may be a secret in the wrong place.
-//! 3. The configuration holds no secret, only where to read one ([`SecretSource`]).
+//! 3. The configuration holds no secret, only where to read one ([`SecretSource`], [`KeySource`]).
 //!
 //! Must not know: what the values are used for.
 
 use std::{
     borrow::Cow,
-    fs, io,
+    fs::OpenOptions,
+    io::{self, Read as _},
+    os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
 
+mod command;
 mod document;
 mod environment;
+mod key_source;
 mod provider;
 mod secret_source;
 mod socket;
 
+pub use command::COMMAND_LIMIT;
 pub use environment::Environment;
-pub use provider::{ClientAuth, ProviderConfig, RequestFormat};
-pub use secret_source::{COMMAND_LIMIT, SecretSource, SecretSourceError};
+pub use key_source::{GivenKey, GivenKeyError, KeySource};
+pub use provider::ProviderConfig;
+pub use secret_source::{SecretSource, SecretSourceError};
 pub use socket::SocketConfig;
 
 use crate::policy::{Policy, Role};
@@ -49,8 +55,8 @@ pub struct Config {
 pub struct StoreConfig {
     /// The SQLite database.
     pub path: PathBuf,
-    /// The key that seals it: `store.key` beside it.
-    pub key_file: PathBuf,
+    /// Where the key is kept that seals it.
+    pub key: KeySource,
 }
 
 /// How often, and for how long, providers are asked.
@@ -108,7 +114,7 @@ pub enum ConfigError {
         problem: Cow<'static, str>,
     },
     /// A default lies below the home directory, and there is none.
-    #[error("there is no place for {what}: HOME is not set to an absolute path, and {key} is not configured")]
+    #[error("there is no place for {what}: HOME is not set to an absolute path, and {key} is not given")]
     NoPlace {
         /// What has no place.
         what: &'static str,
@@ -128,14 +134,14 @@ impl Config {
     pub fn load(explicit: Option<&Path>, env: &Environment) -> Result<Self, ConfigError> {
         let usual = env.config_file();
         let Some(file) = explicit.or(usual.as_deref()) else { return Self::parse(Path::new(""), "", env) };
-        match fs::read_to_string(file) {
+        match read(file) {
             Ok(text) => Self::parse(file, &text, env),
             Err(error) if error.kind() == io::ErrorKind::NotFound && explicit.is_none() => Self::parse(file, "", env),
             Err(source) => Err(ConfigError::Unreadable { file: file.to_owned(), source }),
         }
     }
 
-    fn parse(file: &Path, text: &str, env: &Environment) -> Result<Self, ConfigError> {
+    pub(crate) fn parse(file: &Path, text: &str, env: &Environment) -> Result<Self, ConfigError> {
         let mut root = Document::parse(file, text)?;
         let config = Self {
             store: store(root.section("store")?, env)?,
@@ -198,6 +204,24 @@ pub fn dev_socket(explicit: Option<&Path>, env: &Environment) -> Result<SocketCo
     Ok(SocketConfig { name: "dev".to_owned(), path, policy: Policy::host(), uids: Vec::new() })
 }
 
+/// A thousand providers need some 200 KiB; what is longer is another file.
+const LONGEST_FILE: u64 = 1024 * 1024;
+
+/// Reads the file without waiting for anybody, and no more of it than a configuration may have.
+fn read(file: &Path) -> io::Result<String> {
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let opened = OpenOptions::new().read(true).custom_flags(nonblocking).open(file)?;
+    if opened.metadata()?.file_type().is_fifo() {
+        return Err(io::Error::other("it is a pipe; name a file"));
+    }
+    let mut text = String::new();
+    opened.take(LONGEST_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LONGEST_FILE {
+        return Err(io::Error::other("it is longer than 1 MiB"));
+    }
+    Ok(text)
+}
+
 fn store(mut section: Section<'_>, env: &Environment) -> Result<StoreConfig, ConfigError> {
     let path = match section.take("url") {
         Some(entry) => entry.parsed(
@@ -206,11 +230,12 @@ fn store(mut section: Section<'_>, env: &Environment) -> Result<StoreConfig, Con
         )?,
         None => env.store_path()?,
     };
-    if let Some(key) = section.take("key") {
-        key.parsed(|text| (text == "file").then_some(()), "must be \"file\" (this version has no other place)")?;
-    }
+    let key = match section.take("key") {
+        Some(entry) => entry.parsed(|text| KeySource::parse(text, &path), KeySource::FORM)?,
+        None => KeySource::file(&path),
+    };
     section.finish()?;
-    Ok(StoreConfig { key_file: path.with_file_name("store.key"), path })
+    Ok(StoreConfig { path, key })
 }
 
 /// A query, a fragment or an escape would mean one thing in a URL and another in a path, so there is none.

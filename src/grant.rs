@@ -6,7 +6,8 @@
 //! Invariants:
 //! 1. A refresh raises the generation by one and keeps the id; a login or put makes a new random id.
 //! 2. A refresh never loses what it was not given anew: refresh token, scope, extra members.
-//! 3. A [`SanitizedToken`] holds neither the text `refresh_token` nor the value of the grant's refresh token.
+//! 3. A [`SanitizedToken`] holds neither the text `refresh_token` nor the value of the grant's refresh token, nor of
+//!    the one before it.
 //!
 //! Must not know: wire formats other than the sanitized view's, storage, providers.
 
@@ -14,7 +15,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use bytes::Bytes;
 use secrecy::ExposeSecret as _;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
@@ -130,6 +131,31 @@ fn seconds(value: &Value) -> Option<f64> {
     }
 }
 
+/// The provider's other members, unread. Providers nest tokens in them, so `Debug` shows their number alone.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Extra(Map<String, Value>);
+
+impl Extra {
+    /// The members, secrets among them.
+    #[must_use]
+    pub const fn members(&self) -> &Map<String, Value> {
+        &self.0
+    }
+}
+
+impl From<Map<String, Value>> for Extra {
+    fn from(members: Map<String, Value>) -> Self {
+        Self(members)
+    }
+}
+
+impl fmt::Debug for Extra {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Extra({} members)", self.0.len())
+    }
+}
+
 /// Tokens fresh from a provider, or put by a person.
 #[derive(Debug)]
 pub struct Issued {
@@ -143,8 +169,8 @@ pub struct Issued {
     pub scope: Option<String>,
     /// The successor, when the provider rotates.
     pub refresh_token: Option<RefreshToken>,
-    /// Every other member, unread.
-    pub extra: Map<String, Value>,
+    /// Every other member.
+    pub extra: Extra,
 }
 
 impl Issued {
@@ -152,6 +178,19 @@ impl Issued {
     #[must_use]
     pub fn reveals(&self, current: Option<&RefreshToken>) -> bool {
         self.refresh_token.as_ref().into_iter().chain(current).any(|secret| self.access_token.reveals(secret))
+    }
+
+    /// Drops what quotes the refresh token that was presented. It will be in no grant to be looked for, but may still
+    /// be good: some providers take one again for a while, or do not rotate.
+    #[must_use]
+    fn without(mut self, presented: &RefreshToken) -> Self {
+        self.token_type = self.token_type.filter(|text| !presented.occurs_in(text));
+        self.scope = self.scope.filter(|text| !presented.occurs_in(text));
+        self.extra.0.retain(|name, value| {
+            let text = value.as_str().is_some_and(|text| presented.occurs_in(text));
+            !text && !presented.occurs_in(name) && !presented.occurs_in(&value.to_string())
+        });
+        self
     }
 }
 
@@ -173,7 +212,7 @@ pub struct Grant {
     /// What the next refresh presents.
     pub refresh_token: Option<RefreshToken>,
     /// The provider's other members.
-    pub extra: Map<String, Value>,
+    pub extra: Extra,
 }
 
 impl Grant {
@@ -186,7 +225,7 @@ impl Grant {
             access_token: issued.access_token,
             token_type: issued.token_type.unwrap_or_else(|| BEARER.to_owned()),
             issued_at: now,
-            scope: issued.scope.filter(|scope| !scope.trim().is_empty()),
+            scope: stated(issued.scope),
             refresh_token: issued.refresh_token,
             extra: issued.extra,
         }
@@ -195,8 +234,11 @@ impl Grant {
     /// The next generation: what `issued` brings new, and the rest as it was (invariants 1 and 2).
     #[must_use]
     pub fn refreshed(self, issued: Issued, now: Timestamp) -> Self {
-        let mut extra = self.extra;
-        extra.extend(issued.extra.into_iter().filter(|(_, value)| !value.is_null()));
+        let issued = match &self.refresh_token {
+            Some(presented) => issued.without(presented),
+            None => issued,
+        };
+        let extra = merge_extra(self.extra, issued.extra);
         Self {
             version: Version { generation: self.version.generation.saturating_add(1), ..self.version },
             access_token: issued.access_token,
@@ -204,12 +246,27 @@ impl Grant {
             issued_at: now,
             // A new token that has expired already is a mistake of some clock.
             expires_at: expiry(issued.lifetime, now).filter(|end| *end > now),
-            scope: merge_scope(self.scope, issued.scope),
+            scope: merge_scope(self.scope, stated(issued.scope)),
             refresh_token: issued.refresh_token.or(self.refresh_token),
             extra,
         }
     }
 }
+
+/// New-else-old, but no more than [`LARGEST_EXTRA`]: a provider that thinks up new members at each refresh would fill
+/// the disk.
+fn merge_extra(mut old: Extra, new: Extra) -> Extra {
+    let size = |(name, value): (&String, &Value)| name.len().saturating_add(value.to_string().len());
+    let total: usize = old.0.iter().chain(&new.0).map(size).sum();
+    if total > LARGEST_EXTRA {
+        old.0.clear();
+    }
+    old.0.extend(new.0.into_iter().filter(|(_, value)| !value.is_null()));
+    old
+}
+
+/// In bytes of JSON. A few long JWTs have some 20 KiB.
+const LARGEST_EXTRA: usize = 256 * 1024;
 
 fn expiry(lifetime: Lifetime, now: Timestamp) -> Option<Timestamp> {
     match lifetime {
@@ -227,6 +284,11 @@ fn merge_scope(granted: Option<String>, answered: Option<String>) -> Option<Stri
     Some(if narrowed { granted.clone() } else { answered.clone() })
 }
 
+/// The scope, if it names anything.
+fn stated(scope: Option<String>) -> Option<String> {
+    scope.filter(|scope| scope_items(scope).any(|item| !item.trim().is_empty()))
+}
+
 /// Space-delimited by RFC 6749 section 3.3; some providers use commas.
 fn scope_items(scope: &str) -> impl Iterator<Item = &str> {
     scope.split([' ', ',']).filter(|item| !item.is_empty())
@@ -234,7 +296,10 @@ fn scope_items(scope: &str) -> impl Iterator<Item = &str> {
 
 const BEARER: &str = "Bearer";
 
-/// The members beside the four standard ones that may leave, if they are scalars.
+/// The members that are made of the grant's own fields, whatever the provider called by these names.
+const STANDARD: [&str; 4] = ["access_token", "token_type", "expiry", "scope"];
+
+/// The members beside these that may leave, if they are scalars.
 const EXPOSED: [&str; 3] = ["account_id", "id_token", "resource_url"];
 
 /// The view of a grant that may leave over a socket (invariant 3).
@@ -280,15 +345,19 @@ impl SanitizedToken {
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the access token is what a caller asks for")]
     pub fn of(grant: &Grant, expose: &[String]) -> Self {
-        let safe = |text: &str| {
+        let keeps = |text: &str| {
             !holds_forbidden_text(text) && !grant.refresh_token.as_ref().is_some_and(|secret| secret.occurs_in(text))
         };
+        // The text itself and what JSON makes of it: a carriage return before `efresh_token` is written `\r`.
+        let safe = |text: &str| keeps(text) && keeps(&Value::from(text).to_string());
         let scope = grant.scope.as_deref().and_then(|scope| {
-            let items: Vec<&str> = scope.split(' ').filter(|item| safe(item)).collect();
-            (!items.is_empty()).then(|| items.join(" "))
+            let items: Vec<&str> = scope.split(' ').filter(|item| !item.trim().is_empty() && safe(item)).collect();
+            // A refresh token with a space in it may come together from items that are safe one by one.
+            Some(items.join(" ")).filter(|joined| !joined.is_empty() && safe(joined))
         });
-        let extra = grant.extra.iter().filter(|(name, value)| {
-            (EXPOSED.contains(&name.as_str()) || expose.contains(name)) && safe(name) && is_safe_scalar(value, safe)
+        let extra = grant.extra.0.iter().filter(|(name, value)| {
+            let listed = EXPOSED.contains(&name.as_str()) || expose.contains(name);
+            listed && !STANDARD.contains(&name.as_str()) && safe(name) && is_safe_scalar(value, safe)
         });
         let wire = Wire {
             access_token: grant.access_token.expose_secret(),
@@ -344,6 +413,9 @@ fn is_safe_scalar(value: &Value, safe: impl Fn(&str) -> bool) -> bool {
 }
 
 #[cfg(test)]
+pub(crate) mod properties;
+
+#[cfg(test)]
 mod tests {
     use serde_json::json;
 
@@ -359,7 +431,7 @@ mod tests {
             lifetime: Lifetime::In(Duration::from_hours(1)),
             scope: None,
             refresh_token: None,
-            extra,
+            extra: extra.into(),
         }
     }
 
@@ -382,7 +454,32 @@ mod tests {
         assert_eq!(after.version.generation, 2);
         assert!(after.refresh_token.unwrap().same_as(&RefreshToken::new("rt-canary".into()).unwrap()));
         assert_eq!(after.scope.as_deref(), Some("a b c"));
-        assert_eq!(Value::Object(after.extra), json!({"account_id": "me", "old": 1, "new": 2}));
+        assert_eq!(Value::Object(after.extra.0), json!({"account_id": "me", "old": 1, "new": 2}));
+    }
+
+    #[test]
+    fn what_quotes_the_refresh_token_that_was_presented_is_dropped() {
+        let quoting = Issued {
+            token_type: Some("rt-canary".into()),
+            scope: Some("a rt-canary".into()),
+            refresh_token: Some(RefreshToken::new("rt-next".into()).unwrap()),
+            ..issued(
+                json!({"account_id": "x rt-canary", "id_token": ["rt-canary"], "rt-canary": 1, "resource_url": "u"}),
+            )
+        };
+        let after = grant(json!({"account_id": "me"})).refreshed(quoting, NOW);
+        assert_eq!((after.token_type.as_str(), after.scope.as_deref()), ("Bearer", Some("a b c")));
+        assert_eq!(Value::Object(after.extra.0), json!({"account_id": "me", "resource_url": "u"}));
+    }
+
+    #[test]
+    fn members_do_not_pile_up_without_end() {
+        let mut grant = grant(json!({}));
+        for round in 0..20 {
+            grant = grant.refreshed(issued(json!({format!("x{round}"): "x".repeat(LARGEST_EXTRA / 4)})), NOW);
+            assert!(Value::from(grant.extra.0.clone()).to_string().len() <= LARGEST_EXTRA);
+        }
+        assert!(grant.extra.0.contains_key("x19"));
     }
 
     #[test]
@@ -432,6 +529,48 @@ mod tests {
         grant.expires_at = None;
         let expected = json!({"access_token": "at-2", "token_type": "Bearer", "scope": "a b"});
         assert_eq!(body(&SanitizedToken::of(&grant, &[])), expected);
+    }
+
+    #[test]
+    fn a_refresh_token_with_a_space_does_not_come_together_in_the_scope() {
+        let mut grant = grant(json!({}));
+        grant.refresh_token = Some(RefreshToken::new("rt canary".into()).unwrap());
+        grant.scope = Some("a rt canary".into());
+        assert_eq!(SanitizedToken::of(&grant, &[]).scope, None);
+    }
+
+    #[test]
+    fn debug_shows_of_the_other_members_only_how_many_there_are() {
+        let shown = format!("{:?}", grant(json!({"authed_user": {"refresh_token": "canary"}, "id_token": "canary"})));
+        assert!(shown.contains("Extra(2 members)") && !shown.contains("canary"), "{shown}");
+    }
+
+    #[test]
+    fn what_only_the_json_would_spell_is_left_out() {
+        let mut grant = grant(json!({"account_id": "\refresh_token", "id_token": "\rt-canary", "\refresh_token": 1}));
+        grant.scope = Some("a \refresh_token \rt-canary".into());
+        let json = SanitizedToken::of(&grant, &["\refresh_token".into()]).json();
+        let expected = json!({"access_token": "at-2", "token_type": "Bearer", "expiry": 1_700_003_600, "scope": "a"});
+        assert_eq!(serde_json::from_slice::<Value>(&json).unwrap(), expected);
+    }
+
+    #[test]
+    fn no_member_of_the_providers_stands_for_one_of_ours() {
+        let grant = grant(json!({"expiry": "never", "scope": 1, "token_type": "x", "access_token": "y"}));
+        let expose = STANDARD.map(String::from);
+        let expected =
+            json!({"access_token": "at-2", "token_type": "Bearer", "expiry": 1_700_003_600, "scope": "a b c"});
+        let json = SanitizedToken::of(&grant, &expose).json();
+        assert_eq!(serde_json::from_slice::<Value>(&json).unwrap(), expected);
+        assert_eq!(json.len(), expected.to_string().len());
+    }
+
+    #[test]
+    fn an_answer_with_an_empty_scope_states_none() {
+        let mut before = grant(json!({}));
+        before.scope = None;
+        let after = before.refreshed(Issued { scope: Some(" ".into()), ..issued(json!({})) }, NOW);
+        assert_eq!(after.scope, None);
     }
 
     #[test]

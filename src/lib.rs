@@ -23,6 +23,9 @@ pub mod clock;
 pub mod config;
 #[cfg(feature = "faults")]
 mod faults;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod grant;
 pub mod lifecycle;
 pub mod policy;

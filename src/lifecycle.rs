@@ -8,28 +8,36 @@
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     account::ProviderName,
     clock::Clock,
-    config::{self, Config, Environment, ProviderConfig, SocketConfig},
+    config::{Config, Environment, ProviderConfig, SecretSourceError, SocketConfig},
     provider::{
         Provider, Providers, Rules,
-        oauth2::{ClientAuth, Endpoints, OAuth2, RequestFormat, Settings, SetupError},
+        oauth2::{Endpoints, OAuth2, Settings, SetupError},
     },
     refresh::Coordinator,
+    secret::ClientSecret,
     server::{
         self, AppState,
         listener::{BindError, Listener},
         peer::Peers,
     },
-    store::{Store, StoreError, key, sqlite::Sqlite},
+    store::{Store, StoreError, key::passphrase::Ask, sqlite::Sqlite},
 };
 
 pub mod check;
 pub mod dev;
+mod key;
+pub mod store;
+
+use key::Keeper;
 
 /// A flight takes at most 30 s; what is left is for answering.
 const LAST_WAIT: Duration = Duration::from_secs(35);
@@ -46,6 +54,14 @@ pub enum LifecycleError {
     /// The store cannot be opened.
     #[error("cannot open the store")]
     Store(#[from] StoreError),
+    /// There is no store to do something with.
+    #[error("there is no store in {}; `credproxy serve` makes one", .0.display())]
+    NoStore(PathBuf),
+    /// The key is not ours to change.
+    #[error(
+        "the key is given to the daemon from elsewhere, so it cannot put another there; name a new place with --to"
+    )]
+    ForeignKey,
     /// A socket cannot be offered.
     #[error("cannot offer the socket {name}")]
     Bind {
@@ -81,12 +97,13 @@ pub enum LifecycleError {
     Unfinished,
 }
 
-/// Serves until a signal.
-pub async fn serve(config: &Config, environment: &Environment) -> Result<(), LifecycleError> {
+/// Serves until a signal. A person is asked for the passphrase, if that is where the key is, before anything else.
+pub async fn serve(config: &Config, environment: &Environment, ask: Ask<'_>) -> Result<(), LifecycleError> {
     outlive_file_limits()?;
     let clock = clock();
+    let keeper = Keeper { source: &config.store.key, store: &config.store.path, copy: None, environment, ask };
+    let store = Arc::new(keeper.open().await?);
     let providers = providers(&config.providers, environment, config.refresh.request_timeout, &clock).await?;
-    let store = Arc::new(open_store(config).await?);
     let shared: Arc<dyn Store> = Arc::<Sqlite>::clone(&store);
     let coordinator = Coordinator::new(shared, providers, clock, config.refresh.cooldown);
     let served = run(&coordinator, &config.sockets, |_| ()).await;
@@ -115,12 +132,6 @@ fn clock() -> Arc<dyn Clock> {
     Arc::new(crate::faults::MovedClock::new())
 }
 
-async fn open_store(config: &Config) -> Result<Sqlite, StoreError> {
-    let (path, key_file) = (&config.store.path, &config.store.key_file);
-    let key = key::from_file(key_file, Sqlite::exists(path))?;
-    Sqlite::open(path, key, &key_file.display().to_string()).await
-}
-
 async fn providers(
     configured: &[ProviderConfig],
     environment: &Environment,
@@ -129,7 +140,12 @@ async fn providers(
 ) -> Result<Providers, LifecycleError> {
     let mut providers: Vec<(ProviderName, Arc<dyn Provider>)> = Vec::with_capacity(configured.len());
     for provider in configured {
-        let settings = settings(provider, environment, request_timeout).await;
+        let client_secret = client_secret(provider, environment).await;
+        if let Some(Err(error)) = &client_secret {
+            // This provider fails, and says so at every refresh; the others do not.
+            tracing::error!(provider = %provider.name, error = chain(error), "no client secret");
+        }
+        let settings = settings(provider, client_secret, request_timeout);
         let built = OAuth2::new(settings, Arc::clone(clock))
             .map_err(|source| LifecycleError::Provider { name: provider.name.clone(), source })?;
         providers.push((provider.name.clone(), Arc::new(built)));
@@ -137,16 +153,21 @@ async fn providers(
     Ok(providers.into_iter().collect())
 }
 
+/// The provider's client secret, where one is configured.
+async fn client_secret(
+    provider: &ProviderConfig,
+    environment: &Environment,
+) -> Option<Result<ClientSecret, SecretSourceError>> {
+    let source = provider.client_secret.as_ref()?;
+    Some(source.read(environment).await)
+}
+
 /// What the configuration says of a provider, in the provider client's words.
-async fn settings(provider: &ProviderConfig, environment: &Environment, request_timeout: Duration) -> Settings {
-    let client_secret = match &provider.client_secret {
-        None => None,
-        Some(source) => Some(source.read(environment).await.map_err(|error| {
-            // This provider fails, and says so at every refresh; the others do not.
-            tracing::error!(provider = %provider.name, error = chain(&error), "no client secret");
-            "the client secret could not be read"
-        })),
-    };
+fn settings(
+    provider: &ProviderConfig,
+    client_secret: Option<Result<ClientSecret, SecretSourceError>>,
+    request_timeout: Duration,
+) -> Settings {
     Settings {
         endpoints: Endpoints {
             // The configuration has seen that it is a URL; discovery compares its text (RFC 8414 section 3.3).
@@ -155,17 +176,9 @@ async fn settings(provider: &ProviderConfig, environment: &Environment, request_
             revocation: provider.revocation_endpoint.clone(),
         },
         client_id: provider.client_id.clone(),
-        client_secret,
-        client_auth: match provider.client_auth {
-            config::ClientAuth::None => ClientAuth::None,
-            config::ClientAuth::Post => ClientAuth::Post,
-            config::ClientAuth::Basic => ClientAuth::Basic,
-            config::ClientAuth::BasicRaw => ClientAuth::BasicRaw,
-        },
-        request_format: match provider.request_format {
-            config::RequestFormat::Form => RequestFormat::Form,
-            config::RequestFormat::Json => RequestFormat::Json,
-        },
+        client_secret: client_secret.map(|secret| secret.map_err(|_| "the client secret could not be read")),
+        client_auth: provider.client_auth,
+        request_format: provider.request_format,
         request_timeout,
         ca_file: provider.ca_file.clone(),
         rules: Rules {
@@ -198,13 +211,12 @@ async fn run<T>(
             .map_err(|source| LifecycleError::Bind { name: socket.name.clone(), source })?;
         listeners.push((Arc::new(listener), socket.policy.clone()));
     }
-    let (stop, serving) = (CancellationToken::new(), TaskTracker::new());
+    let (stop, mut serving) = (CancellationToken::new(), JoinSet::new());
     for (listener, policy) in &listeners {
         let router = server::router(AppState::new(coordinator.clone(), policy.clone()));
         let (listener, stop) = (Arc::clone(listener), stop.clone());
         serving.spawn(async move { listener.serve(router, share, stop).await });
     }
-    serving.close();
     let paths: Vec<PathBuf> = listeners.iter().map(|(listener, _)| listener.path().to_owned()).collect();
     tracing::info!(sockets = ?paths, "ready");
     let done = ready(&paths);
@@ -212,8 +224,11 @@ async fn run<T>(
     tracing::info!(signal, "ending");
     stop.cancel();
     let finished = tokio::time::timeout(LAST_WAIT, coordinator.shut_down()).await;
-    if tokio::time::timeout(LAST_ANSWERS, serving.wait()).await.is_err() {
+    let last_answers = async { while serving.join_next().await.is_some() {} };
+    if tokio::time::timeout(LAST_ANSWERS, last_answers).await.is_err() {
         tracing::warn!("some connections were cut off");
+        // What still runs holds the sockets open.
+        serving.shutdown().await;
     }
     finished.map(|()| done).map_err(|_| LifecycleError::Unfinished)
 }

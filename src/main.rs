@@ -3,8 +3,8 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use credproxy::{
-    cli::{self, Cli, Command, Exit, Failure, Options, Serve},
-    config::{Environment, dev_socket},
+    cli::{self, Cli, Command, Exit, Failure, Options, Serve, StoreCommand, ask_passphrase},
+    config::{Environment, KeySource, dev_socket},
     lifecycle::{self, check, dev},
     telemetry,
 };
@@ -19,6 +19,7 @@ fn main() -> ExitCode {
     let done = match command {
         Command::Serve(how) => serve(&options, &how, &env),
         Command::Check => check(&options, &env),
+        Command::Store(command) => store(&options, &command, &env),
         Command::Client(command) => runtime(&mut Builder::new_current_thread())
             .map(|runtime| runtime.block_on(cli::run(&options, &command, &env))),
     };
@@ -40,14 +41,40 @@ fn serve(options: &Options, how: &Serve, env: &Environment) -> Result<ExitCode, 
         runtime.block_on(dev::serve(socket, announce)).map_err(failed)??;
     } else {
         let config = options.configuration(env)?;
-        runtime.block_on(lifecycle::serve(&config, env)).map_err(failed)?;
+        runtime.block_on(lifecycle::serve(&config, env, &ask_passphrase)).map_err(failed)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn check(options: &Options, env: &Environment) -> Result<ExitCode, Failure> {
     let config = options.configuration(env)?;
-    let findings = runtime(&mut Builder::new_current_thread())?.block_on(check::check(&config, env));
+    let findings = runtime(&mut Builder::new_current_thread())?.block_on(check::check(&config, env, &ask_passphrase));
     let findings: Vec<_> = findings.into_iter().map(|finding| (finding.subject, finding.result)).collect();
     Ok(cli::print_findings(&findings, options.json))
+}
+
+fn store(options: &Options, command: &StoreCommand, env: &Environment) -> Result<ExitCode, Failure> {
+    let config = options.configuration(env)?;
+    let runtime = runtime(&mut Builder::new_current_thread())?;
+    let failed = |error| Failure::new(Exit::Failure, error);
+    match command {
+        StoreCommand::Backup { target } => {
+            let copied = lifecycle::store::backup(&config, env, &ask_passphrase, target);
+            let found = runtime.block_on(copied).map_err(failed)?;
+            cli::print_backup(target, &config.store.key.place(), &found, options.json)
+        }
+        StoreCommand::Verify { copy } => {
+            let found = lifecycle::store::verify(&config, env, &ask_passphrase, copy.as_deref());
+            cli::print_verification(&runtime.block_on(found).map_err(failed)?, options.json)
+        }
+        StoreCommand::Rekey { to } => {
+            let parse = |text: &String| KeySource::parse(text, &config.store.path);
+            let unknown = || Failure::new(Exit::Usage, format!("--to {}", KeySource::FORM));
+            let source = to.as_ref().map(|text| parse(text).ok_or_else(unknown)).transpose()?;
+            let rekeyed = lifecycle::store::rekey(&config, env, &ask_passphrase, source.as_ref());
+            let done = runtime.block_on(rekeyed).map_err(failed)?;
+            let moved = source.is_some_and(|source| source != config.store.key);
+            cli::print_rekeyed(done.records, (done.before, done.now), &done.place, moved, options.json)
+        }
+    }
 }

@@ -105,6 +105,28 @@ pub struct Rules {
     pub expose: Vec<String>,
 }
 
+/// How the client authenticates at the token endpoint (RFC 6749 section 2.3.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// It only names itself: `client_id` in the body.
+    None,
+    /// Id and secret in the body.
+    Post,
+    /// HTTP Basic, id and secret form-encoded first, as the RFC has it.
+    Basic,
+    /// HTTP Basic without that encoding, for servers that do not decode it.
+    BasicRaw,
+}
+
+/// The form of a token request's body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestFormat {
+    /// `application/x-www-form-urlencoded`, as RFC 6749 has it.
+    Form,
+    /// A JSON object with the same members, for the few providers that want it.
+    Json,
+}
+
 /// One client registration at one authorization server.
 #[async_trait]
 pub trait Provider: fmt::Debug + Send + Sync {
@@ -144,6 +166,8 @@ impl FromIterator<(ProviderName, Arc<dyn Provider>)> for Providers {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -158,6 +182,23 @@ mod tests {
         ] {
             let code = ErrorCode::new(text, Some(&secret));
             assert_eq!((code.as_str(), code.shown()), (kept, shown), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_code_quotes_a_secret_or_shows_the_forbidden_text(
+            pieces in proptest::collection::vec("[a-zA-Z_.-]{0,9}|.{0,3}|canary1|refresh_token|Refresh_Token", 0..8),
+        ) {
+            let text = pieces.concat();
+            let secret = RefreshToken::new("canary1".into()).unwrap();
+            let code = ErrorCode::new(&text, Some(&secret));
+            prop_assert!(code.as_str().is_empty() || code.as_str() == text);
+            prop_assert!(!code.as_str().contains("canary1") && code.as_str().len() <= LONGEST_CODE);
+            if let Some(shown) = code.shown() {
+                prop_assert!(!shown.is_empty() && !holds_forbidden_text(shown) && shown.is_ascii());
+                prop_assert!(!shown.contains(|one: char| one.is_whitespace() || one.is_control()));
+            }
         }
     }
 }

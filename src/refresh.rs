@@ -131,7 +131,6 @@ impl Coordinator {
             Verdict::Moved if snapshot.token.expired(self.0.clock.now()) => {}
             Verdict::Moved => return Ok(snapshot),
             Verdict::Mismatch => return Err(RefreshError::PreconditionFailed),
-            Verdict::Malformed => return Err(RefreshError::UnknownTag),
         }
         self.0.renew(account, &slot, &snapshot, true).await
     }
@@ -169,23 +168,25 @@ impl Coordinator {
             let id = random_grant_id().map_err(|_| RefreshError::Internal)?;
             let grant = Grant::new(id, issued, inner.clock.now());
             let slot = inner.slot(&account);
+            let boarding = slot.boarding.lock().await;
             let base = slot.base(inner.store.epoch());
             #[cfg(feature = "faults")]
             crate::faults::reach("before_put").await;
-            let put = inner.noted(inner.store.put(&account, &grant, &expect).await)?;
+            let put = inner.noted(inner.store.put(&account, &grant, &expect).await);
             #[cfg(feature = "faults")]
             crate::faults::reach("after_put").await;
-            if put == Put::Conflict {
-                return Err(RefreshError::PreconditionFailed);
-            }
+            let put = match put {
+                Ok(put @ (Put::Created | Put::Replaced)) => put,
+                other => {
+                    drop(boarding);
+                    inner.forget_if_empty(&account, slot);
+                    return Err(other.map_or_else(RefreshError::from, |_| RefreshError::PreconditionFailed));
+                }
+            };
             let snapshot = inner.snapshot(&account, &grant, Marks::default());
             let tag = Arc::clone(&snapshot.tag);
-            let mut state = slot.lock();
-            state.publish(base, Some(snapshot));
-            state.ended = None;
-            // The flight of the old grant goes on, and its result will be dropped; nobody joins it any more.
-            state.flight = None;
-            drop(state);
+            slot.lock().replace(base, Some(snapshot));
+            drop(boarding);
             slot.changed.notify_waiters();
             tracing::info!(%account, "grant stored");
             Ok((put, tag))
@@ -204,6 +205,7 @@ impl Coordinator {
                 // Whatever came of it: a late success is deleted as well.
                 drop(flight.landed().await);
             }
+            let boarding = slot.boarding.lock().await;
             let base = slot.base(inner.store.epoch());
             #[cfg(feature = "faults")]
             crate::faults::reach("before_delete").await;
@@ -211,11 +213,12 @@ impl Coordinator {
             #[cfg(feature = "faults")]
             crate::faults::reach("after_delete").await;
             if let Ok(Deleted::Gone(_)) = &deleted {
-                slot.lock().publish(base, None);
+                slot.lock().replace(base, None);
                 slot.changed.notify_waiters();
                 tracing::info!(%account, "grant deleted");
             }
-            inner.forget_if_empty(&account, &slot);
+            drop(boarding);
+            inner.forget_if_empty(&account, slot);
             match deleted? {
                 Deleted::Gone(Some(grant)) if revoke => Ok(inner.revoke(&account, &grant).await),
                 Deleted::Gone(_) => Ok(false),
@@ -304,21 +307,30 @@ impl Inner {
     }
 
     /// Drops the slot of an account without a grant, so that made-up names take no memory. Nobody else may hold it:
-    /// two slots for one account would be two flights.
-    fn forget_if_empty(&self, account: &Account, slot: &Arc<Slot>) {
+    /// two slots for one account would be two flights. The caller's hold ends in here, so that of several callers at
+    /// once the last one drops it.
+    fn forget_if_empty(&self, account: &Account, slot: Arc<Slot>) {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
         let empty = {
             let state = slot.lock();
             state.last().is_none() && state.flight.is_none()
         };
-        if empty && Arc::strong_count(slot) == 2 {
+        drop(slot);
+        if empty && slots.get(account).is_some_and(|slot| Arc::strong_count(slot) == 1) {
             slots.remove(account);
         }
     }
 
     /// What is known of the account, from memory or from the store.
     async fn look(&self, account: &Account, staleness: Staleness) -> Result<(Arc<Slot>, Arc<Snapshot>), RefreshError> {
-        let slot = self.slot(account);
+        // A name without a record gets no slot: whoever makes names up, and hangs up or asks twice at once, takes no
+        // memory with them.
+        let known = self.slots().get(account).cloned();
+        let slot = match known {
+            Some(slot) => slot,
+            None if self.store.load(account).await?.is_some() => self.slot(account),
+            None => return Err(RefreshError::NotFound),
+        };
         loop {
             let (base, known) = slot.look(self.store.epoch());
             if let Some(snapshot) = known {
@@ -330,16 +342,17 @@ impl Inner {
                     let last = slot.lock().last().cloned();
                     return match last {
                         Some(last) if staleness == Staleness::Tolerated => Ok((slot, last)),
-                        Some(_) | None => Err(error.into()),
+                        Some(_) | None => {
+                            self.forget_if_empty(account, slot);
+                            Err(error.into())
+                        }
                     };
                 }
             };
             let snapshot = record.map(|record| self.snapshot(account, &record.grant, record.marks));
-            if !slot.lock().fill(base, snapshot.clone()) {
-                continue;
-            }
-            let Some(snapshot) = snapshot else {
-                self.forget_if_empty(account, &slot);
+            let Ok(seen) = slot.lock().fill(base, snapshot) else { continue };
+            let Some(snapshot) = seen else {
+                self.forget_if_empty(account, slot);
                 return Err(RefreshError::NotFound);
             };
             return Ok((slot, snapshot));
@@ -366,8 +379,31 @@ impl Inner {
         self.providers.get(&account.provider).ok_or(RefreshError::NotConfigured)
     }
 
-    /// Joins the flight under way, or starts one if its time has come.
+    /// A token other than the caller's, unless his will do (`forced`: it will not).
     async fn renew(
+        self: &Arc<Self>,
+        account: &Account,
+        slot: &Arc<Slot>,
+        snapshot: &Arc<Snapshot>,
+        forced: bool,
+    ) -> Result<Arc<Snapshot>, RefreshError> {
+        let mut seen = Arc::clone(snapshot);
+        loop {
+            let landed = self.fly_along(account, slot, &seen, forced).await?;
+            let expired = landed.token.expired(self.clock.now());
+            let (now, before) = (landed.token.version, seen.token.version);
+            // A flight that others began, for a token or a grant before this one, may end with what the caller has, or
+            // with a replacement that nobody refreshed yet.
+            let again = if now == before { forced || expired } else { now.id != before.id && expired };
+            if !again {
+                return Ok(landed);
+            }
+            seen = landed;
+        }
+    }
+
+    /// Joins the flight under way, or starts one if its time has come.
+    async fn fly_along(
         self: &Arc<Self>,
         account: &Account,
         slot: &Arc<Slot>,

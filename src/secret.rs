@@ -75,6 +75,10 @@ secret! {
     /// What the client authenticates with at the token endpoint (RFC 6749 section 2.3.1).
     ClientSecret
 }
+secret! {
+    /// What a person types to open the store.
+    Passphrase
+}
 
 impl AccessToken {
     /// Accepts 1*VSCHAR (RFC 6749 appendix A.12).
@@ -141,6 +145,32 @@ impl ClientSecret {
     }
 }
 
+impl Passphrase {
+    /// Accepts any text that is not empty.
+    pub fn new(mut text: String) -> Result<Self, SecretError> {
+        if text.is_empty() || text.len() > MAX_LENGTH {
+            let reason = if text.is_empty() { SecretError::Empty } else { SecretError::TooLong };
+            text.zeroize();
+            return Err(reason);
+        }
+        Ok(Self(SecretString::from(text)))
+    }
+
+    /// Whether two passphrases are the same, in constant time.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "compares two secrets; neither leaves")]
+    pub fn same_as(&self, other: &Self) -> bool {
+        self.expose_secret().as_bytes().ct_eq(other.expose_secret().as_bytes()).into()
+    }
+
+    /// How many characters it has.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "counts the characters")]
+    pub fn characters(&self) -> usize {
+        self.expose_secret().chars().count()
+    }
+}
+
 fn printable(text: &str) -> Result<(), SecretError> {
     if text.is_empty() {
         Err(SecretError::Empty)
@@ -184,7 +214,8 @@ mod tests {
     #[test]
     fn debug_never_prints_a_secret() {
         let shown = format!(
-            "{:?} {:?} {:?} {:?}",
+            "{:?} {:?} {:?} {:?} {:?}",
+            Passphrase::new("canary-p".into()).unwrap(),
             AccessToken::new("canary-a".into()).unwrap(),
             RefreshToken::new("canary-r".into()).unwrap(),
             ClientSecret::new("canary-c".into()).unwrap(),

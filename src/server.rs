@@ -29,6 +29,7 @@ pub mod peer;
 pub mod problem;
 mod request;
 mod routes;
+mod stall;
 
 use problem::{Code, Problem};
 use routes::{document, health, providers, tokens};

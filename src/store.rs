@@ -28,6 +28,17 @@ pub(crate) mod private;
 pub mod seal;
 pub mod sqlite;
 
+/// By which a person knows a store key again. It may be shown; six bytes are as many as a person compares, and more
+/// than enough to tell the keys of one person apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyId(pub(crate) [u8; 6]);
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
+    }
+}
+
 /// Counts every write to one account's record, marks and lease included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Revision(pub u64);
@@ -212,6 +223,12 @@ pub enum StoreError {
     WrongKey {
         /// Where the key is.
         key: String,
+        /// Where the store is.
+        place: String,
+    },
+    /// Somebody has the store open, and what was asked for needs it alone.
+    #[error("{place} is in use: stop the daemon that uses it first")]
+    InUse {
         /// Where the store is.
         place: String,
     },

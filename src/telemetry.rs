@@ -1,14 +1,28 @@
 //! Logs: structured lines on standard error.
 //!
-//! Invariant: no secret, body, header or query is ever logged, at any level. The libraries below log what passes
-//! through them once asked to, so their events are cut off above `info`.
+//! Invariants:
+//! 1. No secret, body, header or query is ever logged, at any level. The libraries below log what passes through them
+//!    once asked to, so their events are cut off above `info`.
+//! 2. Nobody waits for the reader of a log: a line that a full pipe or a stopped terminal does not take is dropped.
 
-use std::io::IsTerminal as _;
+use std::{
+    io::{self, IsTerminal as _, Write},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{
-    EnvFilter, Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    EnvFilter, Layer as _, filter::Targets, fmt::MakeWriter, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
+
+/// How long a reader may be busy before lines are dropped.
+const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+
+const NO_PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// Sends events to standard error; `filter` as in `CREDPROXY_LOG`: `info`, `credproxy=trace`, and the like. A second
 /// call does nothing.
@@ -16,11 +30,45 @@ pub fn start(filter: &str) {
     let ours = Targets::new().with_target(env!("CARGO_PKG_NAME"), LevelFilter::TRACE).with_default(LevelFilter::INFO);
     let wanted = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).parse_lossy(filter);
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(Lines::default())
+        .with_ansi(io::stderr().is_terminal())
         .with_filter(wanted)
         .with_filter(ours);
     if tracing_subscriber::registry().with(lines).try_init().is_err() {
         tracing::debug!("logs are on their way already");
+    }
+}
+
+/// Standard error, line by line.
+#[derive(Default)]
+struct Lines {
+    /// The last line found no room: the next one does not wait.
+    stuck: AtomicBool,
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = &'a Self;
+
+    fn make_writer(&'a self) -> &'a Self {
+        self
+    }
+}
+
+impl Write for &Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut stderr = io::stderr().lock();
+        let patience = if self.stuck.load(Ordering::Relaxed) { NO_PATIENCE } else { PATIENCE };
+        // A pipe that is writable takes 4,096 bytes (PIPE_BUF) at once, more than any line has.
+        let mut room = [PollFd::new(&stderr, PollFlags::OUT)];
+        let stuck = matches!(poll(&mut room, Some(&patience)), Ok(0) | Err(Errno::INTR));
+        self.stuck.store(stuck, Ordering::Relaxed);
+        if !stuck {
+            stderr.write_all(line)?;
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -102,6 +102,26 @@ fn a_broken_configuration_is_named_by_file_line_and_key_and_never_quoted() {
 }
 
 #[test]
+fn check_says_why_a_secret_cannot_be_had_and_a_socket_not_offered() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("s".repeat(108));
+    let path = file(
+        directory.path(),
+        "[providers.corp]\nissuer = \"https://example.com\"\nclient_id = \"me\"\nclient_secret = { env = \"UNSET\" }\n",
+    );
+    let home = directory.path().to_str().unwrap();
+    let arguments = ["--config", &path, "--socket", socket.to_str().unwrap(), "check"];
+    let output = credproxy_in(&[("HOME", home)], &arguments, "");
+    assert_eq!((output.status.code(), stderr(&output)), (Some(1), ""));
+    for expected in [
+        "wrong  provider corp  the environment variable named by client_secret.env is not set\n",
+        &format!("wrong  socket host    the path {} has ", socket.display()),
+    ] {
+        assert!(stdout(&output).contains(expected), "{}", stdout(&output));
+    }
+}
+
+#[test]
 fn a_configuration_that_is_not_there_is_named() {
     let output = credproxy(&["--config", "/nowhere/x.toml", "status"], "");
     assert_eq!(output.status.code(), Some(2));

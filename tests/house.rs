@@ -14,7 +14,7 @@ use std::{
 
 /// How high a room stands; it may import what stands lower. `provider` and `store` are traits, which the coordinator
 /// knows; what implements them (`CHILDREN_RANK`) stands above it.
-const RANKS: [(&str, u8); 17] = [
+const RANKS: [(&str, u8); 18] = [
     ("secret", 0),
     ("clock", 0),
     ("account", 1),
@@ -30,6 +30,7 @@ const RANKS: [(&str, u8); 17] = [
     ("cli", 6),
     ("telemetry", 6),
     ("lifecycle", 7),
+    ("fuzzing", 7),
     ("lib", 8),
     ("main", 8),
 ];
@@ -39,11 +40,13 @@ const CHILDREN_RANK: [(&str, u8); 2] = [("provider", 5), ("store", 5)];
 const STRANGERS: [(&str, &str); 1] = [("lifecycle", "cli")];
 
 /// Crates and macros, and where alone they may stand: under a folder, or in a file.
-const HOMES: [(&str, &[&str]); 9] = [
+const HOMES: [(&str, &[&str]); 11] = [
     ("axum", &["server/", "server.rs"]),
     ("reqwest", &["provider/"]),
     ("sqlx", &["store/"]),
     ("chacha20poly1305", &["store/"]),
+    ("argon2", &["store/"]),
+    ("rpassword", &["cli/"]),
     ("hyperlocal", &["client/", "client.rs"]),
     ("print!", &["cli/", "cli.rs"]),
     ("println!", &["cli/", "cli.rs"]),

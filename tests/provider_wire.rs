@@ -14,15 +14,15 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use credproxy::{
     clock::SystemClock,
-    grant::{Grant, GrantId, Issued, Lifetime},
+    grant::{Extra, Grant, GrantId, Issued, Lifetime},
     provider::{
-        Body, Provider as _, Reply, Rules,
-        oauth2::{ClientAuth, Endpoints, OAuth2, RequestFormat, Settings, SetupError, endpoint},
+        Body, ClientAuth, Provider as _, Reply, RequestFormat, Rules,
+        oauth2::{Endpoints, OAuth2, Settings, SetupError, endpoint},
     },
     secret::{AccessToken, ClientSecret, RefreshToken},
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use support::issuer::{Answer, Gate, Issuer, Outcome, Raw, Seen};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
@@ -64,7 +64,7 @@ fn grant(access: &str, refresh: Option<&str>) -> Grant {
         lifetime: Lifetime::Unknown,
         scope: Some("read write".into()),
         refresh_token: refresh.map(|text| RefreshToken::new(text.into()).unwrap()),
-        extra: Map::new(),
+        extra: Extra::default(),
     };
     Grant::new(GrantId::from_bytes([1; 16]), issued, credproxy::clock::Timestamp::from_secs(1_700_000_000))
 }

@@ -19,7 +19,7 @@ use std::{
 use credproxy::{
     account::Account,
     clock::Timestamp,
-    grant::{Grant, GrantId, Version},
+    grant::{Extra, Grant, GrantId, Version},
     secret::{AccessToken, RefreshToken, StoreKey},
     store::{
         Attempt, Claim, Deleted, Expect, Latch, Marks, Outcome, Presented, Put, Record, Revision, Store, StoreError,
@@ -28,7 +28,7 @@ use credproxy::{
 };
 use futures_util::{FutureExt as _, future::join_all};
 use secrecy::ExposeSecret as _;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use sqlx::{ConnectOptions as _, Connection as _, sqlite::SqliteConnectOptions};
 use tokio::task::JoinSet;
 
@@ -113,12 +113,12 @@ fn grant(id: u8, generation: u64) -> Grant {
         expires_at: Some(Timestamp::from_millis(1_700_003_600_123)),
         scope: Some("read write".into()),
         refresh_token: Some(RefreshToken::new(format!("canary-refresh-{id}-{generation}")).unwrap()),
-        extra,
+        extra: extra.into(),
     }
 }
 
 fn bare_grant() -> Grant {
-    Grant { expires_at: None, scope: None, refresh_token: None, extra: Map::new(), ..grant(3, u64::MAX) }
+    Grant { expires_at: None, scope: None, refresh_token: None, extra: Extra::default(), ..grant(3, u64::MAX) }
 }
 
 fn marks() -> Marks {
@@ -799,4 +799,15 @@ async fn a_key_that_is_lost_or_open_to_others_is_refused() {
 #[test]
 fn grant_ids_are_random() {
     assert_ne!(random_grant_id().unwrap(), random_grant_id().unwrap());
+}
+
+#[tokio::test]
+async fn a_store_whose_only_connection_was_closed_after_an_error_is_still_read() {
+    let bench = OnDisk::new().await;
+    let store = bench.open().await;
+    let corp = account("corp");
+    put(&store, &corp, &grant(1, 1)).await;
+    bench.sql("CREATE TRIGGER no_put BEFORE INSERT ON records BEGIN SELECT RAISE(FAIL, 'no'); END").await;
+    assert!(store.put(&corp, &grant(2, 1), &Expect::Whatever).await.is_err());
+    assert_same(&load(&store, &corp).await.grant, &grant(1, 1));
 }

@@ -31,7 +31,7 @@ pub enum Exit {
 pub(super) const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  any other failure; `status`: the daemon is degraded; `check`: something is wrong
+  1  any other failure; `status`: the daemon is degraded; `check`, `store verify`: something is wrong
   2  the command line or the configuration is wrong
   3  a person must log in again (REAUTH_REQUIRED)
   4  too soon, try again later (RATE_LIMITED)
@@ -90,7 +90,13 @@ impl Failure {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        Self::new(Exit::Usage, error)
+        let no_place = matches!(error, ConfigError::NoPlace { .. });
+        let failure = Self::new(Exit::Usage, error);
+        if no_place {
+            failure.hint("set HOME; a client needs no more than its daemon's socket, in --socket or CREDPROXY_SOCKET")
+        } else {
+            failure
+        }
     }
 }
 
@@ -123,14 +129,19 @@ fn hint(error: &ClientError, account: Option<&Account>) -> Option<String> {
         ClientError::Unreachable { source, .. } => unreachable_hint(source.kind()).map(String::from),
         ClientError::Problem { code, retry_after, .. } => match (code.as_str(), account, retry_after) {
             ("REAUTH_REQUIRED", Some(account), _) => Some(format!("log in again: `credproxy import {account}`")),
-            ("NOT_FOUND", Some(account), _) => Some(format!("store a grant: `credproxy import {account}`")),
+            ("NOT_FOUND", Some(account), _) => {
+                Some(format!("`credproxy status` lists the accounts; `credproxy import {account}` stores a grant"))
+            }
             ("REFRESH_NOT_AVAILABLE", Some(account), _) => {
                 Some(format!("store a grant that has a refresh token: `credproxy import {account}`"))
             }
             ("PROVIDER_NOT_CONFIGURED", Some(account), _) => {
                 Some(format!("add [providers.{}] to the daemon's configuration", account.provider))
             }
-            ("UNAUTHORIZED", _, _) => Some("this socket's policy does not allow it; the host's socket may".into()),
+            ("UNAUTHORIZED", _, _) => Some(
+                "see the socket's `allow` and `operations` in the daemon's configuration; a host's socket may do all"
+                    .into(),
+            ),
             (_, _, Some(wait)) => Some(format!("try again in {} s", wait.as_secs())),
             _ => None,
         },
@@ -172,7 +183,12 @@ mod tests {
         for (code, retry_after, exit, hint) in [
             ("REAUTH_REQUIRED", None, 3, Some("log in again: `credproxy import corp/work`")),
             ("RATE_LIMITED", Some(7), 4, Some("try again in 7 s")),
-            ("NOT_FOUND", None, 6, Some("store a grant: `credproxy import corp/work`")),
+            (
+                "NOT_FOUND",
+                None,
+                6,
+                Some("`credproxy status` lists the accounts; `credproxy import corp/work` stores a grant"),
+            ),
             ("PROVIDER_NOT_CONFIGURED", None, 6, Some("add [providers.corp] to the daemon's configuration")),
             (
                 "REFRESH_NOT_AVAILABLE",
@@ -180,7 +196,14 @@ mod tests {
                 6,
                 Some("store a grant that has a refresh token: `credproxy import corp/work`"),
             ),
-            ("UNAUTHORIZED", None, 7, Some("this socket's policy does not allow it; the host's socket may")),
+            (
+                "UNAUTHORIZED",
+                None,
+                7,
+                Some(
+                    "see the socket's `allow` and `operations` in the daemon's configuration; a host's socket may do all",
+                ),
+            ),
             ("REFRESH_FAILED", Some(30), 1, Some("try again in 30 s")),
             ("REFRESH_FAILED", None, 1, None),
             ("STORE_UNAVAILABLE", Some(1), 1, Some("try again in 1 s")),

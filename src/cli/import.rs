@@ -25,6 +25,14 @@ pub(super) async fn run(client: &Client, account: &Account) -> Result<Exit, Fail
         Stored::Created => format!("stored a grant for {account}"),
         Stored::Replaced => format!("replaced the grant of {account}"),
     });
+    // A misspelt name is found out here rather than when the token expires. Whether it can be told does not matter.
+    if client.providers().await.is_ok_and(|known| known.iter().all(|known| known.name != account.provider)) {
+        output::note(&format!(
+            "warning: no provider {0} is configured, so this token will not be refreshed; \
+             add [providers.{0}] to the daemon's configuration, or `credproxy logout {account}`",
+            account.provider
+        ));
+    }
     Ok(Exit::Success)
 }
 
@@ -42,6 +50,9 @@ fn read(input: impl Read) -> Result<Zeroizing<Vec<u8>>, Failure> {
         .map_err(|error| Failure::new(Exit::Failure, format!("cannot read standard input: {error}")))?;
     if grant.len() > LIMIT {
         return Err(refuse("standard input is longer than 256 KiB".into()));
+    }
+    if grant.trim_ascii().is_empty() {
+        return Err(refuse("standard input is empty".into()));
     }
     if let Err(error) = serde_json::from_slice::<IgnoredAny>(&grant) {
         return Err(refuse(format!("standard input is not JSON: line {}, column {}", error.line(), error.column())));

@@ -6,12 +6,16 @@ use super::{Failure, output};
 
 /// Prints the `curl` lines for a daemon that begins with `alive` and `dead`, which share a provider.
 pub fn print_dev_session(socket: &Path, alive: &str, dead: &str) -> Result<(), Failure> {
-    output::data(&dev_session(socket, alive, dead))
+    // Built by cargo, it is not on the search path.
+    let program = std::env::current_exe().unwrap_or_else(|_| "credproxy".into());
+    output::data(&dev_session(&program, socket, alive, dead))
 }
 
-fn dev_session(socket: &Path, alive: &str, dead: &str) -> String {
+fn dev_session(program: &Path, socket: &Path, alive: &str, dead: &str) -> String {
     let (provider, dead) = (alive.split('/').next().unwrap_or(alive), dead.rsplit('/').next().unwrap_or(dead));
-    let curl = format!("curl -i --unix-socket {}", quoted(&socket.to_string_lossy()));
+    let (program, socket) = (quoted(&program.to_string_lossy()), quoted(&socket.to_string_lossy()));
+    // A body has no line end of its own.
+    let curl = format!("curl -iw '\\n' --unix-socket {socket}");
     let refresh = format!("{curl} -X POST http://localhost/v1/tokens/{provider}/refresh");
     format!(
         "\
@@ -31,7 +35,10 @@ Try these in another terminal; Ctrl-C ends the daemon, and nothing is kept.
 {curl} -X POST 'http://localhost/v1/tokens/{provider}/refresh?bucket={dead}'
 
 # how the accounts stand
-{curl} http://localhost/v1/tokens"
+{curl} http://localhost/v1/tokens
+
+# or by the command line
+{program} --socket {socket} status"
     )
 }
 
@@ -50,8 +57,10 @@ mod tests {
 
     #[test]
     fn the_lines_name_the_socket_as_one_word() {
-        let lines = dev_session(Path::new("/tmp/a b/it's.sock"), "dev/default", "dev/dead");
+        let lines =
+            dev_session(Path::new("/bin/credproxy"), Path::new("/tmp/a b/it's.sock"), "dev/default", "dev/dead");
         assert_eq!(lines.matches(r"--unix-socket '/tmp/a b/it'\''s.sock'").count(), 5, "{lines}");
+        assert!(lines.contains(r"/bin/credproxy --socket '/tmp/a b/it'\''s.sock' status"), "{lines}");
         assert!(lines.contains("'http://localhost/v1/tokens/dev/refresh?bucket=dead'"), "{lines}");
     }
 }

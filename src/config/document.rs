@@ -31,7 +31,7 @@ impl<'a> Document<'a> {
             // Of the parser's messages only those of serde quote the text; the error's `Display` quotes its line.
             problem: error.message().to_owned(),
         })?;
-        Ok(Section { document, path: String::new(), at: 0, table: table.into_inner() })
+        Ok(Section { document, path: String::new(), at: 0, table: table.into_inner(), known: Vec::new() })
     }
 
     fn line(&self, at: usize) -> usize {
@@ -54,11 +54,14 @@ pub(super) struct Section<'a> {
     path: String,
     at: usize,
     table: DeTable<'a>,
+    /// What was asked for, to tell a person who mistypes a key.
+    known: Vec<String>,
 }
 
 impl<'a> Section<'a> {
     /// Takes a key out.
     pub(super) fn take(&mut self, name: &str) -> Option<Entry<'a>> {
+        self.known.push(name.to_owned());
         let (key, value) = self.table.remove_entry(name)?;
         Some(Entry {
             document: self.document,
@@ -78,7 +81,13 @@ impl<'a> Section<'a> {
     pub(super) fn section(&mut self, name: &str) -> Result<Self, ConfigError> {
         match self.take(name) {
             Some(entry) => entry.section("must be a table"),
-            None => Ok(Section { document: self.document, path: self.key(name), at: self.at, table: DeTable::new() }),
+            None => Ok(Section {
+                document: self.document,
+                path: self.key(name),
+                at: self.at,
+                table: DeTable::new(),
+                known: Vec::new(),
+            }),
         }
     }
 
@@ -93,7 +102,10 @@ impl<'a> Section<'a> {
     /// Refuses what nobody took.
     pub(super) fn finish(self) -> Result<(), ConfigError> {
         match self.table.keys().min_by_key(|key| key.span().start) {
-            Some(key) => Err(self.document.refuse(key.span().start, &self.key(key.get_ref()), "unknown key")),
+            Some(key) => {
+                let problem = format!("unknown key; known here: {}", self.known.join(", "));
+                Err(self.document.refuse(key.span().start, &self.key(key.get_ref()), problem))
+            }
             None => Ok(()),
         }
     }
@@ -203,6 +215,6 @@ impl<'a> Entry<'a> {
         let DeValue::Table(table) = self.value else {
             return Err(self.document.refuse(self.at, &self.key, otherwise));
         };
-        Ok(Section { document: self.document, path: self.key, at: self.at, table })
+        Ok(Section { document: self.document, path: self.key, at: self.at, table, known: Vec::new() })
     }
 }

@@ -85,6 +85,11 @@ impl Environment {
         }
     }
 
+    /// `$CREDENTIALS_DIRECTORY`, which systemd sets for services with credentials.
+    pub(super) fn credentials(&self) -> Option<PathBuf> {
+        self.absolute("CREDENTIALS_DIRECTORY")
+    }
+
     fn base(&self, variable: &str, below_home: &str) -> Option<PathBuf> {
         self.absolute(variable).or_else(|| Some(self.absolute("HOME")?.join(below_home)))
     }

@@ -8,29 +8,11 @@ use super::{
     ConfigError, SecretSource,
     document::{Entry, Section},
 };
-use crate::{account::ProviderName, secret::holds_forbidden_text};
-
-/// How the client authenticates at the token endpoint (RFC 6749 section 2.3.1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClientAuth {
-    /// It only names itself: `client_id` in the body.
-    None,
-    /// Id and secret in the body.
-    Post,
-    /// HTTP Basic, id and secret form-encoded first, as the RFC has it.
-    Basic,
-    /// HTTP Basic without that encoding, for servers that do not decode it.
-    BasicRaw,
-}
-
-/// The form of a token request's body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RequestFormat {
-    /// `application/x-www-form-urlencoded`, as RFC 6749 has it.
-    Form,
-    /// A JSON object with the same members, for the few providers that want it.
-    Json,
-}
+use crate::{
+    account::ProviderName,
+    provider::{ClientAuth, RequestFormat},
+    secret::holds_forbidden_text,
+};
 
 /// One client registration at one authorization server.
 #[derive(Debug, Clone, PartialEq, Eq)]

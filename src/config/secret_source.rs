@@ -1,15 +1,14 @@
 //! Where a client secret is read from.
 
-use std::{fmt, io, path::PathBuf, process::Stdio, time::Duration};
+use std::{fmt, io, path::PathBuf};
 
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _},
-    process::Command,
-};
 use zeroize::Zeroizing;
 
-use super::Environment;
-use crate::secret::{ClientSecret, MAX_LENGTH, SecretError};
+use super::{
+    Environment,
+    command::{COMMAND_LIMIT, CommandError, output, read_limited},
+};
+use crate::secret::{ClientSecret, SecretError};
 
 /// Where a client secret is kept; the configuration itself never holds one.
 #[derive(Clone, PartialEq, Eq)]
@@ -59,8 +58,15 @@ pub enum SecretSourceError {
     Unfit(#[source] SecretError),
 }
 
-/// A command may ask a network vault, but start and reload wait for it.
-pub const COMMAND_LIMIT: Duration = Duration::from_secs(10);
+impl From<CommandError> for SecretSourceError {
+    fn from(error: CommandError) -> Self {
+        match error {
+            CommandError::Io(cause) => Self::Command(cause),
+            CommandError::TimedOut => Self::TimedOut,
+            CommandError::Failed => Self::Failed,
+        }
+    }
+}
 
 impl SecretSource {
     /// Reads the secret. One newline at the end of a file or of a command's output does not count.
@@ -79,14 +85,6 @@ impl SecretSource {
     }
 }
 
-/// Reads one byte more than a secret with its line end may have, so that a longer one is refused and not cut.
-async fn read_limited(source: impl AsyncRead + Unpin) -> io::Result<Zeroizing<Vec<u8>>> {
-    let limit = MAX_LENGTH + 3;
-    let mut bytes = Zeroizing::new(Vec::with_capacity(limit));
-    source.take(limit as u64).read_to_end(&mut bytes).await?;
-    Ok(bytes)
-}
-
 fn text(mut bytes: Zeroizing<Vec<u8>>) -> Result<String, SecretSourceError> {
     if bytes.last() == Some(&b'\n') {
         bytes.pop();
@@ -95,40 +93,6 @@ fn text(mut bytes: Zeroizing<Vec<u8>>) -> Result<String, SecretSourceError> {
         }
     }
     Ok(str::from_utf8(&bytes).map_err(|_| SecretSourceError::NotText)?.to_owned())
-}
-
-/// What `command` prints. Its standard error is thrown away: tools quote there what they were given.
-async fn output(command: &str) -> Result<Zeroizing<Vec<u8>>, SecretSourceError> {
-    let mut child = Command::new("/bin/sh")
-        .args(["-c", command])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        // Its own group, so that what the shell started ends with it.
-        .process_group(0)
-        .spawn()
-        .map_err(SecretSourceError::Command)?;
-    let group = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
-    let stdout = child.stdout.take();
-    let run = async {
-        let printed = match stdout {
-            Some(stdout) => read_limited(stdout).await?,
-            None => Zeroizing::default(),
-        };
-        Ok((printed, child.wait().await?))
-    };
-    match tokio::time::timeout(COMMAND_LIMIT, run).await {
-        Ok(Ok((printed, status))) if status.success() => Ok(printed),
-        Ok(Ok(_)) => Err(SecretSourceError::Failed),
-        Ok(Err(error)) => Err(SecretSourceError::Command(error)),
-        Err(_) => {
-            if let Some(group) = group {
-                // An error means that it has just ended.
-                rustix::process::kill_process_group(group, rustix::process::Signal::KILL).ok();
-            }
-            Err(SecretSourceError::TimedOut)
-        }
-    }
 }
 
 #[cfg(test)]

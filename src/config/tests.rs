@@ -1,7 +1,10 @@
 use std::{io::Write as _, path::Path, time::Duration};
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::policy::Operation;
+use crate::provider::{ClientAuth, RequestFormat};
 
 const PROVIDER: &str = "[providers.corp]\nissuer = \"https://login.example.com\"\nclient_id = \"me\"\n";
 
@@ -17,7 +20,7 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
 fn no_file_is_a_valid_configuration() {
     let config = Config::load(None, &environment()).unwrap();
     assert_eq!(config.store.path, Path::new("/home/me/.local/share/credproxy/credproxy.db"));
-    assert_eq!(config.store.key_file, Path::new("/home/me/.local/share/credproxy/store.key"));
+    assert_eq!(config.store.key, KeySource::File("/home/me/.local/share/credproxy/store.key".into()));
     assert_eq!(config.refresh.cooldown, Duration::from_secs(30));
     assert_eq!(config.refresh.request_timeout, Duration::from_secs(15));
     assert!(config.providers.is_empty());
@@ -37,8 +40,8 @@ fn a_file_that_was_asked_for_must_be_there() {
 fn the_usual_file_is_read() {
     let home = tempfile::tempdir().unwrap();
     let directory = home.path().join(".config/credproxy");
-    fs::create_dir_all(&directory).unwrap();
-    fs::File::create(directory.join("config.toml")).unwrap().write_all(b"[refresh]\ncooldown = \"5s\"\n").unwrap();
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::File::create(directory.join("config.toml")).unwrap().write_all(b"[refresh]\ncooldown = \"5s\"\n").unwrap();
     let env = Environment::of([("HOME", home.path())]);
     assert_eq!(Config::load(None, &env).unwrap().refresh.cooldown, Duration::from_secs(5));
 }
@@ -95,7 +98,7 @@ client_secret.command = "pass corp"
     )
     .unwrap();
     assert_eq!(config.store.path, Path::new("/srv/credproxy/grants.db"));
-    assert_eq!(config.store.key_file, Path::new("/srv/credproxy/store.key"));
+    assert_eq!(config.store.key, KeySource::File("/srv/credproxy/store.key".into()));
     assert_eq!(config.refresh, RefreshConfig { cooldown: Duration::ZERO, request_timeout: Duration::from_secs(10) });
     let allow = ["anthropic", "github/work", "corp/*"].map(|text| text.parse().unwrap()).to_vec();
     let sockets = [
@@ -135,10 +138,11 @@ const BROKEN: &[(&str, &str)] = &[
     ("[store]\nurl = \"postgres://canary@db/x\"", "2: store.url: must be sqlite:// and an absolute path"),
     ("[store]\nurl = \"sqlite://canary.db\"", "2: store.url: must be sqlite://"),
     ("[store]\nurl = \"sqlite:///a%20canary\"", "2: store.url: must be sqlite://"),
-    ("[store]\nkey = \"command:canary\"", "2: store.key: must be \"file\""),
-    ("[store]\n\nkay = \"canary\"", "3: store.kay: unknown key"),
+    ("[store]\nkey = \"canary\"", "2: store.key: must be \"file\", \"keyring\""),
+    ("[store]\nkey = \"env:can ary\"", "2: store.key: must be \"file\", \"keyring\""),
+    ("[store]\n\nkay = \"canary\"", "3: store.kay: unknown key; known here: url, key"),
     ("store = \"canary\"", "1: store: must be a table"),
-    ("[renewal]\nmode = \"used\"", "1: renewal: unknown key"),
+    ("[renewal]\nmode = \"used\"", "1: renewal: unknown key; known here: store, refresh, sockets, providers"),
     ("[[providers]]\nname = \"canary\"", "1: providers: must be a table"),
     ("[refresh]\ncooldown = 30", "2: refresh.cooldown: must be a duration in quotes, like \"30s\""),
     ("[refresh]\ncooldown = \"canary\"", "2: refresh.cooldown: must be a duration in quotes"),
@@ -310,4 +314,124 @@ fn a_client_looks_for_its_socket_from_the_nearest_place_to_the_farthest() {
     let relative = Environment::of([("CREDPROXY_SOCKET", "canary")]);
     let error = client_socket(None, None, &relative).unwrap_err().to_string();
     assert_eq!(error, "the environment variable CREDPROXY_SOCKET is not an absolute path");
+}
+
+/// A valid file, in which every value holds the mark that can, and no key does.
+const MARKED: &str = r#"
+[store]
+url = "sqlite:///canary/grants.db"
+key = "file"
+
+[refresh]
+cooldown = "1s"
+request_timeout = '2s'
+
+[sockets.agents]
+path = "/run/canary.sock"
+role = "sandbox"
+uids = [1000]
+allow = ["canary", "canary/*"]
+operations = ["read"]
+
+[providers.corp]
+issuer = "https://canary.example.com/"
+token_endpoint = "https://canary.example.com/token"
+client_id = """
+canary
+canary"""
+client_secret = { command = 'canary "canary"' }
+client_auth = "basic"
+request_format = "json"
+scopes = ["canary", 'canary']
+expose = ["canary"]
+dead_grant_codes = ["canary"]
+reuse_grace = "1s"
+ca_file = "/canary.pem"
+"#;
+
+/// Whether the mark has become a part of a key, and keys are named in errors. A text that is no TOML has no keys.
+fn marks_a_key(text: &str) -> bool {
+    fn within(value: &toml::Value) -> bool {
+        let mut members = value.as_table().into_iter().flatten();
+        let mut items = value.as_array().into_iter().flatten();
+        members.any(|(key, value)| key.contains("canary") || within(value)) || items.any(within)
+    }
+    text.parse().is_ok_and(|table| within(&toml::Value::Table(table)))
+}
+
+fn check(text: &str) -> Result<(), TestCaseError> {
+    let Err(error) = parse(text) else { return Ok(()) };
+    let message = error.to_string();
+    prop_assert!(!message.contains(char::is_control), "{message:?}");
+    prop_assert!(message.starts_with("/etc/x.toml:"), "{message}");
+    prop_assert!(
+        marks_a_key(text) || ![&message, &format!("{error:?}")].iter().any(|shown| shown.contains("canary")),
+        "{message}"
+    );
+    Ok(())
+}
+
+const OTHER_KINDS: &[&str] = &[
+    "\"canary\"",
+    "[\"canary\"]",
+    "[[\"canary\"]]",
+    "{ a = \"canary\" }",
+    "canary",
+    "\"canary",
+    "1979-canary",
+    "0xcanary",
+    "\"canary\\q\"",
+    "[{ env = \"canary\" }]",
+    "'''canary",
+    "-canary",
+    "truecanary",
+    "\"canary\" canary",
+];
+
+#[test]
+fn the_marked_file_is_valid() {
+    parse(MARKED).unwrap();
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_parser_panic(text in ".{0,60}|([a-z.\\[\\]={}\"',\n #0-9]|canary){0,60}") {
+        check(&text)?;
+    }
+
+    #[test]
+    fn no_slip_of_the_pen_shows_a_value(
+        slips in proptest::collection::vec(
+            (any::<proptest::sample::Index>(), 0..3_u8, "[ -~\n]|[\\[\\]={}\"'.,#\n]"), 1..4,
+        ),
+    ) {
+        let mut text = MARKED.to_owned();
+        for (at, kind, character) in slips {
+            let at = at.index(text.len());
+            match kind {
+                0 => text.insert_str(at, &character),
+                1 => drop(text.remove(at)),
+                _ => text.replace_range(at..=at, &character),
+            }
+        }
+        check(&text)?;
+    }
+
+    #[test]
+    fn no_line_out_of_place_shows_a_value(
+        lines in Just(MARKED.lines().collect::<Vec<_>>()).prop_shuffle(), count in 0..25_usize,
+    ) {
+        check(&lines[..count.min(lines.len())].join("\n"))?;
+    }
+
+    #[test]
+    fn no_value_of_another_kind_is_shown(
+        key in 0..MARKED.lines().count(), value in proptest::sample::select(OTHER_KINDS),
+    ) {
+        let line = |(number, line): (usize, &str)| match line.split_once(" = ") {
+            Some((name, _)) if number == key => format!("{name} = {value}\n"),
+            _ => format!("{line}\n"),
+        };
+        check(&MARKED.lines().enumerate().map(line).collect::<String>())?;
+    }
 }

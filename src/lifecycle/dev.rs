@@ -13,8 +13,8 @@ use crate::{
     clock::{Clock, SystemClock},
     config::SocketConfig,
     provider::{
-        Provider, Rules,
-        oauth2::{ClientAuth, Endpoints, OAuth2, RequestFormat, Settings, endpoint},
+        ClientAuth, Provider, RequestFormat, Rules,
+        oauth2::{Endpoints, OAuth2, Settings, endpoint},
     },
     refresh::{Coordinator, condition::IfMatch},
     server::dev::Issuer,

@@ -32,7 +32,7 @@ use crate::{
     clock::Clock,
     grant::Grant,
     provider::{
-        Body, Provider, Reply, Rules,
+        Body, ClientAuth, Provider, Reply, RequestFormat, Rules,
         discovery::{Metadata, discover},
         wire::{CaFileError, Exchange, Http, JSON, Post, Progress, answer, check_endpoint},
     },
@@ -40,28 +40,6 @@ use crate::{
 };
 
 pub use crate::provider::wire::{EndpointError, endpoint};
-
-/// How the client proves who it is (RFC 6749 section 2.3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClientAuth {
-    /// A public client: its id in the body.
-    None,
-    /// Id and secret in the body.
-    Post,
-    /// Id and secret in the header, form-encoded first, as RFC 6749 section 2.3.1 says.
-    Basic,
-    /// Id and secret in the header as they are, as some servers want it.
-    BasicRaw,
-}
-
-/// The form of a request's body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RequestFormat {
-    /// `application/x-www-form-urlencoded`, the standard's.
-    Form,
-    /// A JSON object with the same members.
-    Json,
-}
 
 /// Where the provider is. An endpoint that is given wins over the issuer's metadata.
 #[derive(Debug, Clone, Default)]

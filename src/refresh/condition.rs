@@ -55,10 +55,8 @@ pub(super) enum Verdict {
     Go,
     /// The token found bad was replaced already.
     Moved,
-    /// The tags belong to another account.
+    /// No tag belongs to the account.
     Mismatch,
-    /// No tag is one of ours.
-    Malformed,
 }
 
 impl IfMatch {
@@ -67,16 +65,21 @@ impl IfMatch {
             Self::Absent | Self::Any => return Verdict::Go,
             Self::Tags(tags) => tags,
         };
-        let mut verdict = Verdict::Malformed;
+        let mut verdict = Verdict::Mismatch;
         for tag in tags {
             match tag {
                 Tag::Ours(of, version) if of == account && *version == current => return Verdict::Go,
                 Tag::Ours(of, _) if of == account => verdict = Verdict::Moved,
-                Tag::Ours(..) if verdict == Verdict::Malformed => verdict = Verdict::Mismatch,
                 Tag::Ours(..) | Tag::Foreign => {}
             }
         }
         verdict
+    }
+
+    /// Whether it was sent and holds no tag that this daemon ever made: a mistake of the caller's.
+    #[must_use]
+    pub fn is_foreign(&self) -> bool {
+        matches!(self, Self::Tags(tags) if tags.iter().all(|tag| *tag == Tag::Foreign))
     }
 
     /// The versions of `account` that a change may replace; `None` for any.
@@ -97,6 +100,8 @@ impl IfMatch {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::grant::GrantId;
 
@@ -111,15 +116,52 @@ mod tests {
             (vec![&*current], Verdict::Go),
             (vec![&*earlier], Verdict::Moved),
             (vec![&*foreign], Verdict::Mismatch),
-            (vec!["garbage"], Verdict::Malformed),
-            (vec!["corp:00:1", ""], Verdict::Malformed),
+            (vec!["garbage"], Verdict::Mismatch),
             (vec![&*foreign, &*earlier], Verdict::Moved),
             (vec![&*foreign, &*earlier, "x", &*current], Verdict::Go),
         ] {
             assert_eq!(sent(&tags).verdict(&mine, version(5)), verdict, "{tags:?}");
         }
+        assert!(sent(&["garbage", "corp:00:1", ""]).is_foreign());
+        assert!(!sent(&["garbage", &foreign]).is_foreign() && !IfMatch::Any.is_foreign());
         assert_eq!(IfMatch::Absent.verdict(&mine, version(5)), Verdict::Go);
         assert_eq!(IfMatch::Any.verdict(&mine, version(5)), Verdict::Go);
         assert_eq!(sent(&[&current, &foreign]).versions(&mine), Some(vec![version(5)]));
+    }
+
+    proptest! {
+        #[test]
+        fn every_tag_reads_back_and_no_other_text_is_ours(
+            names in ("[A-Za-z0-9][A-Za-z0-9._@+-]{0,20}", "[A-Za-z0-9][A-Za-z0-9._@+-]{0,20}"),
+            id in any::<[u8; 16]>(),
+            generation in any::<u64>(),
+            at in any::<proptest::sample::Index>(),
+            other in any::<char>(),
+        ) {
+            let account = Account::new(names.0.parse().unwrap(), names.1.parse().unwrap());
+            let version = Version { id: GrantId::from_bytes(id), generation };
+            let text = tag(&account, version);
+            prop_assert_eq!(Tag::parse(&text), Tag::Ours(account.clone(), version));
+            prop_assert!(text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"'), "{text}");
+            let mut changed: Vec<char> = text.chars().collect();
+            let at = at.index(changed.len());
+            changed[at] = other;
+            let changed: String = changed.into_iter().collect();
+            match Tag::parse(&changed) {
+                Tag::Ours(of, version) => prop_assert_eq!(&*tag(&of, version), &*changed),
+                Tag::Foreign => prop_assert_ne!(&*changed, &*text),
+            }
+        }
+
+        #[test]
+        fn one_current_tag_among_any_others_means_go(texts in proptest::collection::vec(".{0,20}", 0..6), at in 0..6_usize) {
+            let account: Account = "corp".parse().unwrap();
+            let version = Version { id: GrantId::from_bytes([3; 16]), generation: 5 };
+            let mut tags: Vec<_> = texts.iter().map(|text| Tag::parse(text)).collect();
+            let (before, without) = (tags.clone(), IfMatch::Tags(tags.clone()).verdict(&account, version));
+            prop_assert!(without != Verdict::Go || before.contains(&Tag::Ours(account.clone(), version)));
+            tags.insert(at.min(tags.len()), Tag::parse(&tag(&account, version)));
+            prop_assert_eq!(IfMatch::Tags(tags).verdict(&account, version), Verdict::Go);
+        }
     }
 }

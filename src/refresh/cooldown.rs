@@ -77,32 +77,35 @@ pub(super) struct Now {
 /// How long until the next attempt may be made; `None` when it may be made now.
 pub(super) fn wait(marks: &Marks, own: Option<Ended>, now: Now) -> Option<Duration> {
     let after_attempt = marks.attempt.as_ref().and_then(|attempt| after_attempt(attempt, own, now));
-    let after_crash = marks.presented.and_then(|presented| after_crash(presented, marks.attempt.as_ref(), now));
+    let after_crash = cut_off(marks).and_then(|presented| after_crash(presented, now));
     after_attempt.max(after_crash)
 }
 
 fn after_attempt(attempt: &Attempt, own: Option<Ended>, now: Now) -> Option<Duration> {
-    if attempt.outcome == Outcome::Configuration && attempt.ended_at < now.configured_at {
-        return None;
-    }
+    let forgiven = attempt.outcome == Outcome::Configuration && attempt.ended_at < now.configured_at;
     // The mark ends with the token's life, but the clock may have been set ahead since, or the machine have slept.
     if attempt.outcome == Outcome::Success && now.expired {
         return None;
     }
     let whole = attempt.not_before.since(attempt.ended_at);
     let passed = match own {
+        // Made with the configuration of now, although a clock that was set back may say otherwise.
         Some(own) if own.at == attempt.ended_at => now.monotonic.since(own.monotonic),
-        Some(_) | None if attempt.ended_at > now.wall => return None,
+        Some(_) | None if forgiven || attempt.ended_at > now.wall => return None,
         Some(_) | None => now.wall.since(attempt.ended_at),
     };
     Some(whole.saturating_sub(passed)).filter(|left| !left.is_zero())
 }
 
-/// A presentation without an end is one that a crash cut off. The second try is made at once (section 3 of the design,
-/// the rule for ambiguity); a daemon that crashes every time must not present once per start.
-fn after_crash(presented: Presented, attempt: Option<&Attempt>, now: Now) -> Option<Duration> {
-    let cut_off = attempt.is_none_or(|attempt| attempt.ended_at < presented.at);
-    if !cut_off || presented.count < 2 || presented.at > now.wall {
+/// A presentation without an end: a crash cut it off, unless it is under way.
+pub(super) fn cut_off(marks: &Marks) -> Option<Presented> {
+    marks.presented.filter(|mark| marks.attempt.as_ref().is_none_or(|attempt| attempt.ended_at < mark.at))
+}
+
+/// After one that was cut off the second try is made at once (section 3 of the design, the rule for ambiguity); a
+/// daemon that crashes every time must not present once per start.
+fn after_crash(presented: Presented, now: Now) -> Option<Duration> {
+    if presented.count < 2 || presented.at > now.wall {
         return None;
     }
     Some(now.cooldown.saturating_sub(now.wall.since(presented.at))).filter(|left| !left.is_zero())
@@ -110,6 +113,8 @@ fn after_crash(presented: Presented, attempt: Option<&Attempt>, now: Now) -> Opt
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const COOLDOWN: Duration = Duration::from_secs(30);
@@ -215,6 +220,151 @@ mod tests {
         for (count, waited) in [(1, None), (2, seconds(30)), (9, seconds(30))] {
             let marks = Marks { presented: Some(Presented { at: T, count }), ..Marks::default() };
             assert_eq!(wait(&marks, None, at(T)), waited, "{count}");
+        }
+    }
+
+    prop_compose! {
+        fn endings()(
+            outcome in outcomes(),
+            retry_after in proptest::option::of(any::<Duration>()),
+            expires_at in proptest::option::of(timestamps()),
+        ) -> Ending {
+            Ending { outcome, code: None, retry_after, expires_at }
+        }
+    }
+
+    fn outcomes() -> impl Strategy<Value = Outcome> {
+        use Outcome::{Ambiguous, Configuration, Final, NotSpent, Refused, Success};
+        proptest::sample::select(vec![Success, Final, Configuration, NotSpent, Refused, Ambiguous])
+    }
+
+    fn timestamps() -> impl Strategy<Value = Timestamp> {
+        let millis = prop_oneof![
+            Just(i64::MIN),
+            Just(i64::MAX),
+            any::<i64>(),
+            (-5_000_000..5_000_000_i64).prop_map(|near| T.as_millis() + near),
+        ];
+        millis.prop_map(Timestamp::from_millis)
+    }
+
+    /// What configuration allows.
+    fn cooldowns() -> impl Strategy<Value = Duration> {
+        (0..=3600_u64).prop_map(Duration::from_secs)
+    }
+
+    prop_compose! {
+        /// Marks as a store could give them back, damage that still reads as marks included.
+        fn any_marks()(
+            attempt in proptest::option::of((timestamps(), outcomes(), any::<u32>(), timestamps())),
+            presented in proptest::option::of((timestamps(), any::<u32>())),
+        ) -> Marks {
+            let attempt = attempt.map(|(ended_at, outcome, streak, not_before)| {
+                Attempt { ended_at, outcome, code: None, streak, not_before }
+            });
+            Marks { attempt, presented: presented.map(|(at, count)| Presented { at, count }), latch: None }
+        }
+    }
+
+    fn longest(outcome: Outcome, cooldown: Duration) -> Duration {
+        match outcome {
+            Outcome::Success => cooldown,
+            Outcome::Final => Duration::ZERO,
+            Outcome::NotSpent => cooldown.max(LONGEST_RETRY_AFTER),
+            Outcome::Configuration => CONFIGURATION_BACKOFF.1,
+            Outcome::Refused | Outcome::Ambiguous => cooldown.max(LONGEST_BACKOFF),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_time_makes_the_arithmetic_panic(
+            marks in any_marks(),
+            ending in endings(),
+            times in (timestamps(), timestamps(), timestamps()),
+            monotonic in (any::<Duration>(), any::<Duration>()),
+            (cooldown, expired) in (any::<Duration>(), any::<bool>()),
+        ) {
+            let (wall, configured_at, ended) = times;
+            let own = Some(Ended { at: ended, monotonic: Monotonic::new(monotonic.0) });
+            let now = Now { wall, monotonic: Monotonic::new(monotonic.1), configured_at, cooldown, expired };
+            let attempt = mark(ending, marks.attempt.as_ref(), cooldown, wall);
+            prop_assert!(attempt.not_before >= attempt.ended_at);
+            for marks in [marks, Marks { attempt: Some(attempt), ..Marks::default() }] {
+                for own in [None, own] {
+                    prop_assert_ne!(wait(&marks, own, now), Some(Duration::ZERO));
+                }
+            }
+        }
+
+        #[test]
+        fn no_wait_is_longer_than_its_cap_whatever_came_before(
+            endings in proptest::collection::vec(endings(), 1..40), cooldown in cooldowns(), at_end in timestamps(),
+        ) {
+            let mut before: Option<Attempt> = None;
+            for ending in endings {
+                let outcome = ending.outcome;
+                let next = mark(ending, before.as_ref(), cooldown, at_end);
+                let waited = wait(&marks(next.clone()), None, Now { cooldown, ..at(at_end) }).unwrap_or_default();
+                prop_assert!(waited <= longest(outcome, cooldown), "{outcome:?}: {waited:?}");
+                let streak = before.filter(|before| before.outcome == outcome).map_or(1, |before| before.streak + 1);
+                prop_assert_eq!(next.streak, streak);
+                before = Some(next);
+            }
+        }
+
+        #[test]
+        fn what_is_left_shrinks_as_time_passes_and_never_grows(
+            ending in endings(), cooldown in cooldowns(), passed in (0..8_000_000_u64, 0..8_000_000_u64),
+        ) {
+            let marks = marks(mark(ending, None, cooldown, T));
+            let left = |millis| {
+                let now = Now { cooldown, ..at(T.plus(Duration::from_millis(millis))) };
+                wait(&marks, None, now).unwrap_or_default()
+            };
+            let (sooner, later) = (passed.0.min(passed.1), passed.0.max(passed.1));
+            prop_assert!(left(later) <= left(sooner));
+            prop_assert!(left(later) == left(sooner).saturating_sub(Duration::from_millis(later - sooner)));
+        }
+
+        #[test]
+        fn a_longer_streak_never_waits_less(outcome in outcomes(), cooldown in cooldowns(), streak in 1..1000_u32) {
+            let waits = |streak| {
+                let before = Attempt { ended_at: T, outcome, code: None, streak, not_before: T };
+                mark(ending(outcome), Some(&before), cooldown, T).not_before
+            };
+            prop_assert!(waits(streak + 1) >= waits(streak));
+        }
+
+        #[test]
+        fn any_mark_of_the_future_is_over(mut marks in any_marks(), wall in timestamps(), cooldown in cooldowns()) {
+            if let Some(attempt) = &mut marks.attempt {
+                attempt.ended_at = attempt.ended_at.max(wall.plus(Duration::from_millis(1)));
+            }
+            if let Some(presented) = &mut marks.presented {
+                presented.at = presented.at.max(wall.plus(Duration::from_millis(1)));
+            }
+            prop_assume!(wall < Timestamp::from_millis(i64::MAX));
+            prop_assert_eq!(wait(&marks, None, Now { cooldown, ..at(wall) }), None);
+        }
+
+        #[test]
+        fn inside_the_process_no_wall_clock_changes_the_wait(
+            ending in endings(),
+            cooldown in cooldowns(),
+            ended in timestamps(),
+            walls in (timestamps(), timestamps()),
+            passed in 0..4_000_u64,
+        ) {
+            let attempt = mark(ending, None, cooldown, ended);
+            let whole = attempt.not_before.since(ended);
+            let marks = marks(attempt);
+            let own = Some(Ended { at: ended, monotonic: Monotonic::new(Duration::from_secs(9)) });
+            let monotonic = Monotonic::new(Duration::from_secs(9 + passed));
+            let left = |wall| wait(&marks, own, Now { monotonic, cooldown, ..at(wall) });
+            for wall in [walls.0, walls.1] {
+                prop_assert_eq!(left(wall).unwrap_or_default(), whole.saturating_sub(Duration::from_secs(passed)));
+            }
         }
     }
 }

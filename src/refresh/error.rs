@@ -20,9 +20,6 @@ pub enum RefreshError {
     /// `If-Match` names another state, or another account.
     #[error("the grant is not in the state that If-Match names")]
     PreconditionFailed,
-    /// `If-Match` holds no entity tag that this daemon made.
-    #[error("If-Match holds no entity tag of this daemon's")]
-    UnknownTag,
     /// The grant is dead; a person must log in again.
     #[error("{}", if *answer_lost { ANSWER_LOST } else { "the provider no longer accepts the grant: log in again" })]
     Reauth {

@@ -28,7 +28,7 @@ use crate::{
     clock::Monotonic,
     grant::{Grant, Issued, SanitizedToken, Version},
     provider::Provider,
-    store::{Claim, Latch, Marks, Outcome, Presented, Record, Revision},
+    store::{Claim, Latch, Marks, Outcome, Presented, Record, Revision, StoreError},
 };
 
 /// No attempt starts after this; with the longest request of 15 s it makes invariant 3.
@@ -130,7 +130,7 @@ impl Inner {
             {
                 let mut state = slot.lock();
                 // A put may have made room for the flight of another grant.
-                if state.flight.as_ref().is_some_and(|current| Arc::ptr_eq(current, &handle)) {
+                if state.is_flown_by(&handle) {
                     state.flight = None;
                 }
             }
@@ -144,7 +144,10 @@ impl Flight {
     async fn fly(self) -> Landed {
         match self.clear().await? {
             Clearance::Answer(snapshot) => Ok(snapshot),
-            Clearance::Lease(claimed) => self.present(*claimed).await,
+            Clearance::Lease(claimed) => match self.too_late() {
+                Some(error) => self.call_off(*claimed, error).await,
+                None => self.present(*claimed).await,
+            },
         }
     }
 
@@ -154,12 +157,17 @@ impl Flight {
         loop {
             #[cfg(feature = "faults")]
             crate::faults::reach("before_load").await;
+            let boarding = self.slot.boarding.lock().await;
             let base = self.slot.base(inner.store.epoch());
-            let record = inner.store.load(&self.account).await?.ok_or(RefreshError::NotFound)?;
-            let snapshot = inner.snapshot(&self.account, &record.grant, record.marks.clone());
-            self.slot.lock().fill(base, Some(Arc::clone(&snapshot)));
+            let record = inner.store.load(&self.account).await?;
+            let snapshot =
+                record.as_ref().map(|record| inner.snapshot(&self.account, &record.grant, record.marks.clone()));
+            let Ok(seen) = self.slot.lock().fill(base, snapshot) else { continue };
+            let (Some(record), Some(snapshot)) = (record, seen) else { return Err(RefreshError::NotFound) };
             let expired = snapshot.token.expired(inner.clock.now());
-            if snapshot.token.version != self.seen && !expired {
+            // A put has made room for the flights of its grant: only they may present it.
+            let detached = !self.slot.is_flown_by(&self.handle);
+            if detached || snapshot.token.version != self.seen && !expired {
                 return Ok(Clearance::Answer(snapshot));
             }
             inner.fit(&self.account, &snapshot.token)?;
@@ -179,8 +187,16 @@ impl Flight {
             let marked = Presented { at: inner.clock.now(), count };
             #[cfg(feature = "faults")]
             crate::faults::reach("after_load").await;
-            match inner.noted(inner.store.claim(&self.account, record.revision, marked).await)? {
+            let claim = inner.noted(inner.store.claim(&self.account, record.revision, marked).await)?;
+            drop(boarding);
+            match claim {
                 Claim::Taken(revision) => {
+                    if let Some(mark) = uncertain {
+                        tracing::warn!(
+                            account = %self.account, presented_at = mark.at.as_secs(), times = mark.count,
+                            "nobody knows what came of an earlier presentation; presenting again"
+                        );
+                    }
                     return Ok(Clearance::Lease(Box::new(Claimed { record, revision, marked, uncertain })));
                 }
                 Claim::Held if !self.handle.forced() && !expired => return Ok(Clearance::Answer(snapshot)),
@@ -191,10 +207,33 @@ impl Flight {
         }
     }
 
+    /// Why no attempt may start any more, if so: the store may have taken its time.
+    fn too_late(&self) -> Option<RefreshError> {
+        if self.inner.stopping.is_cancelled() {
+            Some(RefreshError::ShuttingDown)
+        } else if self.age() >= LAST_START {
+            Some(StoreError::unavailable("the store took too long").into())
+        } else {
+            None
+        }
+    }
+
+    /// Takes the mark of a presentation back that will not be made, and releases the lease.
+    async fn call_off(&self, claimed: Claimed, error: RefreshError) -> Landed {
+        let marks = &claimed.record.marks;
+        let settled = self.inner.store.settle(&self.account, claimed.record.grant.version, marks).await;
+        if let Err(error) = self.inner.noted(settled) {
+            // It stays, and makes the next presentation a second try, which it need not be.
+            tracing::warn!(account = %self.account, %error, "could not take the mark of a presentation back");
+        }
+        Err(error)
+    }
+
     /// The rule for ambiguity, for a presentation that nobody knows the outcome of.
     fn may_try_again(&self, mark: Presented, token: &SanitizedToken) -> bool {
         let now = self.inner.clock.now();
-        let in_grace = now.since(mark.at) < self.provider.rules().reuse_grace;
+        // A mark in the future was made before the clock was set back: nobody knows how long ago.
+        let in_grace = mark.at <= now && now.since(mark.at) < self.provider.rules().reuse_grace;
         let near_expiry = match (token.left(now), token.lifetime()) {
             (Some(left), Some(lifetime)) => left < default_validity(lifetime),
             (None, _) | (_, None) => false,
@@ -237,14 +276,12 @@ impl Flight {
                 Some(pause) if self.age().saturating_add(pause) < LAST_START => self.pause(pause).await,
                 Some(_) | None => return self.fail(claimed, failure).await,
             }
-            if self.inner.stopping.is_cancelled() {
-                return self.fail(claimed, failure).await;
-            }
             let marked = Presented { at: self.inner.clock.now(), count: claimed.marked.count.saturating_add(1) };
             let claim = self.inner.store.claim(&self.account, claimed.revision, marked).await;
             match self.inner.noted(claim) {
+                Ok(Claim::Taken(_)) if self.too_late().is_some() => return self.fail(claimed, failure).await,
                 Ok(Claim::Taken(revision)) => (claimed.revision, claimed.marked) = (revision, marked),
-                Ok(Claim::Held | Claim::Changed) => return self.overtaken(None).await,
+                Ok(Claim::Held | Claim::Changed) => return self.overtaken(claimed.record.grant.version, None).await,
                 Err(_) => return self.fail(claimed, failure).await,
             }
         }
@@ -269,14 +306,15 @@ impl Flight {
             Ok(true) => {
                 #[cfg(feature = "faults")]
                 crate::faults::reach("after_save").await;
-                self.slot.lock().publish(base, Some(Arc::clone(&snapshot)));
-                tracing::info!(account = %self.account, generation = next.version.generation, "refreshed");
+                self.slot.lock().publish(base, Arc::clone(&snapshot));
+                let won_back = record.marks.presented.is_some();
+                tracing::info!(account = %self.account, generation = next.version.generation, won_back, "refreshed");
                 Ok(snapshot)
             }
-            Ok(false) => self.overtaken(Some(&next)).await,
+            Ok(false) => self.overtaken(before, Some(&next)).await,
             Err(error) => {
                 tracing::error!(account = %self.account, %error, "the refreshed grant could not be saved; it is kept in memory");
-                self.keep(base, before, Late::Grant(Box::new(next)), &snapshot);
+                self.keep(before, Late::Grant(Box::new(next)), &snapshot);
                 Ok(snapshot)
             }
         }
@@ -313,11 +351,11 @@ impl Flight {
         let snapshot = inner.snapshot(&self.account, grant, marks);
         let base = self.end_attempt(&snapshot);
         match inner.noted(inner.store.settle(&self.account, grant.version, &snapshot.marks).await) {
-            Ok(true) => self.slot.lock().publish(base, Some(Arc::clone(&snapshot))),
-            Ok(false) => return self.overtaken(None).await,
+            Ok(true) => self.slot.lock().publish(base, Arc::clone(&snapshot)),
+            Ok(false) => return self.overtaken(grant.version, None).await,
             Err(error) => {
                 tracing::error!(account = %self.account, %error, "the outcome of a refresh could not be saved; it is kept in memory");
-                self.keep(base, grant.version, Late::Marks, &snapshot);
+                self.keep(grant.version, Late::Marks, &snapshot);
             }
         }
         if dead || given_up(&snapshot.marks, snapshot.token.expired(now)) {
@@ -328,9 +366,18 @@ impl Flight {
 
     /// The grant was deleted or replaced meanwhile, and that wins. What came late is revoked after a delete; after a
     /// replacement never, since that could kill the new login of the same person.
-    async fn overtaken(&self, late: Option<&Grant>) -> Landed {
-        if let Some(record) = self.inner.store.load(&self.account).await? {
-            return Ok(self.inner.snapshot(&self.account, &record.grant, record.marks));
+    async fn overtaken(&self, before: Version, late: Option<&Grant>) -> Landed {
+        let snapshot = loop {
+            let base = self.slot.base(self.inner.store.epoch());
+            let record = self.inner.store.load(&self.account).await?;
+            let snapshot = record.map(|record| self.inner.snapshot(&self.account, &record.grant, record.marks));
+            if let Ok(seen) = self.slot.lock().fill(base, snapshot) {
+                break seen;
+            }
+        };
+        if let Some(snapshot) = snapshot {
+            // The same grant: another owner took the lease, and refreshes it.
+            return if snapshot.token.version == before { Err(RefreshError::LeaseHeld) } else { Ok(snapshot) };
         }
         if let Some(late) = late {
             let revoked = self.inner.revoke(&self.account, late).await;
@@ -345,7 +392,7 @@ impl Flight {
         let base = self.slot.base(self.inner.store.epoch());
         let mut state = self.slot.lock();
         // A flight that a put has detached must not slow the new grant down.
-        if state.flight.as_ref().is_some_and(|current| Arc::ptr_eq(current, &self.handle)) {
+        if state.is_flown_by(&self.handle) {
             state.ended = snapshot.marks.attempt.as_ref().map(|attempt| Ended { at: attempt.ended_at, monotonic });
         }
         drop(state);
@@ -353,8 +400,8 @@ impl Flight {
     }
 
     /// Serves what the store did not take, unless it was overtaken, and tries to save it until it is durable.
-    fn keep(&self, base: Base, before: Version, late: Late, snapshot: &Arc<Snapshot>) {
-        self.slot.lock().keep(base, Arc::clone(snapshot));
+    fn keep(&self, before: Version, late: Late, snapshot: &Arc<Snapshot>) {
+        self.slot.lock().keep(&self.handle, Arc::clone(snapshot));
         let (flight, snapshot) = (self.clone(), Arc::clone(snapshot));
         self.inner.tasks.spawn(async move { flight.save_late(before, late, snapshot).await });
     }
@@ -383,13 +430,13 @@ impl Flight {
                     #[cfg(feature = "faults")]
                     crate::faults::reach("late_saved").await;
                     tracing::info!(account = %self.account, "saved what was kept in memory");
-                    self.slot.lock().publish(base, Some(snapshot));
+                    self.slot.lock().publish(base, snapshot);
                     return;
                 }
                 Ok(false) => {
                     self.slot.lock().let_go(&snapshot);
                     if let Late::Grant(next) = &late {
-                        drop(self.overtaken(Some(next)).await);
+                        drop(self.overtaken(before, Some(next)).await);
                     }
                     return;
                 }

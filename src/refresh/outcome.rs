@@ -102,12 +102,12 @@ fn by_status(status: u16, error_readable: bool) -> (Outcome, &'static str) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Map;
+    use proptest::prelude::*;
 
     use super::*;
     use crate::{
         clock::Timestamp,
-        grant::{GrantId, Lifetime},
+        grant::{Extra, GrantId, Lifetime},
         secret::{AccessToken, RefreshToken},
     };
 
@@ -118,7 +118,7 @@ mod tests {
             lifetime: Lifetime::Unknown,
             scope: None,
             refresh_token: Some(RefreshToken::new("canary-rt-1".into()).unwrap()),
-            extra: Map::new(),
+            extra: Extra::default(),
         }
     }
 
@@ -199,5 +199,67 @@ mod tests {
         assert_eq!(sorted(Reply::NotSent("no route")), Err((Outcome::NotSpent, None)));
         assert_eq!(sorted(Reply::Lost { timed_out: false }), Err((Outcome::Ambiguous, None)));
         assert_eq!(sorted(Reply::Lost { timed_out: true }), Err((Outcome::Ambiguous, None)));
+    }
+
+    fn codes() -> impl Strategy<Value = String> {
+        let known: Vec<_> = ["invalid_grant", "refresh_token_reused"]
+            .into_iter()
+            .chain(CONFIGURATION_CODES)
+            .chain(LATER_CODES)
+            .map(str::to_owned)
+            .collect();
+        prop_oneof![proptest::sample::select(known), ".{0,12}", "[a-z_]{0,70}"]
+    }
+
+    #[derive(Debug, Clone)]
+    enum Sent {
+        Issued(String),
+        Error(String),
+        Unreadable,
+    }
+
+    fn bodies() -> impl Strategy<Value = Sent> {
+        let token = prop_oneof!["[a-z]{1,9}", Just("x-canary-rt-1".to_owned())];
+        prop_oneof![token.prop_map(Sent::Issued), codes().prop_map(Sent::Error), Just(Sent::Unreadable)]
+    }
+
+    proptest! {
+        #[test]
+        fn every_answer_has_one_class(
+            status in any::<u16>(), sent in bodies(), retry_after in proptest::option::of(any::<Duration>()),
+        ) {
+            let body = match &sent {
+                Sent::Issued(token) => Body::Issued(Box::new(issued(token))),
+                Sent::Error(code) => Body::Error(ErrorCode::new(code, None)),
+                Sent::Unreadable => Body::Unreadable,
+            };
+            let rules = Rules { dead_grant_codes: vec!["refresh_token_reused".into()], ..Rules::default() };
+            let grant = Grant::new(GrantId::from_bytes([1; 16]), issued("canary-at-1"), Timestamp::from_secs(0));
+            let clean = matches!(&sent, Sent::Issued(token) if !token.contains("canary-rt"));
+            match sort(Reply::Answered { status, body, retry_after }, &rules, &grant) {
+                Sorted::Success(_) => prop_assert!((200..300).contains(&status) && clean),
+                Sorted::Failure(failure) => {
+                    prop_assert!(!((200..300).contains(&status) && clean), "{failure:?}");
+                    prop_assert_ne!(failure.outcome, Outcome::Success);
+                    let dead = matches!(&sent, Sent::Error(code) if code == "invalid_grant" || code == "refresh_token_reused");
+                    prop_assert_eq!(failure.outcome == Outcome::Final, dead);
+                    let configuration = matches!(&sent, Sent::Error(code) if CONFIGURATION_CODES.contains(&&**code));
+                    prop_assert_eq!(failure.outcome == Outcome::Configuration, configuration);
+                    prop_assert!(!failure.timed_out && failure.reason.is_ascii());
+                    prop_assert!(failure.retry_after.is_none_or(|wait| Some(wait) == retry_after));
+                    prop_assert!(!failure.code.is_some_and(|code| crate::secret::holds_forbidden_text(&code)));
+                }
+            }
+        }
+
+        #[test]
+        fn what_was_not_sent_is_never_anything_but_not_spent(codes in proptest::collection::vec(codes(), 0..4)) {
+            let rules = Rules { dead_grant_codes: codes, ..Rules::default() };
+            let grant = Grant::new(GrantId::from_bytes([1; 16]), issued("canary-at-1"), Timestamp::from_secs(0));
+            let Sorted::Failure(failure) = sort(Reply::NotSent("no route"), &rules, &grant) else {
+                panic!("a success");
+            };
+            prop_assert_eq!(failure.outcome, Outcome::NotSpent);
+        }
     }
 }

@@ -78,6 +78,10 @@ impl Handle {
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     state: Mutex<State>,
+    /// Held while a put or delete changes the grant and makes room for the next one's flights, and by a flight from
+    /// reading the record to claiming it: so a flight either claims before a put, and presents nothing of the new grant,
+    /// or finds that it is not the slot's any more. The store's lease is no help: it is this process's own in both.
+    pub(super) boarding: tokio::sync::Mutex<()>,
     /// Rung at every change of what a reader would see.
     pub(super) changed: Notify,
 }
@@ -103,7 +107,12 @@ impl Slot {
         self.lock().flight.clone()
     }
 
-    /// Where a read or write begins, to be handed to [`State::fill`], [`State::publish`] or [`State::keep`] after it.
+    /// Whether callers still join the flight of `handle`.
+    pub(super) fn is_flown_by(&self, handle: &Arc<Handle>) -> bool {
+        self.lock().is_flown_by(handle)
+    }
+
+    /// Where a read or write begins, to be handed to [`State::fill`], [`State::publish`] or [`State::replace`] after it.
     /// `epoch` is the store's before the beginning.
     pub(super) fn base(&self, epoch: u64) -> Base {
         self.look(epoch).0
@@ -123,7 +132,15 @@ pub(super) struct Base {
     epoch: u64,
 }
 
+/// A write came in between.
+#[derive(Debug)]
+pub(super) struct Overtaken;
+
 impl State {
+    pub(super) fn is_flown_by(&self, handle: &Arc<Handle>) -> bool {
+        self.flight.as_ref().is_some_and(|current| Arc::ptr_eq(current, handle))
+    }
+
     fn current(&self, epoch: u64) -> Option<&Arc<Snapshot>> {
         self.unsaved
             .as_ref()
@@ -135,27 +152,48 @@ impl State {
         self.unsaved.as_ref().or(self.cached.as_ref().map(|(_, snapshot)| snapshot))
     }
 
-    /// Remembers what was read; `false` when a write overtook the reading (invariant 2).
-    pub(super) fn fill(&mut self, base: Base, snapshot: Option<Arc<Snapshot>>) -> bool {
-        let undisturbed = self.writes == base.writes;
-        if undisturbed {
-            self.cached = snapshot.map(|snapshot| (base.epoch, snapshot));
+    /// Remembers what was read, and gives what a reader now sees: that, or what is kept for the store. An error when a
+    /// write overtook the reading (invariant 2): then it is to be read again, for it may be ahead of a write that is
+    /// not published yet, and a later reader would see it go back.
+    pub(super) fn fill(
+        &mut self,
+        base: Base,
+        snapshot: Option<Arc<Snapshot>>,
+    ) -> Result<Option<Arc<Snapshot>>, Overtaken> {
+        if self.writes != base.writes {
+            return Err(Overtaken);
         }
-        undisturbed
+        self.cached = snapshot.map(|snapshot| (base.epoch, snapshot));
+        Ok(self.last().cloned())
     }
 
-    /// Remembers what was written; nothing when another write overtook this one (invariant 2).
-    pub(super) fn publish(&mut self, base: Base, snapshot: Option<Arc<Snapshot>>) {
-        if !self.fill(base, snapshot) {
+    /// Remembers what a flight wrote; nothing when another write overtook this one (invariant 2). What is kept for
+    /// another grant stays: this may be the last word of a flight that a put has detached.
+    pub(super) fn publish(&mut self, base: Base, snapshot: Arc<Snapshot>) {
+        self.unsaved.take_if(|unsaved| unsaved.token.version.id == snapshot.token.version.id);
+        self.written(base, Some(snapshot));
+    }
+
+    /// Remembers a put or a delete, and lets go of all that the old grant left. Its flight goes on, but nobody joins it
+    /// any more, and its result will be dropped. The caller holds [`Slot::boarding`], so nothing of a newer grant is
+    /// here yet.
+    pub(super) fn replace(&mut self, base: Base, snapshot: Option<Arc<Snapshot>>) {
+        self.unsaved = None;
+        self.ended = None;
+        self.flight = None;
+        self.written(base, snapshot);
+    }
+
+    fn written(&mut self, base: Base, snapshot: Option<Arc<Snapshot>>) {
+        if self.fill(base, snapshot).is_err() {
             self.cached = None;
         }
         self.writes += 1;
-        self.unsaved = None;
     }
 
-    /// Remembers what could not be written, unless another write overtook it.
-    pub(super) fn keep(&mut self, base: Base, snapshot: Arc<Snapshot>) {
-        if self.writes == base.writes {
+    /// Remembers what the flight of `handle` could not write, unless a put or delete came in between.
+    pub(super) fn keep(&mut self, handle: &Arc<Handle>, snapshot: Arc<Snapshot>) {
+        if self.is_flown_by(handle) {
             self.unsaved = Some(snapshot);
         }
     }
@@ -169,12 +207,10 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Map;
-
     use super::*;
     use crate::{
         clock::Timestamp,
-        grant::{GrantId, Issued, Lifetime},
+        grant::{Extra, GrantId, Issued, Lifetime},
         secret::AccessToken,
     };
 
@@ -185,7 +221,7 @@ mod tests {
             lifetime: Lifetime::Unknown,
             scope: None,
             refresh_token: None,
-            extra: Map::new(),
+            extra: Extra::default(),
         };
         let grant = Grant::new(GrantId::from_bytes([id; 16]), issued, Timestamp::from_secs(0));
         Arc::new(Snapshot::of(&"corp".parse().unwrap(), &grant, Marks::default(), &[]))
@@ -195,8 +231,8 @@ mod tests {
     fn what_was_read_before_a_write_is_not_remembered_after_it() {
         let mut state = State::default();
         let before = Base { writes: state.writes, epoch: 0 };
-        state.publish(before, Some(snapshot(2)));
-        assert!(!state.fill(before, Some(snapshot(1))));
+        state.publish(before, snapshot(2));
+        assert!(state.fill(before, Some(snapshot(1))).is_err());
         assert!(Arc::ptr_eq(state.current(0).unwrap(), &state.cached.as_ref().unwrap().1));
     }
 
@@ -204,15 +240,30 @@ mod tests {
     fn of_two_writes_at_once_neither_is_remembered() {
         let mut state = State::default();
         let before = Base { writes: state.writes, epoch: 0 };
-        state.publish(before, Some(snapshot(1)));
-        state.publish(before, Some(snapshot(2)));
+        state.publish(before, snapshot(1));
+        state.publish(before, snapshot(2));
         assert!(state.current(0).is_none());
+    }
+
+    #[test]
+    fn what_is_kept_for_a_new_grant_outlives_the_last_word_of_a_flight_of_the_old_one() {
+        let (mut state, new) = (State::default(), Arc::new(Handle::new(true)));
+        let old_base = Base { writes: state.writes, epoch: 0 };
+        state.replace(old_base, Some(snapshot(2)));
+        state.flight = Some(Arc::clone(&new));
+        state.publish(old_base, snapshot(1));
+        state.keep(&new, snapshot(2));
+        state.publish(old_base, snapshot(1));
+        assert_eq!(state.current(0).unwrap().token.version, snapshot(2).token.version);
+        state.replace(old_base, None);
+        state.keep(&new, snapshot(2));
+        assert!(state.last().is_none(), "a delete has detached the flight");
     }
 
     #[test]
     fn a_snapshot_of_an_earlier_epoch_is_not_current() {
         let mut state = State::default();
-        state.fill(Base { writes: 0, epoch: 7 }, Some(snapshot(1)));
+        assert!(state.fill(Base { writes: 0, epoch: 7 }, Some(snapshot(1))).is_ok());
         assert!(state.current(7).is_some() && state.current(8).is_none() && state.last().is_some());
     }
 }

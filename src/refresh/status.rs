@@ -1,6 +1,6 @@
 //! How accounts stand: the overview, without a token in it.
 
-use super::{Inner, flight::given_up, slot::Snapshot};
+use super::{Inner, cooldown::cut_off, flight::given_up, slot::Snapshot};
 use crate::{
     account::Account,
     clock::Timestamp,
@@ -43,7 +43,10 @@ pub struct Status {
 
 impl Inner {
     pub(super) fn status(&self, entry: Entry, now: Timestamp) -> Status {
-        let unsaved = self.slots().get(&entry.account).and_then(|slot| slot.lock().unsaved.clone());
+        let (unsaved, flying) = self.slots().get(&entry.account).map_or((None, false), |slot| {
+            let state = slot.lock();
+            (state.unsaved.clone(), state.flight.is_some())
+        });
         let snapshot = match (unsaved, entry.record) {
             (Some(unsaved), _) => unsaved,
             (None, Ok(record)) => self.snapshot(&entry.account, &record.grant, record.marks),
@@ -67,7 +70,8 @@ impl Inner {
             scope: token.scope.clone(),
             refreshable: token.refreshable,
             refreshed_at: (token.version.generation > 1).then_some(token.issued_at),
-            last_error: last_error(&snapshot.marks),
+            // What is under way here is no error yet.
+            last_error: last_error(&snapshot.marks).filter(|_| !flying || cut_off(&snapshot.marks).is_none()),
         }
     }
 
@@ -89,6 +93,9 @@ impl Inner {
 
 /// What the last attempt failed of: the provider's code, or a word of ours.
 pub(super) fn last_error(marks: &Marks) -> Option<String> {
+    if cut_off(marks).is_some() {
+        return Some("interrupted".to_owned());
+    }
     let attempt = marks.attempt.as_ref()?;
     let word = match attempt.outcome {
         Outcome::Success => return None,
@@ -99,4 +106,23 @@ pub(super) fn last_error(marks: &Marks) -> Option<String> {
         Outcome::Ambiguous => "answer_lost",
     };
     Some(attempt.code.clone().unwrap_or_else(|| word.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Attempt, Presented};
+
+    #[test]
+    fn a_presentation_without_an_end_is_told_from_one_whose_answer_was_lost() {
+        let at = Timestamp::from_secs;
+        let mark = |seconds| Some(Presented { at: at(seconds), count: 1 });
+        let attempt = |outcome| Some(Attempt { ended_at: at(10), outcome, code: None, streak: 1, not_before: at(10) });
+        let word = |presented, attempt| last_error(&Marks { presented, attempt, latch: None });
+        assert_eq!(word(None, None), None);
+        assert_eq!(word(mark(1), None).as_deref(), Some("interrupted"));
+        assert_eq!(word(mark(20), attempt(Outcome::Success)).as_deref(), Some("interrupted"));
+        assert_eq!(word(mark(5), attempt(Outcome::Ambiguous)).as_deref(), Some("answer_lost"));
+        assert_eq!(word(None, attempt(Outcome::NotSpent)).as_deref(), Some("provider_unavailable"));
+    }
 }

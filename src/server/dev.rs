@@ -26,7 +26,7 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    grant::{Issued, Lifetime},
+    grant::{Extra, Issued, Lifetime},
     secret::{AccessToken, RefreshToken, SecretError},
 };
 
@@ -80,7 +80,7 @@ impl Issuer {
             lifetime: Lifetime::In(LIFETIME),
             scope: Some("dev".to_owned()),
             refresh_token: Some(RefreshToken::new(refresh_token)?),
-            extra: serde_json::Map::new(),
+            extra: Extra::default(),
         })
     }
 

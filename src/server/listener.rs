@@ -5,7 +5,8 @@
 //!    were named.
 //! 2. A living daemon's socket is never replaced; a dead one's is. What is not a socket is never touched.
 //! 3. On the way out, only the socket that this listener made is removed.
-//! 4. No peer can hold more than its socket's share of the open files, nor hold a connection without asking anything.
+//! 4. No peer can hold more than its socket's share of the open files, nor hold a connection without asking anything or
+//!    without reading the answers.
 
 use std::{
     fs::{self, DirBuilder, File, Permissions},
@@ -38,13 +39,20 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{peer::Peers, problem::Problem};
+use super::{peer::Peers, problem::Problem, stall::Stalling};
 
 /// The room for a path in `sockaddr_un`, less the closing zero byte.
 const LONGEST_PATH: usize = 107;
 
 /// How long a connection may stay silent, before its first request and between two.
 const IDLE: Duration = Duration::from_mins(1);
+
+/// The longest head of a request, and so the most that a peer can make the daemon hold for a connection but for a body.
+/// Other servers allow 8 to 16 KiB.
+const LONGEST_HEAD: usize = 16 * 1024;
+
+/// How long a peer may leave answers unread once they fill the socket's buffer.
+const UNREAD: Duration = Duration::from_secs(30);
 
 /// The pause after an error that waiting may cure, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -72,10 +80,10 @@ pub enum BindError {
         reason: &'static str,
     },
     /// A daemon is listening there.
-    #[error("another daemon is listening on {0}; stop it, or choose another path with --socket")]
+    #[error("another daemon is listening on {0}; stop it, or choose another path")]
     Live(PathBuf),
     /// Something else is there.
-    #[error("{0} exists and is not a socket; move it away, or choose another path with --socket")]
+    #[error("{0} exists and is not a socket; move it away, or choose another path")]
     NotASocket(PathBuf),
     /// The operating system said no.
     #[error("cannot listen on {path}")]
@@ -86,6 +94,17 @@ pub enum BindError {
         #[source]
         source: io::Error,
     },
+}
+
+/// Who is at a socket's path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occupant {
+    /// Nobody.
+    Nobody,
+    /// A socket whose daemon is gone.
+    Dead,
+    /// A listening daemon.
+    Living,
 }
 
 /// A bound socket.
@@ -101,24 +120,32 @@ pub struct Listener {
 impl Listener {
     /// Binds `path` for `peers`. `name` is the socket's name in logs.
     pub fn bind(name: &str, path: &Path, peers: Peers) -> Result<Self, BindError> {
-        let length = path.as_os_str().as_bytes().len();
-        if length > LONGEST_PATH {
-            return Err(BindError::TooLong { path: path.to_owned(), length });
-        }
-        let (Some(directory), Some(_)) = (path.parent(), path.file_name()) else {
-            return Err(BindError::NoDirectory(path.to_owned()));
-        };
+        let directory = directory(path)?;
         let failed = |source| BindError::Io { path: path.to_owned(), source };
-        prepare(directory, path, if peers.beyond_own() { 0o711 } else { 0o700 })?;
+        prepare(directory, path, directory_mode(&peers))?;
         // Two daemons that start at once must not take each other's socket for a dead one's.
         let _lock = lock(directory).map_err(failed)?;
-        clear_away(path)?;
+        match occupant(path)? {
+            Occupant::Nobody => {}
+            Occupant::Dead => fs::remove_file(path).map_err(failed)?,
+            Occupant::Living => return Err(BindError::Live(path.to_owned())),
+        }
         let accepting = UnixListener::bind(path).map_err(failed)?;
         let mode = if peers.beyond_own() { 0o666 } else { 0o600 };
         fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)?;
         let metadata = fs::symlink_metadata(path).map_err(failed)?;
         let identity = (metadata.dev(), metadata.ino());
         Ok(Self { accepting, path: path.to_owned(), identity, name: name.to_owned(), peers })
+    }
+
+    /// Whether [`Listener::bind`] would be refused, or whom it would find. Changes nothing.
+    pub fn look(path: &Path, peers: &Peers) -> Result<Occupant, BindError> {
+        let directory = directory(path)?;
+        // One that is not there yet will be ours.
+        if directory.exists() {
+            unfit(directory, path, directory_mode(peers))?;
+        }
+        occupant(path)
     }
 
     /// Where it listens.
@@ -131,7 +158,7 @@ impl Listener {
     pub async fn serve(&self, router: Router, share: usize, stop: CancellationToken) {
         let service = TowerToHyperService::new(router.layer(middleware::from_fn(one_host)));
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(IDLE).half_close(true);
+        builder.timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(LONGEST_HEAD).half_close(true);
         let connections = TaskTracker::new();
         let graceful = GracefulShutdown::new();
         let seats = Arc::new(Semaphore::new(share));
@@ -151,7 +178,8 @@ impl Listener {
             if !self.peers.admits(&stream, &self.name) {
                 continue;
             }
-            let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service.clone()));
+            let stream = TokioIo::new(Stalling::new(stream, UNREAD));
+            let connection = graceful.watch(builder.serve_connection(stream, service.clone()));
             connections.spawn(async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "a connection broke");
@@ -192,6 +220,21 @@ async fn one_host(request: Request<Body>, next: middleware::Next) -> axum::respo
     next.run(request).await
 }
 
+fn directory(socket: &Path) -> Result<&Path, BindError> {
+    let length = socket.as_os_str().as_bytes().len();
+    if length > LONGEST_PATH {
+        return Err(BindError::TooLong { path: socket.to_owned(), length });
+    }
+    match (socket.parent(), socket.file_name()) {
+        (Some(directory), Some(_)) => Ok(directory),
+        _ => Err(BindError::NoDirectory(socket.to_owned())),
+    }
+}
+
+fn directory_mode(peers: &Peers) -> u32 {
+    if peers.beyond_own() { 0o711 } else { 0o700 }
+}
+
 /// Makes the socket's directory, closed to others from its first moment, or sees that it is.
 fn prepare(directory: &Path, socket: &Path, mode: u32) -> Result<(), BindError> {
     let failed = |source| BindError::Io { path: socket.to_owned(), source };
@@ -201,13 +244,29 @@ fn prepare(directory: &Path, socket: &Path, mode: u32) -> Result<(), BindError> 
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(refuse("is not a directory")),
         Err(error) => return Err(failed(error)),
     }
+    if unfit(directory, socket, mode)? {
+        fs::set_permissions(directory, Permissions::from_mode(mode)).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Whether the directory's mode is to be changed. An error when it is not ours to change.
+fn unfit(directory: &Path, socket: &Path, mode: u32) -> Result<bool, BindError> {
+    let failed = |source| BindError::Io { path: socket.to_owned(), source };
+    let refuse = |reason| BindError::Directory { directory: directory.to_owned(), reason };
     let metadata = fs::metadata(directory).map_err(failed)?;
+    if !metadata.is_dir() {
+        return Err(refuse("is not a directory"));
+    }
     let found = metadata.permissions().mode() & 0o7777;
-    if metadata.uid() != rustix::process::geteuid().as_raw() {
+    let own = rustix::process::geteuid().as_raw();
+    // Of a link, too: its owner could lead our clients to a socket of his own.
+    let link = fs::symlink_metadata(directory).map_err(failed)?;
+    if metadata.uid() != own || ![own, 0].contains(&link.uid()) {
         return Err(refuse("belongs to another user"));
     }
     if found == mode {
-        return Ok(());
+        return Ok(false);
     }
     // A directory that others use is not ours to close: only one with nothing in it but our socket.
     if found & 0o1022 != 0 {
@@ -218,7 +277,7 @@ fn prepare(directory: &Path, socket: &Path, mode: u32) -> Result<(), BindError> 
             return Err(refuse("is open to others and holds other files"));
         }
     }
-    fs::set_permissions(directory, Permissions::from_mode(mode)).map_err(failed)
+    Ok(true)
 }
 
 /// Locks the directory against other daemons that come and go in it. They hold it for a moment only.
@@ -228,19 +287,19 @@ fn lock(directory: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Removes the socket of a daemon that is gone (invariant 2).
-fn clear_away(path: &Path) -> Result<(), BindError> {
+/// Invariant 2.
+fn occupant(path: &Path) -> Result<Occupant, BindError> {
     let failed = |source| BindError::Io { path: path.to_owned(), source };
     match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Occupant::Nobody),
         Err(error) => return Err(failed(error)),
         Ok(metadata) if !metadata.file_type().is_socket() => return Err(BindError::NotASocket(path.to_owned())),
         Ok(_) => {}
     }
     match knock(path) {
         // Its queue is full, or it answers: it lives.
-        Ok(()) | Err(Errno::AGAIN) => Err(BindError::Live(path.to_owned())),
-        Err(Errno::CONNREFUSED) => fs::remove_file(path).map_err(failed),
+        Ok(()) | Err(Errno::AGAIN) => Ok(Occupant::Living),
+        Err(Errno::CONNREFUSED) => Ok(Occupant::Dead),
         Err(error) => Err(failed(error.into())),
     }
 }
@@ -292,6 +351,27 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
         assert!(dead.exists() && bind(&dead).is_ok());
         drop(first);
+    }
+
+    #[tokio::test]
+    async fn a_look_finds_what_binding_would_and_changes_nothing() {
+        let home = tempfile::tempdir().unwrap();
+        let look = |path: &Path| Listener::look(path, &Peers::own());
+        let path = home.path().join("run/credproxy.sock");
+        assert_eq!(look(&path).unwrap(), Occupant::Nobody);
+        assert!(!path.parent().unwrap().exists());
+        let listener = bind(&path).unwrap();
+        assert_eq!(look(&path).unwrap(), Occupant::Living);
+        drop(listener);
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert_eq!(look(&path).unwrap(), Occupant::Dead);
+        fs::remove_file(&path).unwrap();
+        drop(File::create(&path).unwrap());
+        assert!(matches!(look(&path), Err(BindError::NotASocket(_))));
+        fs::set_permissions(path.parent().unwrap(), Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(look(&path), Err(BindError::Directory { .. })));
+        assert_eq!(mode(path.parent().unwrap()), 0o777);
+        assert!(matches!(look(&home.path().join("x".repeat(110))), Err(BindError::TooLong { .. })));
     }
 
     #[tokio::test]

@@ -138,7 +138,6 @@ impl Problem {
             RefreshError::NotRefreshable => problem(Code::RefreshNotAvailable),
             RefreshError::NotConfigured => problem(Code::ProviderNotConfigured),
             RefreshError::PreconditionFailed => problem(Code::PreconditionFailed),
-            RefreshError::UnknownTag => problem(Code::InvalidRequest),
             RefreshError::Reauth { .. } => {
                 let challenge = format!("Credproxy realm=\"{account}\", error=\"reauth_required\"");
                 Self { challenge: HeaderValue::try_from(challenge).ok(), ..problem(Code::ReauthRequired) }

@@ -21,8 +21,12 @@ use crate::{
     refresh::condition::{IfMatch, Tag},
 };
 
-/// The largest body: a grant with a few long JWTs has some 20 KiB.
-const LARGEST_BODY: usize = 256 * 1024;
+/// The largest grant: one with a few long JWTs has some 20 KiB.
+pub(super) const LARGEST_GRANT: usize = 256 * 1024;
+
+/// The largest body of a request that needs none: room for an empty object. Peers can make the daemon hold one of
+/// these for each connection.
+pub(super) const SMALL_BODY: usize = 1024;
 
 /// How long a body may take; a local peer needs milliseconds.
 const BODY_PATIENCE: Duration = Duration::from_secs(30);
@@ -138,14 +142,15 @@ pub(super) fn preferred_wait(headers: &HeaderMap) -> Option<u64> {
     })
 }
 
-/// The whole body, which must be JSON if there is one.
-pub(super) async fn json_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
-    let collected = tokio::time::timeout(BODY_PATIENCE, Limited::new(body, LARGEST_BODY).collect())
+/// The whole body of at most `largest` bytes, which must be JSON if there is one.
+pub(super) async fn json_body(headers: &HeaderMap, body: Body, largest: usize) -> Result<Bytes, Problem> {
+    let collected = tokio::time::timeout(BODY_PATIENCE, Limited::new(body, largest).collect())
         .await
         .map_err(|_| Problem::invalid("the body did not arrive in time"))?;
     let collected = collected.map_err(|error| {
         if error.downcast_ref::<LengthLimitError>().is_some() {
-            Problem::invalid("the body is larger than 256 KiB").with_status(StatusCode::PAYLOAD_TOO_LARGE)
+            Problem::invalid(format!("the body is larger than {} KiB", largest / 1024))
+                .with_status(StatusCode::PAYLOAD_TOO_LARGE)
         } else {
             Problem::invalid("the body broke off")
         }
@@ -165,6 +170,8 @@ pub(super) async fn json_body(headers: &HeaderMap, body: Body) -> Result<Bytes, 
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
@@ -218,6 +225,73 @@ mod tests {
             ("wait=-1", None),
         ] {
             assert_eq!(preferred_wait(&headers(&[("prefer", sent)])), wait, "{sent}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_query_reaches_another_account(
+            pairs in proptest::collection::vec(
+                ("bucket|min_validity|Bucket|bukcet|.{0,3}", ".{0,8}|[A-Za-z0-9+.]{1,9}"), 0..4,
+            ),
+        ) {
+            let query = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(&pairs).finish();
+            let known = ["bucket", "min_validity"];
+            let names: Vec<_> = pairs.iter().map(|(name, _)| name.as_str()).collect();
+            let twice = (1..names.len()).any(|at| names[..at].contains(&names[at]));
+            let strict = !twice && names.iter().all(|name| known.contains(name));
+            let parsed = Query::parse(&format!("/x?{query}").parse().unwrap(), &known);
+            prop_assert_eq!(parsed.is_ok(), strict, "{}", query);
+            if let Ok(parsed) = parsed {
+                let given = pairs.iter().find(|(name, _)| name == "bucket").map(|(_, value)| value);
+                match parsed.account("corp") {
+                    // What wrote the query wrote a space as a plus sign.
+                    Ok(account) => prop_assert_eq!(
+                        account.bucket.as_str(), given.map_or("default".to_owned(), |given| given.replace(' ', "+")),
+                    ),
+                    Err(_) => {
+                        prop_assert!(given.is_some_and(|given| given.replace(' ', "+").parse::<Bucket>().is_err()));
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn no_raw_query_panics_or_is_repeated(query in "[!-~]{0,40}|(bucket|canary)?[=&%+a-f0-9]{0,20}canary") {
+            let Ok(uri) = format!("/x?{query}").parse::<Uri>() else { return Ok(()) };
+            match Query::parse(&uri, &["bucket"]).and_then(|query| query.account("corp")) {
+                Ok(account) => prop_assert!(account.provider.as_str() == "corp"),
+                Err(problem) => {
+                    let shown = format!("{problem:?}");
+                    prop_assert!(!shown.contains("canary"), "{shown}");
+                }
+            }
+        }
+
+        #[test]
+        fn a_list_of_tags_reads_back(
+            tags in proptest::collection::vec(("[!#-~]{0,9}", any::<bool>()), 1..5),
+            space in " {0,2}",
+            lines in any::<bool>(),
+        ) {
+            let written: Vec<_> =
+                tags.iter().map(|(tag, weak)| format!("{}\"{tag}\"", if *weak { "W/" } else { "" })).collect();
+            let written = if lines { written } else { vec![written.join(&format!("{space},{space}"))] };
+            let headers: HeaderMap =
+                written.iter().map(|line| (header::IF_NONE_MATCH, line.parse().unwrap())).collect();
+            let read = entity_tags(&headers, &header::IF_NONE_MATCH).unwrap().unwrap();
+            let expected: Vec<_> = tags.iter().map(|(tag, weak)| (*weak, tag.clone())).collect();
+            prop_assert_eq!(read, expected);
+            prop_assert!(tags.iter().all(|(tag, _)| none_match(&headers, tag).unwrap()));
+        }
+
+        #[test]
+        fn no_header_makes_the_reader_panic(value in proptest::collection::vec(any::<u8>(), 0..40)) {
+            if let Ok(value) = http::HeaderValue::from_bytes(&value) {
+                let names = [header::IF_MATCH, header::IF_NONE_MATCH, "prefer".parse().unwrap()];
+                let headers: HeaderMap = names.map(|name| (name, value.clone())).into_iter().collect();
+                drop((if_match(&headers), none_match(&headers, "t"), preferred_wait(&headers)));
+            }
         }
     }
 }

@@ -1,11 +1,14 @@
-//! The store key in a file: 64 hexadecimal digits, made at the first start.
+//! The store key: 256 bits, written as 64 hexadecimal digits, from one of several places.
 //!
-//! Owns: how the file is made, read and judged.
+//! Owns: the key's written form; the key in a file, made at the first start; how a change of it is staged there. Its
+//! children hold the keyring and the passphrase.
 //!
 //! Invariants:
 //! 1. The file is complete and on the disk before its name exists; two daemons that start at once agree on one key.
 //! 2. A key is made only when there is no store yet: a new key beside an old store would hide the loss of the old one.
 //! 3. A key that others could read is refused, not repaired.
+//! 4. A new key is durable beside the old one (*staged*) before anything is sealed with it, and takes the old one's
+//!    place only once the store opens with it. Whichever of the two opens the store is the key.
 //!
 //! Must not know: what the key seals.
 
@@ -13,9 +16,11 @@ use std::{
     fs::{self, OpenOptions},
     io::{self, Read as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
+use secrecy::ExposeSecret as _;
+use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use crate::{
@@ -26,8 +31,36 @@ use crate::{
     },
 };
 
+pub mod keyring;
+pub mod passphrase;
+
+use passphrase::Derivation;
+
 const KEY: usize = 32;
 const DIGITS: usize = 2 * KEY;
+
+/// What a place has whose key is no key.
+const NO_KEY: &str = "is not a key: that is one line of 64 hexadecimal digits";
+
+/// A store key, and how it was made when that is written in the store.
+#[derive(Debug)]
+pub struct Key {
+    /// The key.
+    pub secret: StoreKey,
+    /// For a key that was made of a passphrase: what it takes to make it again.
+    pub derivation: Option<Derivation>,
+}
+
+impl From<StoreKey> for Key {
+    fn from(secret: StoreKey) -> Self {
+        Self { secret, derivation: None }
+    }
+}
+
+/// The key that someone else keeps, as it was handed to us. `place` says in errors where that was.
+pub fn from_text(text: &[u8], place: &str) -> Result<StoreKey, StoreError> {
+    parse(line(text)).ok_or_else(|| StoreError::Unfit { place: place.to_owned(), reason: NO_KEY.to_owned() })
+}
 
 /// Reads the key in the file at `path`; makes it, and its directory, when there is none and no store either.
 ///
@@ -46,8 +79,63 @@ pub fn from_file(path: &Path, store_exists: bool) -> Result<StoreKey, StoreError
         ));
     }
     make(path)?;
-    read(path)?.ok_or_else(|| unfit(path, "the key vanished as soon as it was made; look for what removes it"))
+    read(path)?.ok_or_else(|| unfit(path, VANISHED))
 }
+
+/// The key that a change of the key in the file at `path` has staged.
+pub fn staged(path: &Path) -> Result<Option<StoreKey>, StoreError> {
+    read(&stage_of(path)?)
+}
+
+/// Stages a random key beside `path`, in place of one that was staged before and never came to be used. The caller is
+/// alone at the store.
+pub fn stage(path: &Path) -> Result<StoreKey, StoreError> {
+    let stage = stage_of(path)?;
+    for left in leftovers(&stage) {
+        match fs::remove_file(&left) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(FileError::at("remove", &left)(error).into());
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+    make(&stage)?;
+    read(&stage)?.ok_or_else(|| unfit(&stage, VANISHED))
+}
+
+/// The key staged before, and drafts of such keys whose makers were killed.
+fn leftovers(stage: &Path) -> Vec<PathBuf> {
+    let directory = stage.parent().unwrap_or(Path::new("/"));
+    let drafts = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_draft = |path: &PathBuf| path.file_stem() == stage.file_name() && path.extension().is_some();
+    drafts.filter(is_draft).chain([stage.to_owned()]).collect()
+}
+
+/// Puts the staged key, which is `key`, in the place of the old one. Nothing to do when another process has done it.
+pub fn switch(path: &Path, key: &StoreKey) -> Result<(), StoreError> {
+    let stage = stage_of(path)?;
+    if read(&stage)?.is_some_and(|staged| same(&staged, key)) {
+        match fs::rename(&stage, path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(FileError::at("put the new key in the place of", path)(error).into());
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+    private::sync_directory(stage.parent().unwrap_or(Path::new("/")))
+}
+
+fn stage_of(path: &Path) -> Result<PathBuf, StoreError> {
+    Ok(std::path::absolute(path).map_err(FileError::at("find", path))?.with_added_extension("next"))
+}
+
+/// Whether two keys are the same, in constant time.
+#[expect(clippy::disallowed_methods, reason = "compares two secrets; neither leaves")]
+fn same(left: &StoreKey, right: &StoreKey) -> bool {
+    left.expose_secret().ct_eq(right.expose_secret()).into()
+}
+
+const VANISHED: &str = "the key vanished as soon as it was made; look for what removes it";
 
 fn read(path: &Path) -> Result<Option<StoreKey>, StoreError> {
     let file = match OpenOptions::new().read(true).custom_flags(private::wary()).open(path) {
@@ -64,14 +152,16 @@ fn read(path: &Path) -> Result<Option<StoreKey>, StoreError> {
     // One byte more than the longest good form, so that a longer file is noticed.
     let mut text = Zeroizing::new(Vec::with_capacity(DIGITS + 2));
     file.take(DIGITS as u64 + 2).read_to_end(&mut text).map_err(FileError::at("read", path))?;
-    match parse(text.strip_suffix(b"\n").unwrap_or(&text)) {
+    match parse(line(&text)) {
         Some(key) => Ok(Some(key)),
-        None => Err(unfit(
-            path,
-            "is not a key: that is one line of 64 hexadecimal digits; put the key back, or move the file and the \
-             store away to begin anew",
-        )),
+        None => {
+            Err(unfit(path, format!("{NO_KEY}; put the key back, or move the file and the store away to begin anew")))
+        }
     }
+}
+
+fn line(text: &[u8]) -> &[u8] {
+    text.strip_suffix(b"\n").unwrap_or(text)
 }
 
 fn parse(digits: &[u8]) -> Option<StoreKey> {
@@ -94,8 +184,7 @@ fn value_of(digit: u8) -> Option<u8> {
 fn make(path: &Path) -> Result<(), StoreError> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     private::private_directory(directory)?;
-    let mut key = Zeroizing::new([0; KEY]);
-    getrandom::fill(&mut *key).map_err(StoreError::unavailable)?;
+    let key = random()?;
     let draft = path.with_added_extension(format!("{:08x}", getrandom::u32().map_err(StoreError::unavailable)?));
     let linked = write(&draft, &key).and_then(|()| match fs::hard_link(&draft, path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -106,14 +195,25 @@ fn make(path: &Path) -> Result<(), StoreError> {
     private::sync_directory(directory)
 }
 
-fn write(draft: &Path, key: &[u8; KEY]) -> io::Result<()> {
-    let mut line = Zeroizing::new(Vec::with_capacity(DIGITS + 1));
+fn random() -> Result<Zeroizing<[u8; KEY]>, StoreError> {
+    let mut key = Zeroizing::new([0; KEY]);
+    getrandom::fill(&mut *key).map_err(StoreError::unavailable)?;
+    Ok(key)
+}
+
+fn digits(key: &[u8; KEY]) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(String::with_capacity(DIGITS + 1));
     for digit in key.iter().flat_map(|byte| [byte >> 4, byte & 15]) {
-        line.push(b"0123456789abcdef"[usize::from(digit)]);
+        text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
     }
-    line.push(b'\n');
+    text
+}
+
+fn write(draft: &Path, key: &[u8; KEY]) -> io::Result<()> {
+    let mut line = digits(key);
+    line.push('\n');
     let mut file = private::create_private_file(draft)?;
-    file.write_all(&line)?;
+    file.write_all(line.as_bytes())?;
     file.sync_all()
 }
 
@@ -122,19 +222,11 @@ mod tests {
     use std::{
         fs::Permissions,
         os::unix::fs::{PermissionsExt as _, symlink},
-        path::PathBuf,
         sync::Barrier,
         thread,
     };
 
-    use secrecy::ExposeSecret as _;
-
     use super::*;
-
-    #[expect(clippy::disallowed_methods, reason = "compares keys in a test")]
-    fn same(left: &StoreKey, right: &StoreKey) -> bool {
-        left.expose_secret() == right.expose_secret()
-    }
 
     fn place() -> (tempfile::TempDir, PathBuf) {
         let home = tempfile::tempdir().unwrap();
@@ -211,6 +303,33 @@ mod tests {
         }
         let (_home, path) = written(&good);
         assert!(same(&from_file(&path, true).unwrap(), &StoreKey::new([0x55; 32])), "the line's end may be missing");
+    }
+
+    #[test]
+    fn a_staged_key_takes_the_old_ones_place_and_a_forgotten_one_is_replaced() {
+        let (_home, path) = place();
+        let old = from_file(&path, false).unwrap();
+        assert!(staged(&path).unwrap().is_none());
+        let forgotten = stage(&path).unwrap();
+        let next = stage(&path).unwrap();
+        assert!(!same(&forgotten, &next) && !same(&old, &next));
+        assert!(same(&from_file(&path, true).unwrap(), &old), "what is staged changes nothing yet");
+        switch(&path, &forgotten).unwrap();
+        assert!(same(&from_file(&path, true).unwrap(), &old), "another key than the one staged is not put in place");
+        switch(&path, &next).unwrap();
+        assert!(same(&from_file(&path, true).unwrap(), &next));
+        assert!(staged(&path).unwrap().is_none());
+        switch(&path, &next).unwrap();
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_key_in_text_may_end_in_a_newline_and_is_never_quoted() {
+        for good in [&[b'5'; 64][..], &[&[b'5'; 64][..], b"\n"].concat()] {
+            assert!(same(&from_text(good, "there").unwrap(), &StoreKey::new([0x55; 32])));
+        }
+        let error = from_text(b"canary", "there").unwrap_err().to_string();
+        assert_eq!(error, "there: is not a key: that is one line of 64 hexadecimal digits");
     }
 
     #[test]

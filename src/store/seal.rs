@@ -19,15 +19,14 @@ use std::io;
 use chacha20poly1305::{AeadInOut as _, KeyInit as _, Tag, XChaCha20Poly1305, XNonce};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use crate::{
     account::Account,
     clock::Timestamp,
-    grant::{Grant, Version},
+    grant::{Extra, Grant, Version},
     secret::{AccessToken, RefreshToken, SecretError, StoreKey},
-    store::StoreError,
+    store::{KeyId, StoreError},
 };
 
 /// The format written, and the only one there has been.
@@ -43,7 +42,8 @@ const CHECKED: &[u8] = b"credproxy";
 pub(crate) struct Sealer(StoreKey);
 
 /// Sealed bytes do not open; kept apart from [`StoreError`] because only the caller knows for whom they were meant.
-struct Refused;
+#[derive(Debug)]
+pub(crate) struct Refused;
 
 impl From<serde_json::Error> for Refused {
     fn from(_: serde_json::Error) -> Self {
@@ -124,6 +124,16 @@ impl Sealer {
         self.decrypt(&check_data(), check_value).is_ok_and(|plain| *plain == CHECKED)
     }
 
+    /// Tells keys apart for a person, and tells nothing of the key: the tag of an empty text under a nonce that no
+    /// sealing ever has (invariant 2).
+    pub(crate) fn key_id(&self) -> Result<KeyId, StoreError> {
+        let data = associated_data(b"key id");
+        let tag = self.cipher().encrypt_inout_detached(&XNonce::from([0; NONCE]), &data, (&mut [][..]).into());
+        let tag = tag.map_err(|_| StoreError::unavailable("the key has no id"))?;
+        let (id, _) = tag.split_first_chunk().ok_or_else(|| StoreError::unavailable("the key has no id"))?;
+        Ok(KeyId(*id))
+    }
+
     #[expect(clippy::disallowed_methods, reason = "the key goes from here into the cipher alone")]
     fn cipher(&self) -> XChaCha20Poly1305 {
         XChaCha20Poly1305::new(self.0.expose_secret().into())
@@ -164,17 +174,17 @@ impl Sealer {
 }
 
 impl Plain<'_> {
-    fn write(&self, extra: &Map<String, Value>, mut to: impl io::Write) -> Result<(), StoreError> {
+    fn write(&self, extra: &Extra, mut to: impl io::Write) -> Result<(), StoreError> {
         serde_json::to_writer(&mut to, self).map_err(StoreError::unavailable)?;
         serde_json::to_writer(to, extra).map_err(StoreError::unavailable)
     }
 }
 
 /// Reads what [`Plain::write`] wrote.
-fn read(plain: &[u8], version: Version) -> Result<Grant, Refused> {
+pub(crate) fn read(plain: &[u8], version: Version) -> Result<Grant, Refused> {
     let mut json = serde_json::Deserializer::from_slice(plain);
     let opened = Opened::deserialize(&mut json)?;
-    let extra = Map::deserialize(&mut json)?;
+    let extra = Extra::deserialize(&mut json)?;
     json.end()?;
     Ok(Grant {
         version,
@@ -224,10 +234,11 @@ impl io::Write for Length {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
 
     use super::*;
-    use crate::grant::GrantId;
+    use crate::grant::{GrantId, properties::grants};
 
     const VERSION: Version = Version { id: GrantId::from_bytes([7; 16]), generation: 3 };
 
@@ -251,7 +262,7 @@ mod tests {
             expires_at: Some(Timestamp::from_millis(1_700_000_000_123)),
             scope: Some("a b ü".into()),
             refresh_token: Some(RefreshToken::new("canary-rt".into()).unwrap()),
-            extra,
+            extra: extra.into(),
         }
     }
 
@@ -274,7 +285,7 @@ mod tests {
 
     #[test]
     fn every_field_comes_back() {
-        let bare = Grant { expires_at: None, scope: None, refresh_token: None, extra: Map::new(), ..grant() };
+        let bare = Grant { expires_at: None, scope: None, refresh_token: None, extra: Extra::default(), ..grant() };
         for grant in [grant(), bare] {
             let sealed = sealer().seal(&account("corp/work"), &grant).unwrap();
             let opened = sealer().open(&account("corp/work"), VERSION, &sealed).unwrap();
@@ -285,7 +296,7 @@ mod tests {
     #[test]
     fn whatever_a_provider_could_nest_comes_back() {
         let deepest = format!("{{\"member\":{}{}}}", "[".repeat(126), "]".repeat(126));
-        let extra: Map<String, Value> = serde_json::from_str(&deepest).unwrap();
+        let extra: Extra = serde_json::from_str(&deepest).unwrap();
         assert!(serde_json::from_str::<Value>(&format!("[{deepest}]")).is_err(), "one level more is past the limit");
         let sealed = sealer().seal(&account("corp"), &Grant { extra: extra.clone(), ..grant() }).unwrap();
         assert_eq!(sealer().open(&account("corp"), VERSION, &sealed).unwrap().extra, extra);
@@ -363,5 +374,53 @@ mod tests {
         assert!(unreadable(&sealer().open(&account("corp"), VERSION, &value)));
         assert!(!sealer().accepts(&sealer().seal(&account("corp"), &grant()).unwrap()));
         assert!(!sealer().accepts(&[]));
+    }
+
+    proptest! {
+        #[test]
+        fn any_grant_comes_back_and_opens_nowhere_else(
+            grant in grants(),
+            name in "[a-z]{1,3}/[a-z]{1,3}",
+            other in "[a-z]{1,3}/[a-z]{1,3}",
+            version in (any::<u8>(), any::<u64>()),
+        ) {
+            let sealed = sealer().seal(&account(&name), &grant).unwrap();
+            let opened = sealer().open(&account(&name), grant.version, &sealed).unwrap();
+            prop_assert!(fields(&opened) == fields(&grant), "{opened:?}\n{grant:?}");
+            if name != other {
+                prop_assert!(unreadable(&sealer().open(&account(&other), grant.version, &sealed)));
+            }
+            let id = GrantId::from_bytes([version.0; 16]);
+            for moved in [Version { generation: version.1, ..grant.version }, Version { id, ..grant.version }] {
+                if moved != grant.version {
+                    prop_assert!(unreadable(&sealer().open(&account(&name), moved, &sealed)));
+                }
+            }
+        }
+
+        #[test]
+        fn any_damage_is_refused(
+            grant in grants(), at in any::<proptest::sample::Index>(), bits in 1..=u8::MAX, cut in any::<bool>(),
+        ) {
+            let mut sealed = sealer().seal(&account("corp"), &grant).unwrap();
+            let at = at.index(sealed.len());
+            if cut { sealed.truncate(at) } else { sealed[at] ^= bits }
+            prop_assert!(sealer().open(&account("corp"), grant.version, &sealed).is_err());
+        }
+
+        #[test]
+        fn no_made_up_bytes_open_or_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), plain in ".{0,80}") {
+            prop_assert!(sealer().open(&account("corp"), VERSION, &bytes).is_err());
+            prop_assert!(!sealer().accepts(&bytes));
+            drop((read(&bytes, VERSION), read(plain.as_bytes(), VERSION)));
+        }
+    }
+
+    #[test]
+    fn a_key_has_an_id_of_its_own_that_stays() {
+        let id = sealer().key_id().unwrap().to_string();
+        assert_eq!(id, sealer().key_id().unwrap().to_string());
+        assert_ne!(id, Sealer::new(StoreKey::new([8; 32])).key_id().unwrap().to_string());
+        assert_eq!(id.len(), 12);
     }
 }

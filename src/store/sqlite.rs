@@ -1,6 +1,6 @@
 //! Records in a SQLite database: the store of one machine, for any number of processes.
 //!
-//! Owns: [`Sqlite`]; its children hold the file and schema, the statements, and the owners of leases.
+//! Owns: [`Sqlite`]; its children hold the file and schema, the statements, the owners of leases, and the upkeep.
 //!
 //! Invariants:
 //! 1. One connection writes, one change at a time; each change is one commit in the write-ahead log with
@@ -8,6 +8,7 @@
 //! 2. A write that has begun runs to its end, whether or not its caller still waits, before another begins.
 //! 3. A connection that met an error is closed and never used again: no transaction is left open in it.
 //! 4. A lease is written only while this store's owner is seen living.
+//! 5. Nothing is read or written once the path names another file than the one opened.
 //!
 //! Must not know: what a refresh is.
 
@@ -30,13 +31,16 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     account::Account,
     grant::{Grant, Version},
-    secret::StoreKey,
-    store::{Claim, Deleted, Entry, Expect, Marks, Presented, Put, Record, Revision, Store, StoreError, seal::Sealer},
+    store::{
+        Claim, Deleted, Entry, Expect, Marks, Presented, Put, Record, Revision, Store, StoreError, key::Key,
+        seal::Sealer,
+    },
 };
 
 mod database;
 mod owner;
 mod rows;
+pub mod upkeep;
 
 use database::Place;
 use owner::Owner;
@@ -80,13 +84,14 @@ struct ClosedError;
 impl Sqlite {
     /// Opens the store in the file `path`, or makes it, with its directory. `key_place` says in errors where the key
     /// comes from.
-    pub async fn open(path: &Path, key: StoreKey, key_place: &str) -> Result<Self, StoreError> {
+    pub async fn open(path: &Path, key: impl Into<Key>, key_place: &str) -> Result<Self, StoreError> {
         let place = Place::new(path)?;
-        let sealer = Sealer::new(key);
+        let Key { secret, derivation } = key.into();
+        let sealer = Sealer::new(secret);
         // Unlocked when dropped, at the end of this function.
         let _alone = place.lock().await?;
         place.make_files()?;
-        let mut connection = place.prepare(&sealer, key_place).await?;
+        let mut connection = place.prepare(&sealer, derivation.as_ref(), key_place).await?;
         let data_version = data_version(&mut connection).await?;
         owner::sweep(&place.owners);
         let shared = Arc::new(Shared {
@@ -136,6 +141,7 @@ impl Sqlite {
     {
         let shared = Arc::clone(&self.shared);
         let writer = Arc::clone(&shared.writer).lock_owned().await;
+        shared.place.ensure_in_place()?;
         self.tasks.spawn(async move { shared.write(writer, work).await }).await.map_err(StoreError::unavailable)?
     }
 }
@@ -187,6 +193,7 @@ impl Shared {
     /// Looks for changes by other processes, and that our own owner file is still there.
     async fn look(&self) -> Result<(), StoreError> {
         self.owner.ensure_alive()?;
+        self.place.ensure_in_place()?;
         let writer = Arc::clone(&self.writer).lock_owned().await;
         let now = self.write(writer, |_, connection| Box::pin(data_version(connection))).await?;
         if self.data_version.swap(now, Ordering::AcqRel) != now {
@@ -234,12 +241,14 @@ async fn watch(shared: Arc<Shared>, stop: CancellationToken) {
 #[async_trait]
 impl Store for Sqlite {
     async fn load(&self, account: &Account) -> Result<Option<Record>, StoreError> {
+        self.shared.place.ensure_in_place()?;
         let found = rows::on(account, rows::LOAD).fetch_optional(&self.shared.readers).await;
         let found = found.map_err(StoreError::unavailable)?;
         found.map(|row| self.shared.open(account, rows::read(&row))).transpose()
     }
 
     async fn list(&self) -> Result<Vec<Entry>, StoreError> {
+        self.shared.place.ensure_in_place()?;
         let mut entries = Vec::new();
         let mut found = sqlx::query(rows::LIST).fetch(&self.shared.readers);
         while let Some(row) = found.try_next().await.map_err(StoreError::unavailable)? {
@@ -328,6 +337,7 @@ impl Store for Sqlite {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secret::StoreKey;
 
     async fn ask<T>(store: &Sqlite, question: &'static str) -> T
     where

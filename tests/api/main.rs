@@ -228,6 +228,7 @@ async fn bad_input_is_refused_and_touches_nothing() {
         ("POST", "/v1/tokens/%00/refresh", vec![], b"", 400),
         ("POST", "/v1/tokens/%ff/refresh", vec![], b"", 400),
         ("POST", "/v1/tokens/my_refresh_token/refresh", vec![], b"", 400),
+        ("POST", "/v1/tokens/corp/refresh?bucket=none", vec![("if-match", "\"garbage\"")], b"", 400),
         ("POST", "/v1/tokens/corp/refresh", vec![JSON], b"{", 400),
         ("POST", "/v1/tokens/corp/refresh", vec![JSON], b"{\"bucket\":\"x\"}", 400),
         ("POST", "/v1/tokens/corp/refresh", vec![JSON], b"[]", 400),

@@ -9,8 +9,8 @@ use credproxy::{
     clock::{Clock, SystemClock},
     policy::Policy,
     provider::{
-        Provider, Rules,
-        oauth2::{ClientAuth, Endpoints, OAuth2, RequestFormat, Settings, endpoint},
+        ClientAuth, Provider, RequestFormat, Rules,
+        oauth2::{Endpoints, OAuth2, Settings, endpoint},
     },
     refresh::Coordinator,
     server::{AppState, router},

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use credproxy::{
     account::Account,
     clock::{Clock, Monotonic, Timestamp},
-    grant::{Grant, Issued, Lifetime, Version},
+    grant::{Extra, Grant, Issued, Lifetime, Version},
     provider::{Body, ErrorCode, Provider, Reply, Rules},
     secret::{AccessToken, RefreshToken},
     store::{Claim, Deleted, Entry, Expect, Marks, Presented, Put, Record, Revision, Store, StoreError},
@@ -59,6 +59,8 @@ pub(crate) enum Act {
     RotateAndLose,
     /// Answers, or does not, without rotating.
     Fail(Reply),
+    /// A fault of the provider's client.
+    Panic,
 }
 
 pub(crate) fn error(status: u16, code: &str) -> Act {
@@ -151,7 +153,7 @@ impl Scripted {
             lifetime: Lifetime::In(Duration::from_secs(self.lifetime.load(Ordering::SeqCst))),
             scope: None,
             refresh_token: Some(RefreshToken::new(refresh_token).unwrap()),
-            extra: serde_json::Map::new(),
+            extra: Extra::default(),
         }
     }
 }
@@ -167,6 +169,7 @@ impl Provider for Scripted {
         if let Act::Fail(reply) = act {
             return reply;
         }
+        assert!(!matches!(act, Act::Panic), "as the script says");
         let mut chain = self.state.lock().unwrap();
         if chain.living.as_ref() != Some(&presented) {
             chain.living = None;
@@ -180,7 +183,7 @@ impl Provider for Scripted {
         let issued = self.issue(&mut chain);
         match act {
             Act::RotateAndLose => Reply::Lost { timed_out: true },
-            Act::Rotate | Act::Fail(_) => {
+            Act::Rotate | Act::Fail(_) | Act::Panic => {
                 Reply::Answered { status: 200, body: Body::Issued(Box::new(issued)), retry_after: None }
             }
         }
@@ -198,21 +201,66 @@ impl Provider for Scripted {
     }
 }
 
+/// Something that a store does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    Load,
+    Claim,
+    Put,
+}
+
 /// A store whose kinds of access fail while a test says so.
 #[derive(Debug)]
 pub(crate) struct Frail<S> {
     pub(crate) inner: S,
+    /// The next of these steps are done, and do not return before [`Frail::release`].
+    held: Mutex<Vec<Step>>,
+    released: Semaphore,
     pub(crate) no_reads: AtomicBool,
     pub(crate) no_claims: AtomicBool,
     pub(crate) no_saves: AtomicBool,
     /// Hears nothing of what other owners change.
     pub(crate) deaf: AtomicBool,
+    /// Another owner has the lease, whoever claimed it.
+    pub(crate) usurped: AtomicBool,
 }
 
 impl<S> Frail<S> {
     pub(crate) fn new(inner: S) -> Arc<Self> {
         let off = AtomicBool::default;
-        Arc::new(Self { inner, no_reads: off(), no_claims: off(), no_saves: off(), deaf: off() })
+        Arc::new(Self {
+            inner,
+            held: Mutex::default(),
+            released: Semaphore::new(0),
+            no_reads: off(),
+            no_claims: off(),
+            no_saves: off(),
+            deaf: off(),
+            usurped: off(),
+        })
+    }
+
+    pub(crate) fn hold(&self, step: Step) {
+        self.held.lock().unwrap().push(step);
+    }
+
+    /// Whether every step to be held is.
+    pub(crate) fn holds(&self) -> bool {
+        self.held.lock().unwrap().is_empty()
+    }
+
+    pub(crate) fn release(&self) {
+        self.released.add_permits(1);
+    }
+
+    async fn after(&self, step: Step) {
+        let held = {
+            let mut held = self.held.lock().unwrap();
+            held.iter().position(|of| *of == step).map(|place| held.remove(place)).is_some()
+        };
+        if held {
+            self.released.acquire().await.unwrap().forget();
+        }
     }
 }
 
@@ -228,7 +276,9 @@ fn unless(switch: &AtomicBool) -> Result<(), StoreError> {
 impl<S: Store> Store for Frail<S> {
     async fn load(&self, account: &Account) -> Result<Option<Record>, StoreError> {
         unless(&self.no_reads)?;
-        self.inner.load(account).await
+        let loaded = self.inner.load(account).await;
+        self.after(Step::Load).await;
+        loaded
     }
 
     async fn list(&self) -> Result<Vec<Entry>, StoreError> {
@@ -238,11 +288,16 @@ impl<S: Store> Store for Frail<S> {
 
     async fn claim(&self, account: &Account, expected: Revision, presented: Presented) -> Result<Claim, StoreError> {
         unless(&self.no_claims)?;
-        self.inner.claim(account, expected, presented).await
+        let claimed = self.inner.claim(account, expected, presented).await;
+        self.after(Step::Claim).await;
+        claimed
     }
 
     async fn settle(&self, account: &Account, version: Version, marks: &Marks) -> Result<bool, StoreError> {
         unless(&self.no_saves)?;
+        if self.usurped.load(Ordering::SeqCst) {
+            return Ok(false);
+        }
         self.inner.settle(account, version, marks).await
     }
 
@@ -253,7 +308,9 @@ impl<S: Store> Store for Frail<S> {
 
     async fn put(&self, account: &Account, grant: &Grant, expect: &Expect) -> Result<Put, StoreError> {
         unless(&self.no_saves)?;
-        self.inner.put(account, grant, expect).await
+        let put = self.inner.put(account, grant, expect).await;
+        self.after(Step::Put).await;
+        put
     }
 
     async fn delete(&self, account: &Account, expect: &Expect) -> Result<Deleted, StoreError> {

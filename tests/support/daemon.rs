@@ -9,8 +9,8 @@ use std::{
     ffi::OsString,
     fmt::Write as _,
     fs::{self, DirBuilder, File, OpenOptions},
-    io::Write as _,
-    os::unix::fs::DirBuilderExt as _,
+    io::{Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex},
@@ -19,7 +19,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    fs::OFlags,
+    process::{Pid, Signal, kill_process},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{LocalModes, tcgetattr},
+};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
@@ -132,7 +137,14 @@ impl Daemon {
     /// its own host socket and the home's store are added unless it names such itself; `{home}` in it stands for the
     /// home's path. `env` is added to its environment.
     pub(crate) async fn start(home: &Arc<Home>, name: &str, config: &str, env: &[(&str, &str)]) -> Self {
-        let mut daemon = Self {
+        let mut daemon = Self::prepare(home, name, config, env);
+        daemon.launch().await;
+        daemon
+    }
+
+    /// The same without the start.
+    pub(crate) fn prepare(home: &Arc<Home>, name: &str, config: &str, env: &[(&str, &str)]) -> Self {
+        let daemon = Self {
             home: Arc::clone(home),
             name: name.to_owned(),
             env: env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
@@ -148,7 +160,6 @@ impl Daemon {
             write!(text, "\n[store]\nurl = \"sqlite://{}\"\n", store.display()).unwrap();
         }
         File::create(daemon.config()).unwrap().write_all(text.as_bytes()).unwrap();
-        daemon.launch().await;
         daemon
     }
 
@@ -160,10 +171,28 @@ impl Daemon {
 
     /// Starts the process, and does not wait.
     pub(crate) fn spawn(&mut self) {
-        assert!(self.child.is_none(), "it still runs");
         let output = |kind| OpenOptions::new().create(true).append(true).open(self.output(kind)).unwrap();
+        let (stdout, stderr) = (output("stdout"), output("stderr"));
+        self.spawn_into(&[], stdout.into(), stderr.into());
+    }
+
+    /// Starts it with these for its output, by the program `before`, if any, that is told to run it.
+    pub(crate) async fn launch_into(&mut self, before: &[&str], stdout: Stdio, stderr: Stdio) {
+        self.spawn_into(before, stdout, stderr);
+        self.ready().await;
+    }
+
+    fn spawn_into(&mut self, before: &[&str], stdout: Stdio, stderr: Stdio) {
+        assert!(self.child.is_none(), "it still runs");
         let mut command = self.home.command(&self.config(), &self.env(), &["serve"]);
-        command.stdin(Stdio::null()).stdout(output("stdout")).stderr(output("stderr"));
+        if let [program, arguments @ ..] = before {
+            let mut wrapped = Command::new(program);
+            wrapped.args(arguments).arg(command.get_program()).args(command.get_args());
+            wrapped.env_clear().current_dir(self.home.path());
+            wrapped.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            command = wrapped;
+        }
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         self.child = Some(command.spawn().unwrap());
     }
 
@@ -196,7 +225,11 @@ impl Daemon {
         self.home.path().join("run").join(&self.name).join("credproxy.sock")
     }
 
-    /// The file of its configuration.
+    /// Its process.
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(self.child.as_ref().expect("it does not run"))
+    }
+
     pub(crate) fn config(&self) -> PathBuf {
         self.home.path().join(format!("{}.toml", self.name))
     }
@@ -205,7 +238,7 @@ impl Daemon {
         self.home.path().join(format!("{}.{kind}", self.name))
     }
 
-    /// All that it wrote so far.
+    /// All that it has written so far.
     pub(crate) fn output_text(&self) -> String {
         let read = |kind| String::from_utf8_lossy(&fs::read(self.output(kind)).unwrap_or_default()).into_owned();
         format!("--- stdout of {0}\n{1}\n--- stderr of {0}\n{2}", self.name, read("stdout"), read("stderr"))
@@ -262,6 +295,44 @@ impl Daemon {
         output
     }
 
+    /// Starts the program beside the daemon, to be killed.
+    pub(crate) fn spawn_beside(&self, arguments: &[&str]) -> Child {
+        let mut command = self.home.command(&self.config(), &self.env(), arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    /// Runs the program beside the daemon, and kills it after so long unless it has ended.
+    pub(crate) async fn command_killed_after(&self, arguments: &[&str], delay: Duration) {
+        let mut command = self.home.command(&self.config(), &self.env(), arguments);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        sleep(delay).await;
+        // It may have ended by itself.
+        drop(child.kill());
+        child.wait().unwrap();
+    }
+
+    /// Runs the program on a terminal of its own, and types each line once its prompt is there and nothing that is
+    /// typed is shown. Gives what the terminal showed. The secrets among the lines must not be in it.
+    pub(crate) async fn command_on_terminal(&self, arguments: &[&str], typed: &[(&str, &str)]) -> (ExitStatus, String) {
+        let (terminal, other_end) = terminal();
+        let plain = self.home.command(&self.config(), &self.env(), arguments);
+        let mut command = Command::new("setsid");
+        command.args(["--ctty", "--wait"]).arg(plain.get_program()).args(plain.get_args());
+        command.current_dir(self.home.path()).env_clear();
+        command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.stdin(other_end.try_clone().unwrap()).stdout(other_end.try_clone().unwrap()).stderr(other_end);
+        let mut child = tokio::process::Command::from(command).kill_on_drop(true).spawn().unwrap();
+        let lines: Vec<_> = typed.iter().map(|(prompt, line)| ((*prompt).to_owned(), (*line).to_owned())).collect();
+        let run = async {
+            let shown = tokio::task::spawn_blocking(move || converse(terminal, lines)).await.unwrap();
+            (child.wait().await.unwrap(), shown)
+        };
+        let done = timeout(COMMAND, run).await;
+        let (status, shown) = done.unwrap_or_else(|_| panic!("{arguments:?} does not end on a terminal"));
+        assert!(self.home.leaks(&shown).is_empty(), "{arguments:?} shows a secret: {shown}");
+        (status, shown)
+    }
+
     /// From now on the value must not be in the daemon's output, not even in what was written before.
     pub(crate) fn watch_secret(&self, value: &str) {
         self.home.secrets.lock().unwrap().push(value.to_owned());
@@ -284,13 +355,9 @@ impl Daemon {
         issued.refresh_tokens.iter().for_each(|token| self.watch_refresh_token(token));
     }
 
-    /// Its process.
-    pub(crate) fn pid(&self) -> Pid {
-        Pid::from_child(self.child.as_ref().expect("it does not run"))
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(self.pid(), signal).unwrap();
+    pub(crate) fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("it does not run");
+        kill_process(Pid::from_child(child), signal).unwrap();
     }
 
     /// Ends it as a crash or the kernel would, and waits until it is gone.
@@ -346,6 +413,38 @@ impl Daemon {
         leaks.extend(refresh_tokens.iter().filter(|token| answers.contains(*token)).map(|it| format!("answered {it}")));
         leaks
     }
+}
+
+/// The two ends of a new terminal: a person's, and the program's.
+fn terminal() -> (File, File) {
+    let person = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&person).unwrap();
+    unlockpt(&person).unwrap();
+    let name = ptsname(&person, Vec::new()).unwrap().into_string().unwrap();
+    let program =
+        OpenOptions::new().read(true).write(true).custom_flags(OFlags::NOCTTY.bits().cast_signed()).open(name);
+    (File::from(person), program.unwrap())
+}
+
+/// Reads what the terminal shows to its end, and types each line at its prompt.
+fn converse(mut terminal: File, lines: Vec<(String, String)>) -> String {
+    let (mut shown, mut seen, mut lines) = (String::new(), 0, lines.into_iter());
+    let mut next = lines.next();
+    let mut buffer = [0; 1024];
+    // The end is an error: the program's end is closed.
+    while let Ok(read @ 1..) = terminal.read(&mut buffer) {
+        shown.push_str(&String::from_utf8_lossy(&buffer[..read]));
+        while let Some((prompt, line)) = next.take_if(|(prompt, _)| shown[seen..].contains(prompt.as_str())) {
+            seen += shown[seen..].find(&prompt).unwrap() + prompt.len();
+            while tcgetattr(&terminal).unwrap().local_modes.contains(LocalModes::ECHO) {
+                thread::sleep(LOOK);
+            }
+            terminal.write_all(format!("{line}\n").as_bytes()).unwrap();
+            next = lines.next();
+        }
+    }
+    assert!(next.is_none(), "not asked for everything: {shown}");
+    shown
 }
 
 impl Drop for Daemon {

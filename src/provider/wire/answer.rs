@@ -95,7 +95,7 @@ fn issued(mut members: Map<String, Value>) -> Option<Issued> {
         lifetime: lifetime(expires_in.as_ref(), &members),
         scope: members.remove("scope").and_then(scope),
         refresh_token,
-        extra: members,
+        extra: members.into(),
     })
 }
 
@@ -206,7 +206,10 @@ mod tests {
         ) else {
             panic!("not issued");
         };
-        assert_eq!(Value::Object(issued.extra), json!({"error": null, "code": "x", "team": {"id": 1}, "ok": true}));
+        assert_eq!(
+            Value::Object(issued.extra.members().clone()),
+            json!({"error": null, "code": "x", "team": {"id": 1}, "ok": true})
+        );
         assert_eq!((issued.token_type.as_deref(), issued.scope.as_deref()), (Some("bearer"), Some("a b")));
         assert!(issued.refresh_token.unwrap().same_as(&RefreshToken::new("rt".into()).unwrap()));
     }
@@ -251,11 +254,64 @@ mod tests {
         }
     }
 
+    fn names() -> impl Strategy<Value = String> {
+        let known = ["access_token", "refresh_token", "token_type", "scope", "expires_in", "error", "ok", "code"];
+        prop_oneof![
+            4 => Just("access_token".to_owned()),
+            9 => proptest::sample::select(known.to_vec()).prop_map(str::to_owned),
+            1 => ".{0,5}",
+        ]
+    }
+
+    fn values() -> impl Strategy<Value = Value> {
+        let token = "t[a-z]{0,4}(refresh_token|Refresh_Token|REFRESH_TOKEN|canary-rt| |\n|é)?[a-z]{0,4}";
+        prop_oneof![
+            6 => token.prop_map(Value::from),
+            1 => Just(Value::Null),
+            1 => any::<bool>().prop_map(Value::from),
+            1 => any::<i64>().prop_map(Value::from),
+            1 => Just(json!({"code": "canary-rt", "type": "x"})),
+            1 => Just(json!(["canary-rt"])),
+            1 => Just(json!("")),
+        ]
+    }
+
     proptest! {
         #[test]
         fn no_answer_makes_the_reader_panic(status in 100_u16..600, body in proptest::collection::vec(any::<u8>(), 0..200)) {
             drop(read(status, None, &body, None));
             drop(read(status, Some(FORM), &body, None));
+        }
+
+        #[test]
+        fn no_answer_gives_a_token_that_could_not_leave(
+            status in prop_oneof![Just(200_u16), 100..600_u16],
+            members in proptest::collection::vec((names(), values()), 0..7),
+            trailing in ".{0,3}",
+        ) {
+            let members: Map<String, Value> = members.into_iter().collect();
+            let form = form_urlencoded::Serializer::new(String::new())
+                .extend_pairs(members.iter().filter_map(|(name, value)| Some((name, value.as_str()?))))
+                .finish();
+            let token = |text: &str| RefreshToken::new(text.into()).unwrap();
+            let json = Value::Object(members).to_string();
+            for body in [json.clone(), format!("{json}{trailing}"), form] {
+                for content_type in [None, Some(FORM)] {
+                    match read(status, content_type, body.as_bytes(), Some(&token("canary-rt"))) {
+                        Body::Issued(issued) => {
+                            prop_assert!((200..300).contains(&status), "{body}");
+                            for word in ["refresh_token", "Refresh_Token", "REFRESH_TOKEN"] {
+                                prop_assert!(!issued.access_token.reveals(&token(word)), "{body}");
+                            }
+                            let known = ["access_token", "refresh_token", "token_type", "scope", "expires_in"];
+                            prop_assert!(known.iter().all(|name| !issued.extra.members().contains_key(*name)), "{body}");
+                            prop_assert!(!issued.extra.members().contains_key("error") || issued.extra.members()["error"] != "x", "{body}");
+                        }
+                        Body::Error(code) => prop_assert!(!code.as_str().contains("canary-rt"), "{body}"),
+                        Body::Unreadable => {}
+                    }
+                }
+            }
         }
 
         #[test]

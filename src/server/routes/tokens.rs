@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use super::{
     super::{
         problem::{Code, Problem},
-        request::{ProviderSegment, Query, if_match, json_body, none_match, preferred_wait},
+        request::{LARGEST_GRANT, ProviderSegment, Query, SMALL_BODY, if_match, json_body, none_match, preferred_wait},
     },
     visible,
 };
@@ -43,7 +43,10 @@ pub(in crate::server) async fn refresh(
 ) -> Result<Response, Problem> {
     let account = Query::parse(&uri, &["bucket"])?.account(&provider)?;
     let if_match = if_match(&headers)?;
-    let body = json_body(&headers, body).await?;
+    if if_match.is_foreign() {
+        return Err(Problem::invalid("if-match holds no entity tag of this daemon's"));
+    }
+    let body = json_body(&headers, body, SMALL_BODY).await?;
     if !body.is_empty() && !serde_json::from_slice::<Map<_, Value>>(&body).is_ok_and(|members| members.is_empty()) {
         return Err(Problem::invalid("a refresh takes no body but an empty JSON object"));
     }
@@ -99,7 +102,7 @@ pub(in crate::server) async fn put(
     if !policy.may_write() {
         return Err(Problem::unauthorized());
     }
-    let issued = grant(&json_body(&headers, body).await?)?;
+    let issued = grant(&json_body(&headers, body, LARGEST_GRANT).await?)?;
     let (put, tag) =
         coordinator.put(&account, issued, &if_match).await.map_err(|error| Problem::refresh(&account, &error))?;
     let mut response = Response::new(Body::empty());
@@ -241,7 +244,7 @@ fn grant(body: &[u8]) -> Result<Issued, Problem> {
         token_type: text(&mut members, "token_type")?,
         scope: text(&mut members, "scope")?,
         lifetime: lifetime(&mut members)?,
-        extra: members,
+        extra: members.into(),
     };
     if issued.reveals(None) {
         return Err(Problem::invalid("the access token is or holds the refresh token, which never leaves"));

@@ -6,13 +6,16 @@
 //! 1. Nothing is written to a file before it is known to be an empty one or a store of this format.
 //! 2. The tables and the check value of the key come in one commit: a store whose key cannot be checked never stands.
 //! 3. Whoever prepares the store is alone at it: the directory of the owners is locked meanwhile.
+//! 4. A key that was made of a passphrase stands in the same commit with what it takes to make it again.
 //!
 //! Must not know: what the records hold.
 
 use std::{
     fs::{self, File, TryLockError},
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -23,6 +26,7 @@ use sqlx::{
 
 use crate::store::{
     StoreError,
+    key::passphrase::Derivation,
     private::{self, FileError, unfit},
     seal::Sealer,
 };
@@ -32,13 +36,14 @@ const FORMAT: i64 = 1;
 /// "crpx": tells our databases from those of other programs (<https://www.sqlite.org/fileformat.html#application_id>).
 const APPLICATION: i64 = 0x6372_7078;
 
-/// `deleted_revision` is the highest revision that a deleted record had. A new record begins above it, so that no
+/// `derivation` tells how the key is made of a passphrase, if it is. `deleted_revision` is the highest revision that a deleted record had. A new record begins above it, so that no
 /// revision of an account comes back.
 const SCHEMA: &str = "
     CREATE TABLE meta (
         only INTEGER PRIMARY KEY CHECK (only = 1),
         key_check BLOB NOT NULL,
-        deleted_revision INTEGER NOT NULL
+        deleted_revision INTEGER NOT NULL,
+        derivation TEXT
     ) STRICT;
     CREATE TABLE records (
         provider TEXT NOT NULL,
@@ -67,12 +72,19 @@ const READERS: u32 = 4;
 /// An idle reader is a thread and a page cache.
 const READER_IDLE: Duration = Duration::from_secs(30);
 
+/// Another file is where the store was.
+#[derive(Debug, thiserror::Error)]
+#[error("{} was replaced while in use: put the old file back, or start the daemon again", .0.display())]
+struct ReplacedError(PathBuf);
+
 /// Where the store is.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) file: PathBuf,
     pub(super) directory: PathBuf,
     pub(super) owners: PathBuf,
+    /// Device and inode of the file in use.
+    identity: OnceLock<(u64, u64)>,
 }
 
 impl Place {
@@ -82,7 +94,7 @@ impl Place {
         let Some(directory) = file.parent().map(Path::to_owned) else {
             return Err(unfit(&file, "is not a file; choose another place for the store"));
         };
-        Ok(Self { owners: directory.join("owners"), directory, file })
+        Ok(Self { owners: directory.join("owners"), directory, file, identity: OnceLock::new() })
     }
 
     /// Makes what is missing, privately, and refuses what is there and open to others.
@@ -95,7 +107,19 @@ impl Place {
         for suffix in ["-wal", "-shm"] {
             self.check_file(suffix)?;
         }
-        Ok(())
+        self.ensure_in_place()
+    }
+
+    /// Sees that the path still names the file that it named first. What is written to a file that was moved away is
+    /// lost with the process, and a refresh token spent for it.
+    pub(super) fn ensure_in_place(&self) -> Result<(), StoreError> {
+        let found = fs::symlink_metadata(&self.file).map_err(FileError::at("look at", &self.file))?;
+        let found = (found.dev(), found.ino());
+        if *self.identity.get_or_init(|| found) == found {
+            Ok(())
+        } else {
+            Err(StoreError::unavailable(ReplacedError(self.file.clone())))
+        }
     }
 
     /// Looks at a file by name: to open and close it would drop the locks that SQLite holds on it in this process
@@ -149,19 +173,47 @@ impl Place {
     }
 
     /// Connects to the file, which may be empty, and leaves a store of this format and key there.
-    pub(super) async fn prepare(&self, sealer: &Sealer, key_place: &str) -> Result<SqliteConnection, StoreError> {
+    pub(super) async fn prepare(
+        &self,
+        sealer: &Sealer,
+        derivation: Option<&Derivation>,
+        key_place: &str,
+    ) -> Result<SqliteConnection, StoreError> {
         let mut connection = self.options().connect().await.map_err(|error| self.unopened(error))?;
         let is_empty = self.is_empty(&mut connection).await?;
         use_wal(&mut connection, &self.file).await?;
         if is_empty {
-            create(&mut connection, &sealer.check_value()?).await.map_err(StoreError::unavailable)?;
+            let derivation = derivation.map(Derivation::to_text).transpose()?;
+            let created = create(&mut connection, &sealer.check_value()?, derivation.as_deref()).await;
+            created.map_err(StoreError::unavailable)?;
         }
+        self.check_key(&mut connection, sealer, key_place).await?;
+        Ok(connection)
+    }
+
+    /// Connects to a store that is there, to read it and change nothing. `None` when none was made yet.
+    pub(super) async fn connect_to_read(&self) -> Result<Option<SqliteConnection>, StoreError> {
+        if !self.check_file("")? {
+            return Ok(None);
+        }
+        let mut connection = self.options().read_only(true).connect().await.map_err(|error| self.unopened(error))?;
+        let is_empty = self.is_empty(&mut connection).await?;
+        Ok((!is_empty).then_some(connection))
+    }
+
+    /// Whether the store was sealed with this key.
+    pub(super) async fn check_key(
+        &self,
+        connection: &mut SqliteConnection,
+        sealer: &Sealer,
+        key_place: &str,
+    ) -> Result<(), StoreError> {
         let check: Option<Vec<u8>> = sqlx::query_scalar("SELECT key_check FROM meta")
-            .fetch_optional(&mut connection)
+            .fetch_optional(connection)
             .await
             .map_err(|error| self.unopened(error))?;
         if check.is_some_and(|check| sealer.accepts(&check)) {
-            Ok(connection)
+            Ok(())
         } else {
             Err(StoreError::WrongKey { key: key_place.to_owned(), place: self.file.display().to_string() })
         }
@@ -184,8 +236,8 @@ impl Place {
         }
     }
 
-    /// Sorts an error met before the first table was read.
-    fn unopened(&self, error: sqlx::Error) -> StoreError {
+    /// Sorts an error met while the file is not known to be sound.
+    pub(super) fn unopened(&self, error: sqlx::Error) -> StoreError {
         // The primary result code is the low byte (<https://www.sqlite.org/rescode.html>).
         let code =
             error.as_database_error().and_then(|error| error.code()?.parse::<i32>().ok()).map(|code| code & 0xff);
@@ -214,10 +266,11 @@ async fn use_wal(connection: &mut SqliteConnection, file: &Path) -> Result<(), S
     }
 }
 
-async fn create(connection: &mut SqliteConnection, check: &[u8]) -> Result<(), sqlx::Error> {
+async fn create(connection: &mut SqliteConnection, check: &[u8], derivation: Option<&str>) -> Result<(), sqlx::Error> {
     sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
     sqlx::raw_sql(SCHEMA).execute(&mut *connection).await?;
-    sqlx::query("INSERT INTO meta VALUES (1, ?1, 0)").bind(check).execute(&mut *connection).await?;
+    let meta = sqlx::query("INSERT INTO meta (only, key_check, deleted_revision, derivation) VALUES (1, ?1, 0, ?2)");
+    meta.bind(check).bind(derivation).execute(&mut *connection).await?;
     sqlx::query("COMMIT").execute(connection).await?;
     Ok(())
 }

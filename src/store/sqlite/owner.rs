@@ -111,6 +111,19 @@ pub(super) fn is_alive(directory: &Path, id: &str) -> Result<bool, StoreError> {
     Ok(probe(&path).map_err(FileError::at("look at the owner file", &path))?)
 }
 
+/// Whether any owner lives: somebody has the store open.
+pub(super) fn any_alive(directory: &Path) -> Result<bool, StoreError> {
+    for entry in fs::read_dir(directory).map_err(FileError::at("look into", directory))? {
+        let entry = entry.map_err(FileError::at("look into", directory))?;
+        if let Some(id) = entry.file_name().to_str()
+            && is_alive(directory, id)?
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Removes the files of dead owners. What cannot be removed does no harm.
 pub(super) fn sweep(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
@@ -203,9 +216,12 @@ mod tests {
         let living = Owner::new(&directory).unwrap();
         let dead = Owner::new(&directory).unwrap();
         drop(dead.give_up());
+        assert!(any_alive(&directory).unwrap());
         sweep(&directory);
         let left: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, [living.id()]);
+        living.retire();
+        assert!(!any_alive(&directory).unwrap());
     }
 
     #[test]

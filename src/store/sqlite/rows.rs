@@ -32,6 +32,11 @@ pub(super) const LOAD: &str = "SELECT sealed, grant_id, generation, revision, pr
 pub(super) const LIST: &str = "SELECT sealed, grant_id, generation, revision, presented, attempt, latch, provider, \
                                bucket FROM records ORDER BY provider, bucket";
 
+/// The next so many rows behind an account, in the order of the names.
+pub(super) const NEXT: &str = "SELECT sealed, grant_id, generation, revision, presented, attempt, latch, provider, \
+                               bucket FROM records WHERE (provider, bucket) > (?1, ?2) ORDER BY provider, bucket \
+                               LIMIT 256";
+
 /// A row that makes sense, still sealed.
 pub(super) struct Row {
     pub(super) sealed: Vec<u8>,
@@ -76,6 +81,11 @@ pub(super) fn read(row: &SqliteRow) -> Option<Row> {
         },
         revision: Revision(row.try_get::<i64, _>("revision").ok()?.cast_unsigned()),
     })
+}
+
+/// The names of a row as they are, good or not.
+pub(super) fn read_names(row: &SqliteRow) -> Result<(String, String), sqlx::Error> {
+    Ok((row.try_get("provider")?, row.try_get("bucket")?))
 }
 
 /// Whose row of [`LIST`] it is.
@@ -245,7 +255,17 @@ pub(super) async fn probe(connection: &mut SqliteConnection) -> Result<(), sqlx:
     run(connection, "UPDATE meta SET deleted_revision = deleted_revision + 1").await
 }
 
-async fn run(connection: &mut SqliteConnection, statement: &'static str) -> Result<(), sqlx::Error> {
+/// Puts other sealed bytes in the place of a row's, for the same grant.
+pub(super) async fn reseal(
+    connection: &mut SqliteConnection,
+    account: &Account,
+    sealed: &[u8],
+) -> Result<(), sqlx::Error> {
+    let query = on(account, "UPDATE records SET sealed = ?3 WHERE provider = ?1 AND bucket = ?2");
+    query.bind(sealed).execute(connection).await.map(|_| ())
+}
+
+pub(super) async fn run(connection: &mut SqliteConnection, statement: &'static str) -> Result<(), sqlx::Error> {
     sqlx::query(statement).execute(connection).await.map(|_| ())
 }
 

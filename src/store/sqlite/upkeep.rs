@@ -1,0 +1,259 @@
+//! What is done to a store as a whole: copied, examined, sealed anew.
+//!
+//! Owns: [`examine`], [`back_up`], [`Rekeying`], and the look at how the key is made.
+//!
+//! Invariants:
+//! 1. A copy is complete, examined and on the disk before its name exists, and no file is written over.
+//! 2. A change of the key is one commit: the store opens with the old key or with the new one, never with both or none.
+//! 3. Who changes the key is alone: the directory of the owners is locked, and no owner lives.
+//!
+//! Must not know: where keys are kept.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use sqlx::{Connection as _, SqliteConnection};
+
+use super::{
+    database::Place,
+    owner,
+    rows::{self, run},
+};
+use crate::{
+    account::Account,
+    store::{
+        KeyId, StoreError,
+        key::{Key, passphrase::Derivation},
+        private::{self, FileError, unfit},
+        seal::Sealer,
+    },
+};
+
+/// What was found in a store or a copy of one.
+#[derive(Debug)]
+pub struct Examination {
+    /// Which key opens it.
+    pub key: KeyId,
+    /// What SQLite finds wrong with the file, in its words, which quote no record.
+    pub damage: Vec<String>,
+    /// Every record, and why it does not open.
+    pub records: Vec<(Account, Result<(), StoreError>)>,
+    /// Records whose names are damaged.
+    pub nameless: usize,
+}
+
+impl Examination {
+    /// Whether nothing is wrong.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.damage.is_empty() && self.nameless == 0 && self.records.iter().all(|(_, opens)| opens.is_ok())
+    }
+}
+
+/// How the key of the store in the file `path` is made of a passphrase; `None` when it is not, or there is no store.
+pub async fn derivation(path: &Path) -> Result<Option<Derivation>, StoreError> {
+    let place = Place::new(path)?;
+    let Some(mut connection) = place.connect_to_read().await? else { return Ok(None) };
+    let text: Option<String> = sqlx::query_scalar("SELECT derivation FROM meta")
+        .fetch_optional(&mut connection)
+        .await
+        .map_err(|error| place.unopened(error))?
+        .flatten();
+    close(connection).await?;
+    text.as_deref().map(Derivation::from_text).transpose()
+}
+
+/// Opens every record of the store, or the copy of one, in the file `path`. Changes nothing, and stops nobody.
+pub async fn examine(path: &Path, key: Key, key_place: &str) -> Result<Examination, StoreError> {
+    let place = Place::new(path)?;
+    let sealer = Sealer::new(key.secret);
+    let mut connection = read(&place, &sealer, key_place).await?;
+    let found = look_through(&place, &sealer, &mut connection).await?;
+    close(connection).await?;
+    Ok(found)
+}
+
+/// Copies the store in the file `path` as it is at one moment, whoever uses it meanwhile, into the new file `target`.
+/// Gives what was found in the copy.
+pub async fn back_up(path: &Path, key: Key, key_place: &str, target: &Path) -> Result<Examination, StoreError> {
+    let place = Place::new(path)?;
+    let sealer = Sealer::new(key.secret);
+    let target = std::path::absolute(target).map_err(FileError::at("find", target))?;
+    if fs::symlink_metadata(&target).is_ok() {
+        return Err(taken(&target));
+    }
+    let mut connection = read(&place, &sealer, key_place).await?;
+    let draft = Draft::beside(&target)?;
+    copy(&mut connection, &draft.0).await?;
+    close(connection).await?;
+    let copied = Place::new(&draft.0)?;
+    let mut connection = read(&copied, &sealer, key_place).await?;
+    let found = look_through(&copied, &sealer, &mut connection).await?;
+    close(connection).await?;
+    draft.publish(&target)?;
+    Ok(found)
+}
+
+fn taken(target: &Path) -> StoreError {
+    unfit(target, "there is something of this name already, and nothing is written over; choose another name")
+}
+
+/// A copy that is not complete yet; removed when dropped.
+struct Draft(PathBuf);
+
+impl Draft {
+    /// An empty private file, which SQLite fills (<https://www.sqlite.org/lang_vacuum.html>, "VACUUM with an INTO
+    /// clause").
+    fn beside(target: &Path) -> Result<Self, StoreError> {
+        let mark = getrandom::u32().map_err(StoreError::unavailable)?;
+        let draft = target.with_added_extension(format!("{mark:08x}"));
+        private::create_private_file(&draft).map_err(FileError::at("make", &draft))?;
+        Ok(Self(draft))
+    }
+
+    /// Gives the copy its name (invariant 1). A link, unlike a renaming, never replaces.
+    fn publish(self, target: &Path) -> Result<(), StoreError> {
+        File::open(&self.0).and_then(|file| file.sync_all()).map_err(FileError::at("write out", &self.0))?;
+        match fs::hard_link(&self.0, target) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(taken(target)),
+            other => other.map_err(FileError::at("make", target))?,
+        }
+        drop(self);
+        private::sync_directory(target.parent().unwrap_or(Path::new("/")))
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            tracing::warn!(%error, "a half-made copy of the store stays behind");
+        }
+    }
+}
+
+/// A store whose key is about to change. Nobody else can open it while this lives.
+#[derive(Debug)]
+pub struct Rekeying {
+    place: Place,
+    sealer: Sealer,
+    connection: SqliteConnection,
+    _alone: File,
+}
+
+impl Rekeying {
+    /// Takes the store in the file `path` for itself (invariant 3).
+    pub async fn begin(path: &Path, key: Key, key_place: &str) -> Result<Self, StoreError> {
+        let place = Place::new(path)?;
+        if place.connect_to_read().await?.is_none() {
+            return Err(missing(&place));
+        }
+        let alone = place.lock().await?;
+        if owner::any_alive(&place.owners)? {
+            return Err(StoreError::InUse { place: place.file.display().to_string() });
+        }
+        place.make_files()?;
+        let sealer = Sealer::new(key.secret);
+        let connection = place.prepare(&sealer, None, key_place).await?;
+        Ok(Self { place, sealer, connection, _alone: alone })
+    }
+
+    /// Which key opens the store now.
+    pub fn key_id(&self) -> Result<KeyId, StoreError> {
+        self.sealer.key_id()
+    }
+
+    /// Seals every record with the new key, in one commit (invariant 2). Gives how many there are, and the new key's
+    /// id. A record that does not open is an error, and nothing is changed.
+    pub async fn seal_anew(&mut self, next: Key) -> Result<(usize, KeyId), StoreError> {
+        let Key { secret, derivation } = next;
+        let next = Sealer::new(secret);
+        let derivation = derivation.as_ref().map(Derivation::to_text).transpose()?;
+        let fail = |error| self.place.unopened(error);
+        // What was sealed with the old key is not to stay behind in pages that are free.
+        run(&mut self.connection, "PRAGMA secure_delete = ON").await.map_err(fail)?;
+        run(&mut self.connection, "BEGIN IMMEDIATE").await.map_err(fail)?;
+        let (mut last, mut count) = ((String::new(), String::new()), 0);
+        loop {
+            let page = sqlx::query(rows::NEXT).bind(&last.0).bind(&last.1).fetch_all(&mut self.connection).await;
+            let page = page.map_err(fail)?;
+            let Some(end) = page.last() else { break };
+            last = rows::read_names(end).map_err(fail)?;
+            for row in &page {
+                let account = rows::read_account(row).ok_or_else(|| nameless(&self.place))?;
+                let row = rows::read(row).ok_or_else(|| StoreError::Unreadable { account: account.clone() })?;
+                let grant = self.sealer.open(&account, row.version, &row.sealed)?;
+                let sealed = next.seal(&account, &grant)?;
+                rows::reseal(&mut self.connection, &account, &sealed).await.map_err(fail)?;
+                count += 1;
+            }
+        }
+        let meta = sqlx::query("UPDATE meta SET key_check = ?1, derivation = ?2");
+        let meta = meta.bind(next.check_value()?).bind(derivation);
+        meta.execute(&mut self.connection).await.map_err(fail)?;
+        run(&mut self.connection, "COMMIT").await.map_err(fail)?;
+        let id = next.key_id()?;
+        self.sealer = next;
+        Ok((count, id))
+    }
+
+    /// Lets others in again.
+    pub async fn end(self) -> Result<(), StoreError> {
+        close(self.connection).await
+    }
+}
+
+fn missing(place: &Place) -> StoreError {
+    unfit(&place.file, "there is no store; `credproxy serve` makes one")
+}
+
+fn nameless(place: &Place) -> StoreError {
+    unfit(&place.file, "holds a record whose name is damaged; put back a backup, or move the store away to begin anew")
+}
+
+/// Connects to a store that is there and opens with this key, for reading at one moment.
+async fn read(place: &Place, sealer: &Sealer, key_place: &str) -> Result<SqliteConnection, StoreError> {
+    let mut connection = place.connect_to_read().await?.ok_or_else(|| missing(place))?;
+    place.check_key(&mut connection, sealer, key_place).await?;
+    Ok(connection)
+}
+
+async fn look_through(
+    place: &Place,
+    sealer: &Sealer,
+    connection: &mut SqliteConnection,
+) -> Result<Examination, StoreError> {
+    let fail = |error| place.unopened(error);
+    let mut damage: Vec<String> =
+        sqlx::query_scalar("PRAGMA integrity_check").fetch_all(&mut *connection).await.map_err(fail)?;
+    damage.retain(|line| line != "ok");
+    let (mut records, mut nameless) = (Vec::new(), 0);
+    // One statement sees the store at one moment.
+    for row in sqlx::query(rows::LIST).fetch_all(&mut *connection).await.map_err(fail)? {
+        let Some(account) = rows::read_account(&row) else {
+            nameless += 1;
+            continue;
+        };
+        let opened = match rows::read(&row) {
+            Some(row) => sealer.open(&account, row.version, &row.sealed).map(drop),
+            None => Err(StoreError::Unreadable { account: account.clone() }),
+        };
+        records.push((account, opened));
+    }
+    Ok(Examination { key: sealer.key_id()?, damage, records, nameless })
+}
+
+async fn copy(connection: &mut SqliteConnection, draft: &Path) -> Result<(), StoreError> {
+    let name = draft.to_str().ok_or_else(|| unfit(draft, "the name is not UTF-8 text; choose another"))?;
+    let copied = sqlx::query("VACUUM INTO ?1").bind(name).execute(connection).await;
+    copied.map(|_| ()).map_err(StoreError::unavailable)
+}
+
+async fn close(connection: SqliteConnection) -> Result<(), StoreError> {
+    connection.close().await.map_err(StoreError::unavailable)
+}
+
+#[cfg(test)]
+mod tests;
