@@ -13,6 +13,8 @@
 //! Imports run from the right to the left, never back; `tests/house.rs` holds the sources against that.
 //! `secret, clock, account <- grant <- provider, store (the traits) <- refresh, policy <- login <- provider::*,
 //! store::*, server, client, config, cli <- lifecycle <- main`
+//!
+//! `faults` is there only with the feature of that name, for `tests/faults`: places to stop the program at.
 
 pub mod account;
 pub mod cli;

@@ -365,6 +365,19 @@ async fn a_late_success_wins_over_a_settled_failure(bench: &impl Bench) {
     assert_same(&record.grant, &grant(1, 2));
 }
 
+async fn a_probe_changes_nothing_that_a_caller_sees(bench: &impl Bench) {
+    let store = bench.owner().await;
+    let corp = account("corp");
+    put(&*store, &corp, &grant(1, 1)).await;
+    assert!(is_taken(claim(&*store, &corp).await));
+    let before = load(&*store, &corp).await;
+    store.probe().await.unwrap();
+    let after = load(&*store, &corp).await;
+    assert_eq!((before.revision, before.marks), (after.revision, after.marks));
+    assert_same(&before.grant, &after.grant);
+    assert!(store.list().await.unwrap().len() == 1);
+}
+
 async fn grant_and_marks_outlive_their_owner(bench: &impl Bench) {
     let corp = account("corp");
     let keeper = bench.owner().await;
@@ -494,6 +507,7 @@ conformance! {
     settling_and_saving_release_the_lease
     a_late_result_changes_nothing
     a_late_success_wins_over_a_settled_failure
+    a_probe_changes_nothing_that_a_caller_sees
     grant_and_marks_outlive_their_owner
     the_epoch_tells_of_others_changes_only
     of_many_claims_at_once_one_is_taken
