@@ -1,5 +1,5 @@
 //! README.md says what is so: its commands, its configuration, its table of the API, and the lines that `serve --dev`
-//! prints.
+//! prints; and docs/configuration.md names every key.
 
 #![cfg(test)]
 
@@ -14,6 +14,7 @@ use std::{
 use serde_json::Value;
 
 const README: &str = include_str!("../README.md");
+const CONFIGURATION: &str = include_str!("../docs/configuration.md");
 const PROGRAM: &str = env!("CARGO_BIN_EXE_credproxy");
 
 /// The section under a heading, up to the next.
@@ -87,7 +88,8 @@ fn the_exit_codes_are_those_of_the_help() {
 
 #[test]
 fn the_configuration_is_accepted_and_names_every_key() {
-    let toml = section("Configuration").split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let written = |text: &'static str| text.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let (toml, short) = (written(CONFIGURATION), written(section("Configuration")));
     let home = tempfile::tempdir().unwrap();
     // As written it speaks of a home, certificates and a secret that are not here.
     let certificates = home.path().join("ca.pem");
@@ -102,6 +104,13 @@ fn the_configuration_is_accepted_and_names_every_key() {
     File::create(&file).unwrap().write_all(here.as_bytes()).unwrap();
     let file = file.to_str().unwrap();
     let check = run(&["--config", file, "check"], "", &[("CORP_SECRET", Path::new("secret"))]);
+    assert!(check.status.success(), "{check:?}");
+
+    File::create(file)
+        .unwrap()
+        .write_all(short.replace("/run/user/1000", home.path().to_str().unwrap()).as_bytes())
+        .unwrap();
+    let check = run(&["--config", file, "check"], "", &[("HOME", home.path())]);
     assert!(check.status.success(), "{check:?}");
 
     let read: toml::Table = toml.parse().unwrap();
