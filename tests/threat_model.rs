@@ -14,8 +14,8 @@ fn named() -> Vec<&'static str> {
 
 /// Whether the file has a test of that name.
 fn is_there(file: &Path, test: &str) -> bool {
-    let Ok(text) = fs::read_to_string(file) else { return false };
-    let lines: Vec<&str> = text.lines().map(str::trim_start).collect();
+    let Ok(source) = fs::read_to_string(file) else { return false };
+    let lines: Vec<&str> = source.lines().map(str::trim_start).collect();
     let declared = |line: &&str| {
         let line = line.strip_prefix("async ").unwrap_or(line);
         line.strip_prefix("fn ").and_then(|rest| rest.strip_prefix(test)).is_some_and(|rest| rest.starts_with("()"))
@@ -44,9 +44,9 @@ fn every_claim_names_a_test() {
     let claims = DOCUMENT.split("\n## Claims").nth(1).unwrap().split("\n## ").next().unwrap();
     let rows: Vec<&str> =
         claims.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| claim")).collect();
-    let bare =
+    let unproven =
         rows.iter().filter(|row| !row.starts_with("| ---") && !row.contains("`tests/") && !row.contains("`src/"));
-    assert_eq!(bare.collect::<Vec<_>>(), [&""; 0]);
+    assert_eq!(unproven.collect::<Vec<_>>(), [&""; 0]);
     assert!(rows.len() > 10);
 }
 
