@@ -21,7 +21,7 @@ use axum::{
 use http::{HeaderValue, StatusCode, header};
 use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
 
-use crate::{login::Logins, policy::Policy, refresh::Coordinator};
+use crate::{keys::Keys, login::Logins, policy::Policy, refresh::Coordinator};
 
 pub mod dev;
 pub mod listener;
@@ -32,12 +32,13 @@ mod routes;
 mod stall;
 
 use problem::{Code, Problem};
-use routes::{document, health, logins, providers, tokens};
+use routes::{document, health, keys, logins, providers, tokens};
 
-/// What a router needs: the coordinator, the logins under way, this socket's name and what it may do.
+/// What a router needs: the coordinator, the API keys, the logins under way, this socket's name and what it may do.
 #[derive(Debug, Clone)]
 pub struct AppState {
     coordinator: Coordinator,
+    keys: Keys,
     logins: Logins,
     socket: Arc<str>,
     policy: Arc<Policy>,
@@ -49,9 +50,9 @@ const LOGIN_LIFETIME: Duration = Duration::from_mins(10);
 impl AppState {
     /// The state for one socket, with logins of its own.
     #[must_use]
-    pub fn new(coordinator: Coordinator, policy: Policy) -> Self {
+    pub fn new(coordinator: Coordinator, keys: Keys, policy: Policy) -> Self {
         let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-        Self { coordinator, logins, socket: Arc::from(""), policy: Arc::new(policy) }
+        Self { coordinator, keys, logins, socket: Arc::from(""), policy: Arc::new(policy) }
     }
 
     /// The same for the socket of that name, beside others. Whoever made the logins ends them.
@@ -64,6 +65,12 @@ impl AppState {
 impl FromRef<AppState> for Coordinator {
     fn from_ref(state: &AppState) -> Self {
         state.coordinator.clone()
+    }
+}
+
+impl FromRef<AppState> for Keys {
+    fn from_ref(state: &AppState) -> Self {
+        state.keys.clone()
     }
 }
 
@@ -80,8 +87,10 @@ impl FromRef<AppState> for Arc<Policy> {
 }
 
 /// The paths of the API, for the comparison with the OpenAPI document.
-pub const PATHS: [&str; 9] = [
+pub const PATHS: [&str; 11] = [
     "/openapi.yaml",
+    "/v1/api-keys",
+    "/v1/api-keys/{name}",
     "/v1/health",
     "/v1/logins",
     "/v1/logins/{id}",
@@ -96,6 +105,8 @@ pub const PATHS: [&str; 9] = [
 pub fn router(state: AppState) -> Router {
     Router::new()
         .route("/openapi.yaml", get(document::openapi))
+        .route("/v1/api-keys", get(keys::list))
+        .route("/v1/api-keys/{name}", get(keys::get).put(keys::put).delete(keys::delete))
         .route("/v1/health", get(health::health))
         .route("/v1/logins", post(logins::start))
         .route("/v1/logins/{id}", get(logins::get).delete(logins::cancel))

@@ -65,8 +65,7 @@ async fn store(config: &Config, environment: &Environment, ask: Ask<'_>) -> Resu
     let keeper = Keeper { source: &config.store.key, store: path, copy: None, environment, ask };
     let found = keeper.with_key(async |key, place: &str| upkeep::examine(path, key, place).await).await;
     let found = found.map_err(|error| chain(&error))?;
-    let unreadable = found.records.iter().find_map(|(_, opens)| opens.as_ref().err());
-    match (unreadable, found.is_sound()) {
+    match (found.unreadable().next(), found.is_sound()) {
         (Some(error), _) => Err(chain(error)),
         (None, false) => Err(format!("{}: damaged; see `credproxy store verify`", path.display())),
         (None, true) => Ok(format!("{}: {} readable records", path.display(), found.records.len())),
