@@ -4,26 +4,25 @@
 //! authorization server of `serve --dev`.
 //!
 //! Invariants:
-//! 1. Every answer has `Cache-Control: no-store`; every refusal is a problem of the contract.
+//! 1. Every answer has `Cache-Control: no-store` (`envelope.rs`); every refusal is a problem of the contract.
 //! 2. Nothing leaves but sanitized views, statuses and problems.
 //! 3. Policy is asked before the coordinator, so that a refusal touches nothing and tells nothing.
 //!
 //! Must not know: SQL, a provider's wire form, how a refresh is made. It is the only home of axum.
 
-use std::{any::Any, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
     extract::FromRef,
-    response::{IntoResponse as _, Response},
     routing::{get, post},
 };
-use http::{HeaderValue, StatusCode, header};
-use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
+use http::StatusCode;
 
 use crate::{login::Logins, policy::Policy, refresh::Coordinator};
 
 pub mod dev;
+mod envelope;
 pub mod listener;
 pub mod peer;
 pub mod problem;
@@ -31,6 +30,7 @@ mod request;
 mod routes;
 mod stall;
 
+use envelope::Envelope;
 use problem::{Code, Problem};
 use routes::{document, health, logins, providers, tokens};
 
@@ -109,13 +109,6 @@ pub fn router(state: AppState) -> Router {
             Problem::invalid("this route has no such method; see the Allow header")
                 .with_status(StatusCode::METHOD_NOT_ALLOWED)
         })
-        .layer(SetResponseHeaderLayer::overriding(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
-        .layer(CatchPanicLayer::custom(panicked))
+        .layer(Envelope)
         .with_state(state)
-}
-
-/// What a panic said is not shown: nobody knows what was in it.
-fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
-    tracing::error!("a request handler panicked");
-    Problem::new(Code::InternalError, "internal error").into_response()
 }
