@@ -23,6 +23,7 @@ use crate::{login::Logins, policy::Policy, refresh::Coordinator};
 
 pub mod dev;
 mod envelope;
+mod head_timer;
 pub mod listener;
 pub mod peer;
 pub mod problem;

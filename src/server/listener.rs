@@ -29,10 +29,7 @@ use axum::{
 use futures_util::future::{Either, Ready, ready};
 use http::{Version, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
-};
+use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
@@ -45,7 +42,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service as _;
 
-use super::{peer::Peers, problem::Problem, stall::Stalling};
+use super::{head_timer::HeadTimer, peer::Peers, problem::Problem, stall::Stalling};
 
 /// The room for a path in `sockaddr_un`, less the closing zero byte.
 const LONGEST_PATH: usize = 107;
@@ -169,7 +166,7 @@ impl Listener {
     /// Serves at most `share` connections at once until `stop`, then lets the requests under way finish.
     pub async fn serve(&self, router: Router, share: usize, stop: CancellationToken) {
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(LONGEST_HEAD).half_close(true);
+        builder.header_read_timeout(IDLE).max_buf_size(LONGEST_HEAD).half_close(true);
         let connections = TaskTracker::new();
         let graceful = GracefulShutdown::new();
         let seats = Arc::new(Semaphore::new(share));
@@ -197,7 +194,8 @@ impl Listener {
                 }
             });
             let stream = TokioIo::new(Stalling::new(stream, UNREAD));
-            let connection = graceful.watch(builder.serve_connection(stream, known));
+            let connection = builder.clone().timer(HeadTimer::default()).serve_connection(stream, known);
+            let connection = graceful.watch(connection);
             connections.spawn(async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "a connection broke");
