@@ -35,9 +35,13 @@ use envelope::Envelope;
 use problem::{Code, Problem};
 use routes::{document, health, logins, providers, tokens};
 
-/// What a router needs: the coordinator, the logins under way, this socket's name and what it may do.
+/// What a router needs. It is cloned several times per request, so it is one pointer.
 #[derive(Debug, Clone)]
-pub struct AppState {
+pub struct AppState(Arc<Parts>);
+
+/// The coordinator, the logins under way, this socket's name and what it may do.
+#[derive(Debug)]
+struct Parts {
     coordinator: Coordinator,
     logins: Logins,
     socket: Arc<str>,
@@ -52,31 +56,33 @@ impl AppState {
     #[must_use]
     pub fn new(coordinator: Coordinator, policy: Policy) -> Self {
         let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-        Self { coordinator, logins, socket: Arc::from(""), policy: Arc::new(policy) }
+        Self(Arc::new(Parts { coordinator, logins, socket: Arc::from(""), policy: Arc::new(policy) }))
     }
 
     /// The same for the socket of that name, beside others. Whoever made the logins ends them.
     #[must_use]
     pub fn beside_others(self, logins: Logins, socket: &str) -> Self {
-        Self { logins, socket: Arc::from(socket), ..self }
+        let Parts { coordinator, policy, .. } = &*self.0;
+        let (coordinator, policy) = (coordinator.clone(), Arc::clone(policy));
+        Self(Arc::new(Parts { coordinator, logins, socket: Arc::from(socket), policy }))
     }
 }
 
 impl FromRef<AppState> for Coordinator {
-    fn from_ref(state: &AppState) -> Self {
-        state.coordinator.clone()
+    fn from_ref(AppState(parts): &AppState) -> Self {
+        parts.coordinator.clone()
     }
 }
 
 impl FromRef<AppState> for Logins {
-    fn from_ref(state: &AppState) -> Self {
-        state.logins.clone()
+    fn from_ref(AppState(parts): &AppState) -> Self {
+        parts.logins.clone()
     }
 }
 
 impl FromRef<AppState> for Arc<Policy> {
-    fn from_ref(state: &AppState) -> Self {
-        Arc::clone(&state.policy)
+    fn from_ref(AppState(parts): &AppState) -> Self {
+        Arc::clone(&parts.policy)
     }
 }
 
