@@ -4,7 +4,7 @@ use super::{super::terminal::Terminal, qr};
 use crate::{account::Account, client::Login, provider::Flow};
 
 /// Below the picture there have to be the code and the line that moves, or the person would have to scroll for them.
-const ROWS_BELOW: usize = 7;
+const ROWS_BELOW: usize = 6;
 
 /// The text, each address alone in its line: a line that the terminal broke is marked and copied as one.
 pub(super) fn text(login: &Login, account: &Account, terminal: &Terminal) -> String {
