@@ -53,8 +53,15 @@ pub async fn serve<T>(socket: SocketConfig, ready: impl FnOnce(&[PathBuf]) -> T)
 }
 
 async fn parts(issuer: &Issuer) -> Result<(Coordinator, Keys), Box<dyn std::error::Error + Send + Sync>> {
+    let url = |name| endpoint(&issuer.endpoint(name)).map(Some);
     let settings = Settings {
-        endpoints: Endpoints { token: Some(endpoint(&issuer.token_endpoint()?)?), ..Endpoints::default() },
+        endpoints: Endpoints {
+            issuer: None,
+            token: url("token")?,
+            authorization: url("authorize")?,
+            device_authorization: url("device_authorization")?,
+            revocation: url("revoke")?,
+        },
         client_id: "credproxy-dev".to_owned(),
         authentication: Authentication::None,
         dialect: Dialect::default(),
