@@ -25,6 +25,7 @@ use crate::{
 mod check;
 mod failure;
 mod import;
+mod key;
 mod login;
 mod logout;
 mod output;
@@ -38,6 +39,7 @@ mod token;
 
 pub use check::print_findings;
 pub use failure::{Exit, Failure};
+pub use key::KeyCommand;
 pub use passphrase::ask_passphrase;
 pub use serve::print_dev_session;
 pub use store::{print_backup, print_rekeyed, print_verification};
@@ -142,6 +144,9 @@ pub enum ClientCommand {
     /// The JSON has the form of a token answer: `access_token`, `refresh_token`, `token_type`, `scope`, and `expiry`
     /// (seconds since 1970) or `expires_in` (seconds from now). Other members are kept as the provider's own.
     Import(AccountArgs),
+    /// Set, show or delete static API keys
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Log in: by a browser, a code to type in elsewhere, or a code to paste here
     Login {
         /// Whose.
@@ -236,6 +241,7 @@ async fn ask(options: &Options, command: &ClientCommand, env: &Environment) -> R
         ClientCommand::Refresh(account) => refresh::run(&client()?, &account.account()?, json).await,
         ClientCommand::Status => status::run(&client()?, json).await,
         ClientCommand::Import(account) => import::run(&client()?, &account.account()?).await,
+        ClientCommand::Key(command) => key::run(&client()?, command, json).await,
         ClientCommand::Login { account, flow } => login::run(&client()?, &account.account()?, *flow, env, json).await,
         ClientCommand::Logout { account, local_only } => {
             logout::run(&client()?, &account.account()?, !local_only, json).await

@@ -95,12 +95,12 @@ impl Token {
     }
 }
 
-/// What storing a grant did.
+/// What storing a grant or an API key did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
-    /// The account had no grant.
+    /// There was none before.
     Created,
-    /// The account's grant is gone.
+    /// The one before is gone.
     Replaced,
 }
 
@@ -150,8 +150,10 @@ pub enum Health {
     Degraded(Vec<String>),
 }
 
+mod keys;
 mod login;
 
+pub use keys::{Key, KeyStatus};
 pub use login::Login;
 
 /// Speaks to the daemon behind one socket.
@@ -192,12 +194,16 @@ impl Client {
 
     /// Stores a grant in the form of a token answer (`putToken`).
     pub async fn put(&self, account: &Account, grant: Zeroizing<Vec<u8>>) -> Result<Stored, ClientError> {
-        let mut request = self.request(Method::PUT, &path(account, "", None), Bytes::from_owner(grant))?;
+        self.put_json(&path(account, "", None), grant).await
+    }
+
+    async fn put_json(&self, path: &str, body: Zeroizing<Vec<u8>>) -> Result<Stored, ClientError> {
+        let mut request = self.request(Method::PUT, path, Bytes::from_owner(body))?;
         request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         match self.send(request).await?.status {
             StatusCode::CREATED => Ok(Stored::Created),
             StatusCode::NO_CONTENT => Ok(Stored::Replaced),
-            _ => Err(ClientError::Protocol("its status is none of those of a stored grant")),
+            _ => Err(ClientError::Protocol("its status is none of those of what is stored")),
         }
     }
 
@@ -374,6 +380,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::secret::ApiKey;
 
     /// Runs one call against a socket that gives `answer`; returns the request's bytes beside the call's result.
     async fn against<T>(
@@ -452,6 +459,31 @@ mod tests {
         let (request, revoked) = against(&answer("200 OK", r#"{"revoked":true}"#), delete).await;
         assert!(request.starts_with("DELETE /v1/tokens/corp?bucket=work&revoke=true HTTP/1.1\r\n"), "{request}");
         assert!(revoked.unwrap());
+    }
+
+    #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "the test made the key up")]
+    async fn a_key_is_read_and_one_that_could_steer_the_terminal_is_refused() {
+        let name = "a+b".parse().unwrap();
+        let get = async |client: &Client| client.api_key(&name).await;
+        let good = answer("200 OK", r#"{"name":"a+b","api_key":"sk\n1","created_at":7}"#);
+        let (request, key) = against(&good, get).await;
+        assert!(request.starts_with("GET /v1/api-keys/a+b HTTP/1.1\r\n"), "{request}");
+        let key = key.unwrap();
+        assert_eq!((key.secret.expose_secret(), key.created_at), ("sk\n1", 7));
+        let bad = answer("200 OK", r#"{"name":"a+b","api_key":"canary\u001b[2J","created_at":7}"#);
+        let (_, refused) = against(&bad, get).await;
+        let refused = refused.unwrap_err();
+        assert!(
+            matches!(refused, ClientError::Protocol(_)) && !format!("{refused:?}").contains("canary"),
+            "{refused:?}"
+        );
+
+        let secret = ApiKey::new("sk \"1\"".into()).unwrap();
+        let set = async |client: &Client| client.set_api_key(&name, &secret).await;
+        let (request, stored) = against("HTTP/1.1 204 No Content\r\n\r\n", set).await;
+        assert!(request.ends_with("\r\n\r\n{\"api_key\":\"sk \\\"1\\\"\"}"), "{request}");
+        assert_eq!(stored.unwrap(), Stored::Replaced);
     }
 
     #[tokio::test]

@@ -17,8 +17,10 @@ use std::{fmt, io};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::{ExposeSecret, SecretBox, SecretSlice, SecretString, zeroize::Zeroize};
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+use zeroize::Zeroizing;
 
 /// The text that never leaves over a socket, in any case of letters.
 pub const FORBIDDEN_TEXT: &str = "refresh_token";
@@ -313,6 +315,15 @@ impl io::Write for Length {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// The value as JSON, for what holds a secret.
+pub(crate) fn json(value: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
+    let mut length = Length::default();
+    serde_json::to_writer(&mut length, value)?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(length.0));
+    serde_json::to_writer(&mut *bytes, value)?;
+    Ok(bytes)
 }
 
 /// What an item of the store holds, in a form that only the item's owner reads: a secret, or what has one in it.

@@ -49,9 +49,19 @@ fn file(directory: &Path, text: &str) -> String {
 fn help_and_version_are_data() {
     let help = credproxy(&["--help"], "");
     assert_eq!((help.status.code(), stderr(&help)), (Some(0), ""));
-    for text in
-        ["serve", "token", "refresh", "status", "import", "login", "logout", "check", "Exit codes:", "REAUTH_REQUIRED"]
-    {
+    for text in [
+        "serve",
+        "token",
+        "refresh",
+        "status",
+        "import",
+        "key",
+        "login",
+        "logout",
+        "check",
+        "Exit codes:",
+        "REAUTH_REQUIRED",
+    ] {
         assert!(stdout(&help).contains(text), "{text}");
     }
     let version = credproxy(&["--version"], "");
@@ -85,6 +95,9 @@ fn an_unreachable_daemon_has_its_own_exit_code_and_a_hint() {
         &["login", "corp"],
         &["logout", "corp"],
         &["import", "corp"],
+        &["key", "list"],
+        &["key", "set", "openai"],
+        &["key", "get", "openai"],
     ] {
         let output = credproxy(&[&["--socket", "/nowhere/s"], command].concat(), "{}");
         assert_eq!((output.status.code(), stdout(&output)), (Some(5), ""), "{command:?}");
