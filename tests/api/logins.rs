@@ -19,6 +19,8 @@ use crate::{
     world::{Answer, Api, World},
 };
 
+mod hostile;
+
 const JSON: (&str, &str) = ("content-type", "application/json");
 const PATIENT: Duration = Duration::from_mins(10);
 
