@@ -139,11 +139,20 @@ pub enum ClientCommand {
     Refresh(AccountArgs),
     /// Show how every account stands; fails when the daemon is degraded
     Status,
-    /// Store a grant, given as JSON on standard input
+    /// Store a grant that another program has
     ///
-    /// The JSON has the form of a token answer: `access_token`, `refresh_token`, `token_type`, `scope`, and `expiry`
-    /// (seconds since 1970) or `expires_in` (seconds from now). Other members are kept as the provider's own.
-    Import(AccountArgs),
+    /// Known are a token answer (`access_token`, `refresh_token`, `token_type`, `scope`, and `expiry` in seconds since
+    /// 1970 or `expires_in`; other members are kept as the provider's own), the `auth.json` of Codex, the
+    /// `.credentials.json` of Claude Code, and the `oauth_creds.json` of Gemini CLI and Qwen Code. The source is left as
+    /// it is; the copy in it must not be used any more.
+    Import {
+        /// Whose it is to be.
+        #[command(flatten)]
+        account: AccountArgs,
+        /// The file to read, `-` for standard input [default: standard input]
+        #[arg(long, value_name = "FILE")]
+        from: Option<PathBuf>,
+    },
     /// Set, show or delete static API keys
     #[command(subcommand)]
     Key(KeyCommand),
@@ -240,7 +249,7 @@ async fn ask(options: &Options, command: &ClientCommand, env: &Environment) -> R
         }
         ClientCommand::Refresh(account) => refresh::run(&client()?, &account.account()?, json).await,
         ClientCommand::Status => status::run(&client()?, json).await,
-        ClientCommand::Import(account) => import::run(&client()?, &account.account()?).await,
+        ClientCommand::Import { account, from } => import::run(&client()?, &account.account()?, from.as_deref()).await,
         ClientCommand::Key(command) => key::run(&client()?, command, json).await,
         ClientCommand::Login { account, flow } => login::run(&client()?, &account.account()?, *flow, env, json).await,
         ClientCommand::Logout { account, local_only } => {

@@ -16,8 +16,8 @@ use tokio::{
 
 use support::{
     daemon::{Daemon, Home},
-    http::{Connection, Response},
-    issuer::{Issuer, Raw},
+    http::{Connection, Response, request},
+    issuer::{Answer, Issuer, Raw},
     oidc::{Client, Oidc},
 };
 
@@ -107,34 +107,36 @@ async fn every_client_logs_in_by_every_flow_refreshes_and_logs_out() {
     assert!(oidc.refreshes().await.iter().all(|entry| !entry.spent_before && entry.status == Some(200)));
 }
 
-/// Codes and device codes of this server are marked, and the harness looks for marks in all that is logged.
-#[tokio::test]
-async fn what_a_login_is_made_of_is_in_no_log_and_no_answer() {
-    let issuer = Issuer::start().await;
+/// A daemon whose provider `op` is the scripted server. Codes and device codes of that one are marked, and the harness
+/// looks for marks in all that is logged.
+async fn scripted(issuer: &Issuer) -> Daemon {
     let config = format!(
-        "[providers.op]\ntoken_endpoint = {:?}\nauthorization_endpoint = {:?}\ndevice_authorization_endpoint = {:?}\n\
+        "[logins]\nlifetime = \"10s\"\n\n\
+         [providers.op]\ntoken_endpoint = {:?}\nauthorization_endpoint = {:?}\ndevice_authorization_endpoint = {:?}\n\
          client_id = \"me\"\ndevice_pkce = true\n",
         issuer.token_endpoint(),
         issuer.authorization_endpoint(),
         issuer.device_authorization_endpoint(),
     );
-    let daemon = Daemon::start(&Home::new(), "a", &config, &[]).await;
-    issuer.decide([Raw::error(400, "authorization_pending")]);
-    for (flow, status) in [("browser", "complete"), ("paste", "complete"), ("device", "complete"), ("paste", "error")] {
-        let login = begin(&daemon, "agent", flow).await;
-        if let Some(url) = login["authorization_url"].as_str() {
-            let back = issuer.agree(url);
-            daemon.watch_secret(&back.query_pairs().find(|(name, _)| name == "state").unwrap().1);
-            if flow == "browser" {
-                assert_eq!(visit(&back).await.status, 200);
-            } else {
-                let code = if status == "error" { "canary-code-made-up".to_owned() } else { back.to_string() };
-                let path = format!("/v1/logins/{}/code", login["id"].as_str().unwrap());
-                daemon.request("POST", &path, &JSON, json!({"code": code}).to_string()).await;
-            }
-        }
-        assert_eq!(end(&daemon, &login).await.json()["status"], status, "{flow}");
-    }
+    Daemon::start(&Home::new(), "a", &config, &[]).await
+}
+
+/// Agrees, and keeps the daemon from ever printing the state.
+fn agree_scripted(daemon: &Daemon, issuer: &Issuer, login: &Value) -> (url::Url, String) {
+    let back = issuer.agree(login["authorization_url"].as_str().unwrap());
+    let get = |name: &str| back.query_pairs().find(|(key, _)| key == name).unwrap().1.into_owned();
+    daemon.watch_secret(&get("state"));
+    let code = get("code");
+    (back, code)
+}
+
+async fn bring(daemon: &Daemon, login: &Value, code: &str) -> Response {
+    let path = format!("/v1/logins/{}/code", login["id"].as_str().unwrap());
+    daemon.request("POST", &path, &JSON, json!({"code": code}).to_string()).await
+}
+
+/// From now on neither log nor answer may hold what the provider was sent; how much that was.
+fn watch_what_was_sent(daemon: &Daemon, issuer: &Issuer) -> usize {
     let mut found = 0;
     for request in issuer.requests() {
         for (name, value) in url::form_urlencoded::parse(request.body.as_bytes()) {
@@ -144,7 +146,122 @@ async fn what_a_login_is_made_of_is_in_no_log_and_no_answer() {
             }
         }
     }
-    assert_eq!(found, 10);
+    found
+}
+
+#[tokio::test]
+async fn what_a_login_is_made_of_is_in_no_log_and_no_answer() {
+    let issuer = Issuer::start().await;
+    let daemon = scripted(&issuer).await;
+    issuer.decide([Raw::error(400, "authorization_pending")]);
+    for flow in ["browser", "paste", "device"] {
+        let login = begin(&daemon, "agent", flow).await;
+        if flow != "device" {
+            let (back, _) = agree_scripted(&daemon, &issuer, &login);
+            let status =
+                if flow == "browser" { visit(&back).await } else { bring(&daemon, &login, back.as_str()).await };
+            assert_eq!(status.status, 200);
+        }
+        assert_eq!(end(&daemon, &login).await.json()["status"], "complete", "{flow}");
+    }
+    // A code and its verifier each for the first two; the device asked twice.
+    assert_eq!(watch_what_was_sent(&daemon, &issuer), 8);
+}
+
+/// Errors are where secrets get out: everything goes wrong that can, and the provider quotes what it was sent.
+#[tokio::test]
+async fn nor_is_it_when_a_login_goes_wrong() {
+    let issuer = Issuer::start().await;
+    let daemon = scripted(&issuer).await;
+    let late = begin(&daemon, "agent", "browser").await;
+    let (late_back, _) = agree_scripted(&daemon, &issuer, &late);
+    let quoting = |status, secret: &str| Raw::json(status, &json!({"error": secret, "error_description": secret}));
+
+    for (query, detail) in [
+        ("error=access_denied", "the person or the provider refused (access_denied)"),
+        ("error=odd&error_description=canary-x", "the person or the provider refused (odd)"),
+        ("error=%3Cb%3Ecanary", "the person or the provider refused"),
+        ("code=canary%0Acode", "the answer holds no usable code"),
+    ] {
+        let login = begin(&daemon, "agent", "browser").await;
+        let (mut back, _) = agree_scripted(&daemon, &issuer, &login);
+        let mut foreign = back.clone();
+        back.set_query(Some(&format!("{query}&state={}", state_of(&back))));
+        foreign.set_query(Some("code=canary-stray&state=canary-stray"));
+        for url in [&foreign, &back] {
+            let page = visit(url).await;
+            assert!(page.status == 400 && !page.text().contains("canary"), "{}", page.text());
+        }
+        assert_eq!(end(&daemon, &login).await.json()["detail"], detail);
+    }
+    for how in ["quoted", "reset", "made up", "malformed", "another's", "cancelled"] {
+        let login = begin(&daemon, "agent", "paste").await;
+        let (back, code) = agree_scripted(&daemon, &issuer, &login);
+        let (brought, status) = match how {
+            "quoted" => {
+                issuer.script(Answer::Raw(quoting(400, &code)));
+                (back.as_str(), 502)
+            }
+            "reset" => {
+                issuer.script(Answer::ResetBefore);
+                (back.as_str(), 502)
+            }
+            "made up" => ("canary-made-up", 502),
+            "malformed" => ("canary made up", 400),
+            "another's" => (late_back.as_str(), 502),
+            _ => {
+                let path = format!("/v1/logins/{}", login["id"].as_str().unwrap());
+                assert_eq!(daemon.request("DELETE", &path, &[], "").await.status, 204);
+                (back.as_str(), 404)
+            }
+        };
+        let answer = bring(&daemon, &login, brought).await;
+        assert!(answer.status == status && !answer.text().contains("canary"), "{how}: {}", answer.text());
+    }
+    for (last, detail) in [
+        (quoting(400, "canary-device-quoted"), "the provider ended the login"),
+        (Raw::error(400, "access_denied"), "the person refused (access_denied)"),
+        (Raw::error(400, "expired_token"), "the code was not confirmed in time (expired_token)"),
+    ] {
+        issuer.answer_device(Raw::json(
+            200,
+            &json!({"device_code": "canary-device-quoted", "user_code": "AB-1", "interval": 1,
+                "verification_uri": "https://op.example/device"}),
+        ));
+        issuer.decide([quoting(500, "canary-device-quoted"), last]);
+        let login = begin(&daemon, "agent", "device").await;
+        let ended = end(&daemon, &login).await.json();
+        assert_eq!((&ended["status"], &ended["detail"]), (&json!("error"), &json!(detail)));
+    }
+    let gone = end(&daemon, &late).await;
+    assert_eq!((gone.status, &gone.json()["code"]), (410, &json!("SESSION_EXPIRED")));
+    assert_eq!(daemon.request("GET", "/v1/tokens", &[], "").await.json(), json!({"tokens": []}));
+    // Three exchanges with a code and a verifier each, and three devices that asked twice.
+    assert_eq!(watch_what_was_sent(&daemon, &issuer), 18);
+}
+
+fn state_of(back: &url::Url) -> String {
+    back.query_pairs().find(|(name, _)| name == "state").unwrap().1.into_owned()
+}
+
+/// The host's login is not there for a sandbox, and the other way round.
+#[tokio::test]
+async fn a_login_is_there_for_its_own_socket_alone() {
+    let oidc = Oidc::start().await;
+    let daemon = daemon(&oidc, Client::Public).await;
+    let sandbox = daemon.socket().parent().unwrap().with_file_name("sandbox").join("s");
+    let login = begin(&daemon, "agent", "paste").await;
+    let path = format!("/v1/logins/{}", login["id"].as_str().unwrap());
+    let back = agree(&daemon, &oidc, &login).await;
+    let code = json!({"code": back}).to_string();
+    for (method, path, body) in
+        [("GET", path.clone(), ""), ("POST", format!("{path}/code"), code.as_str()), ("DELETE", path.clone(), "")]
+    {
+        let headers = if body.is_empty() { &[][..] } else { &JSON };
+        let refused = request(&sandbox, method, &path, headers, body.to_owned()).await;
+        assert_eq!((refused.status, &refused.json()["code"]), (404, &json!("SESSION_NOT_FOUND")), "{method}");
+    }
+    assert_eq!(bring(&daemon, &login, back.as_str()).await.status, 200);
 }
 
 #[tokio::test]

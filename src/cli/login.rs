@@ -93,9 +93,12 @@ impl Dialogue<'_> {
             begun = self.terminal.wait(asked, &mut begun) => begun.map_err(|error| Failure::of(error, Some(self.account))),
             () = interrupts.next() => {
                 self.terminal.wipe_line();
-                // What the daemon has begun can be cancelled only by its name.
-                if let Ok(Ok(login)) = timeout(LAST_WORD, begun).await {
-                    self.cancel(&login, interrupts).await;
+                tokio::select! {
+                    // What the daemon has begun can be cancelled only by its name.
+                    begun = timeout(LAST_WORD, begun) => if let Ok(Ok(login)) = begun {
+                        self.cancel(&login, interrupts).await;
+                    },
+                    () = interrupts.next() => {}
                 }
                 Err(cancelled())
             }
