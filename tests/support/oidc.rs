@@ -14,7 +14,7 @@ use url::{Url, form_urlencoded};
 
 use super::http::{Connection, Response};
 
-const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/authorization_server");
+const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/oidc_provider");
 const REDIRECT: &str = "http://127.0.0.1/callback";
 
 /// The example of RFC 7636 appendix B: a verifier and its SHA-256.
