@@ -1,6 +1,6 @@
 //! An authorization server that someone else wrote: starts it, logs in there, and reads the log that it keeps.
 
-use std::{collections::BTreeMap, path::Path, process::Stdio, time::Duration};
+use std::{path::Path, process::Stdio, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::Deserialize;
@@ -12,7 +12,10 @@ use tokio::{
 };
 use url::{Url, form_urlencoded};
 
-use super::http::{Connection, Response};
+use super::{
+    http::{Connection, Response},
+    person::Person,
+};
 
 const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/oidc_provider");
 const REDIRECT: &str = "http://127.0.0.1/callback";
@@ -154,59 +157,21 @@ impl Oidc {
 
     /// A person who opens an authorization address and agrees: where the browser is sent back to.
     pub(crate) async fn agree(&self, authorization_url: &str) -> Url {
-        match self.browse(&mut BTreeMap::new(), "GET", authorization_url.parse().unwrap(), "").await {
-            Ok(page) => panic!("no way on: {page}"),
-            Err(back) => back,
-        }
+        Person::at(&self.address).open(authorization_url).await.expect_err("sent back to the client")
     }
 
     /// A person who opens a device's address with the code in it, and confirms, or aborts.
     pub(crate) async fn confirm_device(&self, address: &str, agree: bool) {
-        let mut cookies = BTreeMap::new();
-        let url: Url = address.parse().unwrap();
-        let mut page = self.browse(&mut cookies, "GET", url.clone(), "").await.unwrap();
+        let mut person = Person::at(&self.address);
+        let mut page = person.open(address).await.unwrap();
         // The first form hands the code over, the second confirms it.
         for confirming in [false, true] {
-            let mut form = form_urlencoded::Serializer::new(String::new());
-            form.extend_pairs(hidden_inputs(&page));
-            if confirming && !agree {
-                form.append_pair("abort", "yes");
-            }
-            page = self.browse(&mut cookies, "POST", url.join("/device").unwrap(), &form.finish()).await.unwrap();
+            let answers: &[_] = if confirming && !agree { &[("abort", "yes")] } else { &[] };
+            page.url.set_path("/device");
+            page = person.submit(&page, answers).await.unwrap();
         }
         let expected = if agree { "Sign-in Success" } else { "interrupted" };
-        assert!(page.contains(expected), "{page}");
-    }
-
-    /// What a browser does: goes where it is sent, and keeps cookies. Gives the page in the end, or the client's
-    /// address that it was sent to.
-    async fn browse(
-        &self,
-        cookies: &mut BTreeMap<String, String>,
-        method: &str,
-        mut url: Url,
-        form: &str,
-    ) -> Result<String, Url> {
-        let (mut method, mut body) = (method, form.to_owned());
-        for _ in 0..10 {
-            let jar = cookies.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("; ");
-            let path = &url[url::Position::BeforePath..];
-            let headers = [("cookie", jar.as_str()), ("content-type", "application/x-www-form-urlencoded")];
-            let answer = self.request(method, path, &headers, body).await;
-            for cookie in answer.headers.get_all("set-cookie") {
-                let pair = cookie.to_str().unwrap().split(';').next().unwrap();
-                let (name, value) = pair.split_once('=').unwrap();
-                cookies.insert(name.to_owned(), value.to_owned());
-            }
-            let Some(location) = answer.header("location") else { return Ok(answer.text()) };
-            url = url.join(location).unwrap();
-            // The server takes the request's `Host` for its own name, so it is told from the client by the path.
-            if url.path() == "/callback" {
-                return Err(url);
-            }
-            (method, body) = ("GET", String::new());
-        }
-        panic!("sent in circles, last to {url}");
+        assert!(page.text.contains(expected), "{}", page.text);
     }
 
     /// Presents a refresh token by hand.
@@ -283,18 +248,4 @@ impl Oidc {
     async fn connect(&self) -> Connection {
         Connection::to_provider(&self.address).await
     }
-}
-
-/// Name and value of each hidden input of a page.
-fn hidden_inputs(page: &str) -> Vec<(&str, &str)> {
-    let attribute = |tag: &'_ str, name: &str| -> Option<(usize, usize)> {
-        let start = tag.find(&format!("{name}=\""))? + name.len() + 2;
-        Some((start, start + tag[start..].find('"')?))
-    };
-    let tags = page.split("<input").skip(1).filter(|tag| tag.contains("type=\"hidden\""));
-    let pairs = tags.map(|tag| {
-        let ((from, to), (start, end)) = (attribute(tag, "name").unwrap(), attribute(tag, "value").unwrap());
-        (&tag[from..to], &tag[start..end])
-    });
-    pairs.collect()
 }
