@@ -918,6 +918,18 @@ async fn pkce_is_left_out_where_the_configuration_says_so_and_put_into_device_lo
 }
 
 #[tokio::test]
+async fn a_device_names_its_client_in_the_form_once_whichever_way_it_authenticates() {
+    for client_auth in [ClientAuth::None, ClientAuth::Post, ClientAuth::Basic, ClientAuth::BasicRaw] {
+        let issuer = Issuer::start().await;
+        let secret = ClientSecret::new(AWKWARD_SECRET.into()).unwrap();
+        let settings = Settings { client_auth, client_secret: Some(Ok(secret)), ..logging_in(&issuer) };
+        provider(settings).start_device(&verifier()).await.unwrap();
+        let [seen] = <[Seen; 1]>::try_from(issuer.requests()).unwrap();
+        assert_eq!(seen.body.matches("client_id=client-1").count(), 1, "{client_auth:?}: {}", seen.body);
+    }
+}
+
+#[tokio::test]
 async fn an_error_code_that_quotes_a_code_or_verifier_is_not_kept() {
     let issuer = Issuer::start().await;
     let provider = provider(logging_in(&issuer));

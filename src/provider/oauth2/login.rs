@@ -17,7 +17,7 @@ use url::Url;
 use super::{Endpoints, OAuth2, log};
 use crate::{
     provider::{
-        Body, DeviceAuthorization, DevicePoll, ErrorCode, Flow, Refusal, Reply,
+        Body, ClientAuth, DeviceAuthorization, DevicePoll, ErrorCode, Flow, Refusal, Reply,
         discovery::{Metadata, is_named},
         wire::{Exchange, answer, check_endpoint},
     },
@@ -135,6 +135,10 @@ impl OAuth2 {
         }
         if login.device_pkce {
             parameters.extend([("code_challenge", challenge.as_str()), ("code_challenge_method", "S256")]);
+        }
+        // RFC 8628 section 3.1 lets it out where the client is authenticated, and some servers look for it all the same.
+        if matches!(self.settings.client_auth, ClientAuth::Basic | ClientAuth::BasicRaw) {
+            parameters.push(("client_id", &self.settings.client_id));
         }
         let answer = match self.call(self.device_endpoint(), &parameters).await {
             Exchange::NotSent(why) => return Err(why.into()),
