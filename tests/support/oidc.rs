@@ -1,20 +1,20 @@
 //! An authorization server that someone else wrote: starts it, logs in there, and reads the log that it keeps.
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::{path::Path, time::Duration};
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
     process::{Child, Command},
     time::{sleep, timeout},
 };
-use url::{Url, form_urlencoded};
+use url::Url;
 
 use super::{
+    front::Front,
     http::{Connection, Response},
     person::Person,
+    server::{self, Auth, START},
 };
 
 const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/oidc_provider");
@@ -23,9 +23,6 @@ const REDIRECT: &str = "http://127.0.0.1/callback";
 /// The example of RFC 7636 appendix B: a verifier and its SHA-256.
 const VERIFIER: &str = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
 const CHALLENGE: &str = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM";
-
-/// Node compiles some 100 files before it listens; a busy machine takes seconds.
-const START: Duration = Duration::from_secs(30);
 
 /// The clients registered there, named after how they authenticate.
 #[derive(Debug, Clone, Copy)]
@@ -54,11 +51,20 @@ impl Client {
 
     /// As `client_auth` has it in the daemon's configuration.
     pub(crate) const fn auth(self) -> &'static str {
+        self.method().name()
+    }
+
+    const fn method(self) -> Auth {
         match self {
-            Self::Public => "none",
-            Self::Basic => "basic",
-            Self::Post => "post",
+            Self::Public => Auth::None,
+            Self::Basic => Auth::Basic,
+            Self::Post => Auth::Post,
         }
+    }
+
+    /// As it is registered.
+    pub(crate) fn registered(self) -> server::Client {
+        server::Client { id: self.id().to_owned(), secret: self.secret(), auth: self.method() }
     }
 }
 
@@ -96,29 +102,30 @@ impl Oidc {
 
     /// Starts one whose access tokens live as long as told, in whole seconds.
     pub(crate) async fn start_with_lifetime(lifetime: Duration) -> Self {
+        Self::launch(lifetime, None).await
+    }
+
+    /// Starts one that the world knows as the front before it.
+    pub(crate) async fn start_behind(front: &Front) -> Self {
+        let oidc = Self::launch(Duration::from_mins(10), Some(front.origin())).await;
+        front.stands_before(&oidc.address);
+        oidc
+    }
+
+    async fn launch(lifetime: Duration, issuer: Option<&str>) -> Self {
         assert!(
             Path::new(DIRECTORY).join("node_modules").exists(),
             "the authorization server of the tests is not installed: run ./scripts/test"
         );
         // There when the system's own is too old.
         let installed = Path::new(DIRECTORY).join("node_modules/.bin/node");
-        let node = if installed.exists() { installed.as_path() } else { Path::new("node") };
-        // It ends when its standard input does, so it does not outlive a test that is killed.
-        let mut child = Command::new(node)
-            .arg("server.mjs")
-            .current_dir(DIRECTORY)
-            .env("ACCESS_TOKEN_TTL", lifetime.as_secs().to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap_or_else(|error| panic!("node: {error}: run ./scripts/test, which installs it"));
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let line = timeout(START, lines.next_line()).await.expect("the authorization server does not start").unwrap();
-        let line: Value = serde_json::from_str(&line.expect("the authorization server ended")).unwrap();
+        let mut command = Command::new(if installed.exists() { installed.as_path() } else { Path::new("node") });
+        command.arg("server.mjs").current_dir(DIRECTORY);
+        command.env("ACCESS_TOKEN_TTL", lifetime.as_secs().to_string());
+        command.envs(issuer.map(|issuer| ("ISSUER", issuer)));
+        let (child, line) = server::start(command).await;
         let issuer = line["issuer"].as_str().unwrap().to_owned();
-        let address = issuer.strip_prefix("http://").unwrap().to_owned();
-        Self { issuer, address, _child: child }
+        Self { issuer, address: format!("127.0.0.1:{}", line["port"]), _child: child }
     }
 
     pub(crate) fn issuer(&self) -> &str {
@@ -181,26 +188,11 @@ impl Oidc {
 
     /// The same, where a fault may close the connection.
     pub(crate) async fn try_present(&self, client: Client, refresh_token: &str) -> Result<Response, hyper::Error> {
-        self.ask_token_endpoint(client, &[("grant_type", "refresh_token"), ("refresh_token", refresh_token)]).await
+        client.registered().present(&self.address, "/token", refresh_token).await
     }
 
     async fn ask_token_endpoint(&self, client: Client, form: &[(&str, &str)]) -> Result<Response, hyper::Error> {
-        let mut body = form_urlencoded::Serializer::new(String::new());
-        body.extend_pairs(form);
-        let mut headers = vec![("content-type", "application/x-www-form-urlencoded")];
-        let credentials;
-        match (client, client.secret()) {
-            (Client::Basic, Some(secret)) => {
-                let encoded: String = form_urlencoded::byte_serialize(secret.as_bytes()).collect();
-                credentials = format!("Basic {}", BASE64_STANDARD.encode(format!("{}:{encoded}", client.id())));
-                headers.push(("authorization", &credentials));
-            }
-            (_, secret) => {
-                body.append_pair("client_id", client.id());
-                body.extend_pairs(secret.map(|secret| ("client_secret", secret)));
-            }
-        }
-        self.connect().await.try_request("POST", "/token", &headers, body.finish()).await
+        client.registered().ask(&self.address, "/token", form).await
     }
 
     /// Everything the token endpoint was asked, logins included, oldest first.

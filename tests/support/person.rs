@@ -24,7 +24,7 @@ pub(crate) struct Person {
 }
 
 impl Person {
-    /// Someone whose every request goes to this host and port, whatever the server takes for its name.
+    /// Someone whose every request goes to this host and port.
     pub(crate) fn at(address: &str) -> Self {
         Self { address: address.to_owned(), cookies: BTreeMap::new() }
     }
@@ -59,7 +59,7 @@ impl Person {
     /// One request, with the cookies there are.
     pub(crate) async fn send(&mut self, method: &str, url: &Url, content_type: &str, body: String) -> Response {
         let jar = self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("; ");
-        let headers = [("cookie", jar.as_str()), ("content-type", content_type)];
+        let headers = [("host", self.address.as_str()), ("cookie", &jar), ("content-type", content_type)];
         let mut connection = Connection::to_provider(&self.address).await;
         let answer = connection.request(method, &url[Position::BeforePath..Position::AfterQuery], &headers, body).await;
         for cookie in answer.headers.get_all("set-cookie") {
@@ -73,13 +73,13 @@ impl Person {
 
 /// Name and value of each hidden input of a page.
 fn hidden_inputs(page: &str) -> Vec<(&str, &str)> {
+    let tags = page.split("<input").skip(1).map(|tag| tag.split('>').next().unwrap_or_default());
     let attribute = |tag: &'_ str, name: &str| -> Option<(usize, usize)> {
         let start = tag.find(&format!("{name}=\""))? + name.len() + 2;
         Some((start, start + tag[start..].find('"')?))
     };
-    let tags = page.split("<input").skip(1).filter(|tag| tag.contains("type=\"hidden\""));
-    let pairs = tags.map(|tag| {
-        let ((from, to), (start, end)) = (attribute(tag, "name").unwrap(), attribute(tag, "value").unwrap());
+    let pairs = tags.filter(|tag| tag.contains("type=\"hidden\"")).map(|tag| {
+        let ((from, to), (start, end)) = (attribute(tag, "name").unwrap(), attribute(tag, "value").unwrap_or_default());
         (&tag[from..to], &tag[start..end])
     });
     pairs.collect()
