@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import secrets
-import socketserver
 import sys
 import threading
 from datetime import timedelta
@@ -21,7 +20,7 @@ from pathlib import Path
 import django
 from django.conf import settings
 from django.core.management import call_command
-from django.core.servers.basehttp import WSGIRequestHandler, WSGIServer
+from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
 from django.core.wsgi import get_wsgi_application
 from django.http import HttpResponse
 from django.urls import include, path, reverse_lazy
@@ -104,10 +103,6 @@ urlpatterns = [
 ]
 
 
-class Server(socketserver.ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
 def main():
     logging.disable(logging.WARNING)
     call_command("migrate", verbosity=0)
@@ -123,7 +118,7 @@ def main():
             ),
             redirect_uris=client["redirect_uri"],
         )
-    server = Server(("127.0.0.1", 0), WSGIRequestHandler)
+    server = ThreadedWSGIServer(("127.0.0.1", 0), WSGIRequestHandler)
     server.set_app(get_wsgi_application())
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(json.dumps({"port": server.server_port}), flush=True)
