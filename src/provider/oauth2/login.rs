@@ -14,13 +14,14 @@ use serde_json::{Map, Value};
 use tokio::time::timeout;
 use url::Url;
 
-use super::{Endpoints, OAuth2, log};
+use super::{Authentication, Endpoints, OAuth2, log};
 use crate::{
     provider::{
         Body, DeviceAuthorization, DevicePoll, ErrorCode, Flow, Refusal, Reply,
         discovery::{Metadata, is_named},
         wire::{Exchange, answer, check_endpoint},
     },
+    registration::SecretPlace,
     secret::{AuthorizationCode, CodeVerifier, DeviceCode, LoginState, holds_forbidden_text},
 };
 
@@ -135,6 +136,13 @@ impl OAuth2 {
         }
         if login.device_pkce {
             parameters.extend([("code_challenge", challenge.as_str()), ("code_challenge_method", "S256")]);
+        }
+        // RFC 8628 section 3.1 lets it out where the client is authenticated, and some servers look for it all the same.
+        if matches!(
+            self.settings.authentication,
+            Authentication::Secret { place: SecretPlace::Basic | SecretPlace::BasicRaw, .. }
+        ) {
+            parameters.push(("client_id", &self.settings.client_id));
         }
         let answer = match self.call(self.device_endpoint(), &parameters).await {
             Exchange::NotSent(why) => return Err(why.into()),
