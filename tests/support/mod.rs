@@ -8,6 +8,7 @@ pub(crate) mod http;
 pub(crate) mod issuer;
 pub(crate) mod oidc;
 pub(crate) mod person;
+pub(crate) mod piped;
 pub(crate) mod server;
 pub(crate) mod terminal;
 
