@@ -17,8 +17,8 @@ use support::{
     daemon::{Daemon, Home},
     http::{Connection, Response, request},
     issuer::{Answer, Issuer, Raw},
-    login::{LIMIT, LoginCommand},
     oidc::Oidc,
+    piped::{LIMIT, Piped},
 };
 
 const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
@@ -287,7 +287,7 @@ async fn the_command_line_logs_in_by_device_and_by_pasted_code() {
     let daemon = daemon(&oidc).await;
 
     // Without a display, a code to type in elsewhere.
-    let mut terminal = LoginCommand::start(&daemon, &["op", "--bucket", "cli", "--json"]);
+    let mut terminal = Piped::login(&daemon, &["op", "--bucket", "cli", "--json"]);
     let address = terminal.line("user_code=").await;
     oidc.confirm_device(&address, true).await;
     terminal.line("logged in to op/cli; the token lasts 9 min").await;
@@ -295,7 +295,7 @@ async fn the_command_line_logs_in_by_device_and_by_pasted_code() {
     let shown: Value = serde_json::from_str(&output).unwrap();
     assert_eq!((code, &shown["bucket"], &shown["flow"]), (Some(0), &json!("cli"), &json!("device")));
 
-    let mut terminal = LoginCommand::start(&daemon, &["op", "--flow", "paste"]);
+    let mut terminal = Piped::login(&daemon, &["op", "--flow", "paste"]);
     let address = terminal.line("/auth?").await;
     let back = oidc.agree(&address).await;
     terminal.line("paste the code").await;
@@ -315,7 +315,7 @@ async fn the_command_line_says_why_there_is_no_login_and_cancels_one_that_is_int
     let oidc = Oidc::start().await;
     let daemon = daemon(&oidc).await;
 
-    let mut terminal = LoginCommand::start(&daemon, &["op", "--flow", "paste"]);
+    let mut terminal = Piped::login(&daemon, &["op", "--flow", "paste"]);
     terminal.line("paste the code").await;
     let mut stdin = terminal.child.stdin.take().unwrap();
     stdin.write_all(b"made-up\n").await.unwrap();
@@ -323,7 +323,7 @@ async fn the_command_line_says_why_there_is_no_login_and_cancels_one_that_is_int
     assert_eq!(terminal.end().await.0, Some(1));
 
     // Nor does the terminal, which is still being read from, keep it.
-    let mut terminal = LoginCommand::start(&daemon, &["op", "--flow", "paste"]);
+    let mut terminal = Piped::login(&daemon, &["op", "--flow", "paste"]);
     let waiting = terminal.child.stdin.take();
     terminal.line("paste the code").await;
     terminal.interrupt();
@@ -332,7 +332,7 @@ async fn the_command_line_says_why_there_is_no_login_and_cancels_one_that_is_int
     drop(waiting);
 
     // An interrupt frees the listener on the daemon's side.
-    let mut terminal = LoginCommand::start(&daemon, &["op", "--flow", "browser"]);
+    let mut terminal = Piped::login(&daemon, &["op", "--flow", "browser"]);
     let address: url::Url = terminal.line("/auth?").await.parse().unwrap();
     let redirect = address.query_pairs().find(|(name, _)| name == "redirect_uri").unwrap().1.into_owned();
     let redirect: url::Url = redirect.parse().unwrap();

@@ -15,7 +15,7 @@ use crate::{
     support::{
         daemon::Daemon,
         http::{Connection, Response},
-        login::{LIMIT, LoginCommand},
+        piped::{LIMIT, Piped},
         server::{Auth, Client},
     },
 };
@@ -62,9 +62,9 @@ impl<'a, S: Server> Account<'a, S> {
     }
 
     /// Logs in by the command line.
-    pub(crate) async fn log_in_at_a_terminal(&self) {
-        let mut terminal = LoginCommand::start(self.daemon, &[&self.name, "--flow", self.flow.name()]);
-        let address = terminal.line(if self.flow == Flow::Device { "code=" } else { "code_challenge=" }).await;
+    pub(crate) async fn log_in_by_the_command_line(&self) {
+        let mut command = Piped::login(self.daemon, &[&self.name, "--flow", self.flow.name()]);
+        let address = command.line(if self.flow == Flow::Device { "code=" } else { "code_challenge=" }).await;
         match self.flow {
             Flow::Browser => {
                 let page = visit(&self.server.agree(&address).await).await;
@@ -72,7 +72,7 @@ impl<'a, S: Server> Account<'a, S> {
             }
             Flow::Paste => {
                 let back = self.server.agree(&address).await;
-                let typed = terminal.child.stdin.as_mut().unwrap().write_all(format!("{back}\n").as_bytes()).await;
+                let typed = command.child.stdin.as_mut().unwrap().write_all(format!("{back}\n").as_bytes()).await;
                 typed.unwrap();
             }
             Flow::Device => {
@@ -80,8 +80,8 @@ impl<'a, S: Server> Account<'a, S> {
                 self.server.approve(&address).await;
             }
         }
-        terminal.line(&format!("logged in to {}", self.name)).await;
-        assert_eq!(terminal.end().await.0, Some(0));
+        command.line(&format!("logged in to {}", self.name)).await;
+        assert_eq!(command.end().await.0, Some(0));
     }
 
     pub(crate) async fn begin(&self) -> Value {

@@ -69,7 +69,7 @@ async fn one<S: Server>(server: &S, daemon: &Daemon, flow: Flow) {
     let accounts: Vec<_> = S::AUTHS.iter().map(|auth| Account::new(server, daemon, flow, *auth)).collect();
 
     let (public, confidential) = accounts.split_first().expect("a public client");
-    tokio::join!(public.log_in_at_a_terminal(), join_all(confidential.iter().map(Account::log_in)));
+    tokio::join!(public.log_in_by_the_command_line(), join_all(confidential.iter().map(Account::log_in)));
     row.ok("login", "");
 
     for account in &accounts {

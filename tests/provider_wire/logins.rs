@@ -7,15 +7,15 @@ use credproxy::{
         DevicePoll, Flow, Provider as _,
         oauth2::{Endpoints, LoginSettings, Settings},
     },
-    registration::{RequestFormat, SecretPlace},
+    registration::RequestFormat,
     secret::{AuthorizationCode, CodeVerifier, DeviceCode, LOGIN_BYTES, LoginState},
 };
 use serde_json::{Value, json};
 use url::Url;
 
 use crate::{
-    FORM, HTML, authenticating, class, discovering, provider, settings,
-    support::issuer::{Answer, Issuer, Raw, Seen},
+    FORM, HTML, SECRET_PLACES, authenticating, class, discovering, provider, settings,
+    support::issuer::{Answer, Issuer, Raw},
 };
 
 /// A login's provider: every endpoint is the issuer's.
@@ -79,11 +79,11 @@ async fn pkce_is_left_out_where_the_configuration_says_so_and_put_into_device_lo
 
 #[tokio::test]
 async fn a_device_names_its_client_in_the_form_once_whichever_way_it_authenticates() {
-    for place in [None, Some(SecretPlace::Body), Some(SecretPlace::Basic), Some(SecretPlace::BasicRaw)] {
+    for place in [None].into_iter().chain(SECRET_PLACES.map(Some)) {
         let issuer = Issuer::start().await;
-        let settings = authenticating(place, "s:@+%/& 2~", RequestFormat::Form, logging_in(&issuer));
+        let settings = authenticating(place, "canary-cs", RequestFormat::Form, logging_in(&issuer));
         provider(settings).start_device(&verifier()).await.unwrap();
-        let [seen] = <[Seen; 1]>::try_from(issuer.requests()).unwrap();
+        let seen = issuer.requests().remove(0);
         assert_eq!(seen.body.matches("client_id=client-1").count(), 1, "{place:?}: {}", seen.body);
     }
 }

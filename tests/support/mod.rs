@@ -6,9 +6,9 @@ pub(crate) mod daemon;
 pub(crate) mod front;
 pub(crate) mod http;
 pub(crate) mod issuer;
-pub(crate) mod login;
 pub(crate) mod oidc;
 pub(crate) mod person;
+pub(crate) mod piped;
 pub(crate) mod server;
 pub(crate) mod terminal;
 

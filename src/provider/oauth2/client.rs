@@ -28,6 +28,11 @@ pub enum Authentication {
 }
 
 impl Authentication {
+    /// Whether a header says who the client is, and the body does not.
+    pub(super) const fn is_in_a_header(&self) -> bool {
+        matches!(self, Self::Secret { place: SecretPlace::Basic | SecretPlace::BasicRaw, .. })
+    }
+
     /// Adds to a body what says who the client is. What says it in a header is given back.
     #[expect(clippy::disallowed_methods, reason = "the client secret is for the provider's endpoints")]
     pub(super) fn sign<'a>(

@@ -14,14 +14,13 @@ use serde_json::{Map, Value};
 use tokio::time::timeout;
 use url::Url;
 
-use super::{Authentication, Endpoints, OAuth2, log};
+use super::{Endpoints, OAuth2, log};
 use crate::{
     provider::{
         Body, DeviceAuthorization, DevicePoll, ErrorCode, Flow, Refusal, Reply,
         discovery::{Metadata, is_named},
         wire::{Exchange, answer, check_endpoint},
     },
-    registration::SecretPlace,
     secret::{AuthorizationCode, CodeVerifier, DeviceCode, LoginState, holds_forbidden_text},
 };
 
@@ -138,10 +137,7 @@ impl OAuth2 {
             parameters.extend([("code_challenge", challenge.as_str()), ("code_challenge_method", "S256")]);
         }
         // RFC 8628 section 3.1 lets it out where the client is authenticated, and some servers look for it all the same.
-        if matches!(
-            self.settings.authentication,
-            Authentication::Secret { place: SecretPlace::Basic | SecretPlace::BasicRaw, .. }
-        ) {
+        if self.settings.authentication.is_in_a_header() {
             parameters.push(("client_id", &self.settings.client_id));
         }
         let answer = match self.call(self.device_endpoint(), &parameters).await {

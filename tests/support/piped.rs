@@ -1,4 +1,4 @@
-//! `credproxy login` as a person sees it.
+//! `credproxy login` without a terminal: what it prints, line by line, and what it is given.
 
 use std::{process::Stdio, time::Duration};
 
@@ -15,15 +15,15 @@ use super::daemon::Daemon;
 pub(crate) const LIMIT: Duration = Duration::from_secs(40);
 
 /// `credproxy login` beside a daemon, its standard error read line by line.
-pub(crate) struct LoginCommand {
+pub(crate) struct Piped {
     pub(crate) child: Child,
     lines: tokio::io::Lines<BufReader<ChildStderr>>,
     seen: String,
 }
 
-impl LoginCommand {
+impl Piped {
     /// `arguments` begin with the account.
-    pub(crate) fn start(daemon: &Daemon, arguments: &[&str]) -> Self {
+    pub(crate) fn login(daemon: &Daemon, arguments: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_credproxy"))
             .arg("login")
             .args(arguments)
