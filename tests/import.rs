@@ -87,6 +87,7 @@ async fn the_files_that_people_have_become_grants() {
         for expected in ["took ", &format!("stored a grant for corp/{bucket}"), "logged out when the token rotates"] {
             assert!(told.contains(expected), "{expected}: {told}");
         }
+        assert_eq!(told.contains("what the access token itself says"), bucket == "codex", "{told}");
         let program = if bucket == "gemini" { "Qwen Code" } else { program };
         assert!(told.contains(program), "{told}");
 

@@ -46,7 +46,7 @@ pub(super) async fn run(client: &Client, account: &Account, from: Option<&Path>)
 }
 
 fn taken(found: &Found, source: &Source) -> String {
-    let hint = if found.expiry_guessed { "; it expires when it says so itself" } else { "" };
+    let hint = if found.expiry_guessed { "; the expiry is what the access token itself says" } else { "" };
     format!("{} is {}: took {}{hint}", source.name(), found.form, found.taken.join(", "))
 }
 
