@@ -5,14 +5,13 @@
 //!    sockets' files go after that, the store last.
 //! 2. A part that cannot start is an error before any socket exists.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     task::JoinSet,
 };
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     account::ProviderName,
@@ -27,7 +26,7 @@ use crate::{
     secret::ClientSecret,
     server::{
         self, AppState,
-        listener::{BindError, Listener},
+        listener::{BindError, Ending, Listener},
         peer::Peers,
     },
     store::{Store, StoreError, key::passphrase::Ask, sqlite::Sqlite},
@@ -222,30 +221,32 @@ async fn run<T>(
             .map_err(|source| LifecycleError::Bind { name: socket.name.clone(), source })?;
         listeners.push((Arc::new(listener), socket.policy.clone()));
     }
-    let (stop, mut serving) = (CancellationToken::new(), JoinSet::new());
+    let (ending, mut serving) = (Ending::default(), JoinSet::new());
     for (listener, policy) in &listeners {
         let state = AppState::new(coordinator.clone(), policy.clone());
         let router = server::router(state.beside_others(logins.clone(), listener.name()));
-        let (listener, stop) = (Arc::clone(listener), stop.clone());
-        serving.spawn(async move { listener.serve(router, share, stop).await });
+        let (listener, ending) = (Arc::clone(listener), ending.clone());
+        serving.spawn(async move { listener.serve(router, share, &ending).await });
     }
     let paths: Vec<PathBuf> = listeners.iter().map(|(listener, _)| listener.path().to_owned()).collect();
     tracing::info!(sockets = ?paths, "ready");
     let done = ready(&paths);
     let signal = signals.next().await;
     tracing::info!(signal, "ending");
-    stop.cancel();
+    ending.orderly.cancel();
     // A login's grant that is being stored is the coordinator's to finish.
     let ended = async {
         logins.shut_down().await;
         coordinator.shut_down().await;
     };
     let finished = tokio::time::timeout(LAST_WAIT, ended).await;
-    let last_answers = async { while serving.join_next().await.is_some() {} };
-    if tokio::time::timeout(LAST_ANSWERS, last_answers).await.is_err() {
+    let served = async { while serving.join_next().await.is_some() {} };
+    let mut served = pin!(served);
+    if tokio::time::timeout(LAST_ANSWERS, &mut served).await.is_err() {
         tracing::warn!("some connections were cut off");
         // What still runs holds the sockets open.
-        serving.shutdown().await;
+        ending.at_once.cancel();
+        served.await;
     }
     finished.map(|()| done).map_err(|_| LifecycleError::Unfinished)
 }
