@@ -1,4 +1,4 @@
-//! Names: which provider, which bucket, and the account the two make.
+//! Names: which provider, which bucket, the account the two make, and what else is called something.
 //!
 //! Invariants:
 //! 1. A name matches `[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}`, so it is safe in a path, a header, a log line and a file.
@@ -92,6 +92,10 @@ name! {
 name! {
     /// A named account slot under a provider; `default` when none is named.
     Bucket
+}
+name! {
+    /// What is kept in the store beside the grants is called this, among others of its kind.
+    ItemName
 }
 
 impl Default for Bucket {

@@ -16,7 +16,7 @@
 use std::fmt;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use secrecy::{ExposeSecret, SecretBox, SecretString, zeroize::Zeroize};
+use secrecy::{ExposeSecret, SecretBox, SecretSlice, SecretString, zeroize::Zeroize};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
@@ -333,6 +333,25 @@ fn printable(text: &str) -> Result<(), SecretError> {
     }
 }
 
+/// What an item of the store holds, in a form that only the item's owner reads: a secret, or what has one in it.
+#[derive(Debug)]
+pub struct Content(SecretSlice<u8>);
+
+impl Content {
+    /// Takes the bytes over. A vector with room to spare is copied once more, and its old place not wiped.
+    #[must_use]
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(SecretSlice::from(bytes))
+    }
+}
+
+impl ExposeSecret<[u8]> for Content {
+    #[expect(clippy::disallowed_methods, reason = "passes the question on to the inner secret")]
+    fn expose_secret(&self) -> &[u8] {
+        self.0.expose_secret()
+    }
+}
+
 /// The 256-bit key that seals the store.
 pub struct StoreKey(SecretBox<[u8; 32]>);
 
@@ -372,14 +391,18 @@ mod tests {
             StoreKey::new([0x41; 32]),
         );
         let shown = format!(
-            "{shown} {:?} {:?} {:?} {:?}",
+            "{shown} {:?} {:?} {:?} {:?} {:?}",
+            Content::new(b"canary-i".to_vec()),
             AuthorizationCode::new("canary-c".into()).unwrap(),
             DeviceCode::new("canary-d".into()).unwrap(),
             CodeVerifier::from_bytes([0; LOGIN_BYTES]),
             LoginState::from_bytes([0; LOGIN_BYTES]),
         );
         let shown = format!("{shown} {:?}", Capability::from_bytes([0; CAPABILITY_BYTES]));
-        assert!(!shown.contains("canary") && !shown.contains("AAAA") && !shown.contains("65"), "{shown}");
+        assert!(
+            !shown.contains("canary") && !shown.contains("AAAA") && !shown.contains("65") && !shown.contains("97"),
+            "{shown}"
+        );
     }
 
     #[test]
