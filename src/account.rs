@@ -94,8 +94,24 @@ name! {
     Bucket
 }
 name! {
+    /// A static API key, as the person who set it calls it.
+    KeyName
+}
+name! {
     /// What is kept in the store beside the grants is called this, among others of its kind.
     ItemName
+}
+
+impl From<KeyName> for ItemName {
+    fn from(name: KeyName) -> Self {
+        Self(name.0)
+    }
+}
+
+impl From<ItemName> for KeyName {
+    fn from(name: ItemName) -> Self {
+        Self(name.0)
+    }
 }
 
 impl Default for Bucket {

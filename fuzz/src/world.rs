@@ -17,7 +17,7 @@ use credproxy::{
     account::Account,
     clock::{Clock, Monotonic, Timestamp},
     grant::Grant,
-    policy::{Operation, Policy},
+    policy::{Allowed, Operation, Policy},
     provider::{Body as ProviderBody, Provider, Reply, Rules, wire::answer},
     refresh::Coordinator,
     server::{AppState, router},
@@ -198,7 +198,8 @@ impl World {
             COOLDOWN,
         );
         let allow = ["corp/*", "github"].map(|text| text.parse().unwrap()).to_vec();
-        let sandbox = Policy::sandbox(allow, vec![Operation::Read, Operation::Refresh]);
+        let operations = vec![Operation::Read, Operation::Refresh];
+        let sandbox = Policy::sandbox(Allowed { allow, operations, ..Allowed::default() });
         let of = |policy| router(AppState::new(coordinator.clone(), policy));
         Self { host: of(Policy::host()), sandbox: of(sandbox), clocks, provider, store, coordinator }
     }

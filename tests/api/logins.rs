@@ -2,11 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use credproxy::{
-    login::Logins,
-    policy::{Operation, Policy},
-    server::peer::Peer,
-};
+use credproxy::{login::Logins, policy::Operation, server::peer::Peer};
 use http::HeaderMap;
 use serde_json::{Value, json};
 use url::Url;
@@ -16,7 +12,7 @@ use crate::{
         http::{Connection, Response},
         issuer::{Answer as Scripted, Gate, Raw},
     },
-    world::{Answer, Api, World},
+    world::{self, Answer, Api, World},
 };
 
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -391,9 +387,7 @@ async fn a_login_is_nobody_elses() {
 #[tokio::test]
 async fn a_sandbox_logs_in_with_the_operation_and_to_its_own_accounts_alone() {
     let world = World::new().await;
-    let sandbox = |operations: &[Operation]| {
-        Api::new(&world.coordinator, Policy::sandbox(vec!["corp/new".parse().unwrap()], operations.to_vec()))
-    };
+    let sandbox = |operations: &[Operation]| Api::new(&world.coordinator, world::sandbox(&["corp/new"], operations));
     let able = sandbox(&[Operation::Login]);
     for body in
         [json!({"provider": "corp"}), json!({"provider": "nowhere"}), json!({"provider": "corp", "bucket": "x"})]

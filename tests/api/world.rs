@@ -9,7 +9,7 @@ use credproxy::{
     account::Account,
     clock::{Clock, SystemClock},
     login::Logins,
-    policy::Policy,
+    policy::{Allowed, Operation, Policy},
     provider::{
         ClientAuth, Provider, RequestFormat, Rules,
         oauth2::{Endpoints, LoginSettings, OAuth2, Settings, endpoint},
@@ -64,6 +64,12 @@ impl Answer {
     pub(crate) fn etag(&self) -> String {
         self.header("etag").unwrap().to_owned()
     }
+}
+
+/// A policy of these operations on these accounts.
+pub(crate) fn sandbox(allow: &[&str], operations: &[Operation]) -> Policy {
+    let allow = allow.iter().map(|text| text.parse().unwrap()).collect();
+    Policy::sandbox(Allowed { allow, operations: operations.to_vec(), ..Allowed::default() })
 }
 
 /// One socket's router.
