@@ -172,13 +172,10 @@ impl Config {
         Ok(config)
     }
 
-    /// The socket that the person's own clients use: of those with the role `host` the one of that name, or else the
-    /// first.
+    /// The socket that the person's own clients use.
     #[must_use]
     pub fn host_socket(&self) -> Option<&SocketConfig> {
-        let mut hosts = self.sockets.iter().filter(|socket| socket.policy.role() == Role::Host);
-        let first = hosts.clone().next();
-        hosts.find(|socket| socket.name == socket::HOST).or(first)
+        SocketConfig::host(&self.sockets)
     }
 
     /// Whether the daemon runs commands when it starts.

@@ -11,8 +11,8 @@
 //!
 //! # Rooms
 //! Imports run from the right to the left, never back; `tests/house.rs` holds the sources against that.
-//! `secret, clock, account <- grant, item <- provider, store (the traits) <- refresh, policy <- login <- provider::*,
-//! store::*, server, client, config, cli <- lifecycle <- main`
+//! `secret, clock, account <- grant, item <- provider, store (the traits) <- refresh, policy <- login, sandbox <-
+//! provider::*, store::*, server, client, config, cli <- lifecycle <- main`
 //!
 //! `faults` is there only with the feature of that name, for `tests/faults`: places to stop the program at.
 
@@ -33,6 +33,7 @@ pub mod login;
 pub mod policy;
 pub mod provider;
 pub mod refresh;
+pub mod sandbox;
 pub mod secret;
 pub mod server;
 pub mod store;

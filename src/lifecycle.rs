@@ -3,7 +3,8 @@
 //! Invariants:
 //! 1. The end waits for the flights under way and for one more try to save what is unsaved, within `LAST_WAIT`. The
 //!    sockets' files go after that, the store last.
-//! 2. A part that cannot start is an error before any socket exists.
+//! 2. A part that cannot start is an error before any socket exists. A sandbox of an earlier daemon is no part: what
+//!    cannot be opened again stops nobody.
 
 use std::{io, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
@@ -23,22 +24,25 @@ use crate::{
         oauth2::{Endpoints, LoginSettings, OAuth2, Settings, SetupError},
     },
     refresh::Coordinator,
+    sandbox,
     secret::ClientSecret,
     server::{
         self, AppState,
         listener::{BindError, Ending, Listener},
         peer::Peers,
     },
-    store::{Store, StoreError, key::passphrase::Ask, sqlite::Sqlite},
+    store::{Shelf, Store, StoreError, key::passphrase::Ask, sqlite::Sqlite},
 };
 
 pub mod check;
 pub mod confine;
 pub mod dev;
+mod doors;
 mod key;
 pub mod store;
 
 use confine::Confined;
+use doors::Doors;
 use key::Keeper;
 
 /// A flight takes at most 30 s; what is left is for answering.
@@ -112,7 +116,8 @@ pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Res
     let shared: Arc<dyn Store> = Arc::<Sqlite>::clone(&store);
     let coordinator = Coordinator::new(shared, providers, clock, config.refresh.cooldown);
     let logins = Logins::new(coordinator.clone(), config.logins.lifetime);
-    let served = run(&coordinator, &logins, &config.sockets, |_| ()).await;
+    let shelf: Arc<dyn Shelf> = Arc::<Sqlite>::clone(&store);
+    let served = run(&coordinator, &logins, &shelf, &config.sockets, |_| ()).await;
     let closed = store.close().await;
     served?;
     Ok(closed?)
@@ -214,12 +219,13 @@ fn chain(error: &dyn std::error::Error) -> String {
 async fn run<T>(
     coordinator: &Coordinator,
     logins: &Logins,
+    shelf: &Arc<dyn Shelf>,
     sockets: &[SocketConfig],
     ready: impl FnOnce(&[PathBuf]) -> T,
 ) -> Result<T, LifecycleError> {
     // Signals are listened to before anything is there to be cleaned up.
     let mut signals = Signals::new().map_err(|source| LifecycleError::Io { what: "listen for signals", source })?;
-    let share = raise_open_files() / sockets.len().max(1);
+    let (share, sandbox_share) = shares(raise_open_files(), sockets.len());
     let mut listeners = Vec::with_capacity(sockets.len());
     for socket in sockets {
         let listener = Listener::bind(&socket.name, &socket.path, Peers::of(&socket.uids))
@@ -227,9 +233,20 @@ async fn run<T>(
         listeners.push((Arc::new(listener), socket.policy.clone()));
     }
     let (ending, mut serving) = (Ending::default(), JoinSet::new());
+    let mut sandboxes = None;
+    if let Some(host) = SocketConfig::host(sockets) {
+        let (coordinator, logins, ending) = (coordinator.clone(), logins.clone(), ending.clone());
+        let (clock, stop) = (Arc::clone(coordinator.clock()), ending.orderly.clone());
+        let doors = Doors { coordinator, logins, share: sandbox_share, ending };
+        let (handle, mut keeper) = sandbox::Keeper::new(Arc::clone(shelf), clock, doors::root(host), doors);
+        keeper.restore().await;
+        serving.spawn(keeper.run(stop));
+        sandboxes = Some(handle);
+    }
     for (listener, policy) in &listeners {
         let state = AppState::new(coordinator.clone(), policy.clone());
-        let router = server::router(state.beside_others(logins.clone(), listener.name()));
+        let state = state.beside_others(logins.clone(), listener.name()).with_sandboxes(sandboxes.clone());
+        let router = server::router(state);
         let (listener, ending) = (Arc::clone(listener), ending.clone());
         serving.spawn(async move { listener.serve(router, share, &ending).await });
     }
@@ -295,6 +312,16 @@ fn raise_open_files() -> usize {
         .map_or(MOST_CONNECTIONS, |files| usize::try_from(files).unwrap_or(usize::MAX));
     files.saturating_sub(OWN_FILES).clamp(OWN_FILES, MOST_CONNECTIONS)
 }
+
+/// How many of that many connections each socket of the configuration may hold, and each sandbox. All the sandboxes that
+/// may be there share a quarter.
+fn shares(connections: usize, sockets: usize) -> (usize, usize) {
+    let for_sandboxes = connections / 4;
+    ((connections - for_sandboxes) / sockets.max(1), (for_sandboxes / sandbox::MOST).max(FEWEST_CONNECTIONS))
+}
+
+/// With fewer a program behind the socket could not ask while another waits for an answer.
+const FEWEST_CONNECTIONS: usize = 4;
 
 /// However many files may be open: a connection costs some ten KiB.
 const MOST_CONNECTIONS: usize = 65_536;

@@ -4,7 +4,7 @@
 //!
 //! Invariant: what is not allowed is refused. A sandbox socket without a list sees nothing.
 
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 use crate::account::{Account, KeyName, NameError, ProviderName};
 
@@ -75,6 +75,15 @@ impl FromStr for Pattern {
         match text.strip_suffix("/*") {
             Some(provider) => provider.parse().map(Self::Provider),
             None => text.parse().map(Self::Account),
+        }
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Account(account) => write!(formatter, "{account}"),
+            Self::Provider(provider) => write!(formatter, "{provider}/*"),
         }
     }
 }

@@ -21,8 +21,9 @@ use axum::{
 use http::{HeaderValue, StatusCode, header};
 use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
 
-use crate::{login::Logins, policy::Policy, refresh::Coordinator};
+use crate::{login::Logins, policy::Policy, refresh::Coordinator, sandbox::Sandboxes, secret::CapabilityHash};
 
+mod capability;
 pub mod dev;
 pub mod listener;
 pub mod peer;
@@ -32,15 +33,17 @@ mod routes;
 mod stall;
 
 use problem::{Code, Problem};
-use routes::{document, health, logins, providers, tokens};
+use routes::{document, health, logins, providers, sandboxes, tokens};
 
 /// What a router needs: the coordinator, the logins under way, this socket's name and what it may do.
 #[derive(Debug, Clone)]
 pub struct AppState {
     coordinator: Coordinator,
     logins: Logins,
+    sandboxes: Option<Sandboxes>,
     socket: Arc<str>,
     policy: Arc<Policy>,
+    capability: Option<CapabilityHash>,
 }
 
 /// For a router that shares its logins with no other.
@@ -51,13 +54,25 @@ impl AppState {
     #[must_use]
     pub fn new(coordinator: Coordinator, policy: Policy) -> Self {
         let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-        Self { coordinator, logins, socket: Arc::from(""), policy: Arc::new(policy) }
+        Self { coordinator, logins, sandboxes: None, socket: Arc::from(""), policy: Arc::new(policy), capability: None }
     }
 
     /// The same for the socket of that name, beside others. Whoever made the logins ends them.
     #[must_use]
     pub fn beside_others(self, logins: Logins, socket: &str) -> Self {
         Self { logins, socket: Arc::from(socket), ..self }
+    }
+
+    /// The same with the sandboxes that a keeper keeps; without them there are none to ask for.
+    #[must_use]
+    pub fn with_sandboxes(self, sandboxes: Option<Sandboxes>) -> Self {
+        Self { sandboxes, ..self }
+    }
+
+    /// The same for peers that show a capability with every request.
+    #[must_use]
+    pub fn guarded_by(self, capability: Option<CapabilityHash>) -> Self {
+        Self { capability, ..self }
     }
 }
 
@@ -80,13 +95,15 @@ impl FromRef<AppState> for Arc<Policy> {
 }
 
 /// The paths of the API, for the comparison with the OpenAPI document.
-pub const PATHS: [&str; 9] = [
+pub const PATHS: [&str; 11] = [
     "/openapi.yaml",
     "/v1/health",
     "/v1/logins",
     "/v1/logins/{id}",
     "/v1/logins/{id}/code",
     "/v1/providers",
+    "/v1/sandboxes",
+    "/v1/sandboxes/{id}",
     "/v1/tokens",
     "/v1/tokens/{provider}",
     "/v1/tokens/{provider}/refresh",
@@ -94,13 +111,16 @@ pub const PATHS: [&str; 9] = [
 
 /// The whole API, as one socket offers it.
 pub fn router(state: AppState) -> Router {
-    Router::new()
+    let capability = state.capability;
+    let routes = Router::new()
         .route("/openapi.yaml", get(document::openapi))
         .route("/v1/health", get(health::health))
         .route("/v1/logins", post(logins::start))
         .route("/v1/logins/{id}", get(logins::get).delete(logins::cancel))
         .route("/v1/logins/{id}/code", post(logins::paste))
         .route("/v1/providers", get(providers::list))
+        .route("/v1/sandboxes", get(sandboxes::list).post(sandboxes::create))
+        .route("/v1/sandboxes/{id}", get(sandboxes::get).delete(sandboxes::delete))
         .route("/v1/tokens", get(tokens::list))
         .route("/v1/tokens/{provider}", get(tokens::get).put(tokens::put).delete(tokens::delete))
         .route("/v1/tokens/{provider}/refresh", post(tokens::refresh))
@@ -108,7 +128,8 @@ pub fn router(state: AppState) -> Router {
         .method_not_allowed_fallback(async || {
             Problem::invalid("this route has no such method; see the Allow header")
                 .with_status(StatusCode::METHOD_NOT_ALLOWED)
-        })
+        });
+    capability::demanded(capability, routes)
         .layer(SetResponseHeaderLayer::overriding(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
         .layer(CatchPanicLayer::custom(panicked))
         .with_state(state)

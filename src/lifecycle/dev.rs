@@ -19,7 +19,7 @@ use crate::{
     },
     refresh::{Coordinator, condition::IfMatch},
     server::dev::Issuer,
-    store::memory::Memory,
+    store::{Shelf, memory::Memory},
 };
 
 /// The account whose grant lives.
@@ -39,18 +39,23 @@ pub async fn serve<T>(socket: SocketConfig, ready: impl FnOnce(&[PathBuf]) -> T)
     let issuer = Issuer::bind()
         .await
         .map_err(|source| LifecycleError::Io { what: "start the built-in authorization server", source })?;
-    let coordinator = coordinator(&issuer).await.map_err(LifecycleError::Dev)?;
+    let store = Arc::new(Memory::new().map_err(|error| LifecycleError::Dev(error.into()))?);
+    let coordinator = coordinator(&issuer, Arc::<Memory>::clone(&store)).await.map_err(LifecycleError::Dev)?;
     let (stop, serving) = (CancellationToken::new(), TaskTracker::new());
     serving.spawn(issuer.serve(stop.clone()));
     serving.close();
     let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-    let served = run(&coordinator, &logins, &[socket], ready).await;
+    let shelf: Arc<dyn Shelf> = store;
+    let served = run(&coordinator, &logins, &shelf, &[socket], ready).await;
     stop.cancel();
     serving.wait().await;
     served
 }
 
-async fn coordinator(issuer: &Issuer) -> Result<Coordinator, Box<dyn std::error::Error + Send + Sync>> {
+async fn coordinator(
+    issuer: &Issuer,
+    store: Arc<Memory>,
+) -> Result<Coordinator, Box<dyn std::error::Error + Send + Sync>> {
     let settings = Settings {
         endpoints: Endpoints { token: Some(endpoint(&issuer.token_endpoint()?)?), ..Endpoints::default() },
         client_id: "credproxy-dev".to_owned(),
@@ -66,7 +71,7 @@ async fn coordinator(issuer: &Issuer) -> Result<Coordinator, Box<dyn std::error:
     let provider: Arc<dyn Provider> = Arc::new(OAuth2::new(settings, Arc::clone(&clock))?);
     let (alive, dead): (Account, Account) = (ALIVE.parse()?, DEAD.parse()?);
     let providers = [(alive.provider.clone(), provider)].into_iter().collect();
-    let coordinator = Coordinator::new(Arc::new(Memory::new()?), providers, clock, COOLDOWN);
+    let coordinator = Coordinator::new(store, providers, clock, COOLDOWN);
     coordinator.put(&alive, issuer.login(true)?, &IfMatch::Absent).await?;
     coordinator.put(&dead, issuer.login(false)?, &IfMatch::Absent).await?;
     Ok(coordinator)

@@ -49,6 +49,9 @@ use super::{peer::Peers, problem::Problem, stall::Stalling};
 /// The room for a path in `sockaddr_un`, less the closing zero byte.
 const LONGEST_PATH: usize = 107;
 
+/// Below the host's socket, the directory of those that are made at run time. It is in nobody's way there.
+pub const SANDBOXES: &str = "sandboxes";
+
 /// How long a connection may stay silent, before its first request and between two.
 const IDLE: Duration = Duration::from_mins(1);
 
@@ -296,12 +299,13 @@ fn unfit(directory: &Path, socket: &Path, mode: u32) -> Result<bool, BindError> 
     if found == mode {
         return Ok(false);
     }
-    // A directory that others use is not ours to close: only one with nothing in it but our socket.
+    // A directory that others use is not ours to close: only one with nothing in it but our sockets.
     if found & 0o1022 != 0 {
         return Err(refuse("is writable by others"));
     }
     for entry in fs::read_dir(directory).map_err(failed)? {
-        if Some(entry.map_err(failed)?.file_name().as_os_str()) != socket.file_name() {
+        let name = entry.map_err(failed)?.file_name();
+        if Some(name.as_os_str()) != socket.file_name() && name != SANDBOXES {
             return Err(refuse("is open to others and holds other files"));
         }
     }

@@ -15,7 +15,13 @@ use axum::{
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
-use crate::{account::Account, login::LoginError, refresh::RefreshError, store::Outcome};
+use crate::{
+    account::Account,
+    login::LoginError,
+    refresh::RefreshError,
+    sandbox::SandboxError,
+    store::{Outcome, StoreError},
+};
 
 /// The `code` of a problem: the contract's, and what a program decides by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -133,6 +139,11 @@ impl Problem {
         Self::new(Code::Unauthorized, "this socket may not do that")
     }
 
+    /// The same whether none was shown or a wrong one.
+    pub(crate) fn wrong_capability() -> Self {
+        Self::new(Code::Unauthorized, "wrong capability")
+    }
+
     /// A store or lease is usually back within seconds, and asking again costs no provider anything.
     pub(crate) fn soon(self) -> Self {
         self.retry_after(Duration::from_secs(1))
@@ -168,10 +179,7 @@ impl Problem {
                     problem
                 }
             }
-            RefreshError::Store(source) => {
-                let problem = problem(Code::StoreUnavailable);
-                if source.is_transient() { problem.soon() } else { problem }
-            }
+            RefreshError::Store(source) => Self::store(source),
             RefreshError::LeaseHeld | RefreshError::Unsaved | RefreshError::ShuttingDown => {
                 problem(Code::StoreUnavailable).soon()
             }
@@ -198,6 +206,24 @@ impl Problem {
             LoginError::ShuttingDown => problem(Code::StoreUnavailable).soon(),
             LoginError::Internal => problem(Code::InternalError),
         }
+    }
+
+    /// What became of a request for a sandbox.
+    pub(crate) fn sandbox(error: &SandboxError) -> Self {
+        let problem = |code| Self::new(code, error.to_string());
+        match error {
+            SandboxError::TooMany { wait } => problem(Code::RateLimited).retry_after(*wait),
+            SandboxError::NotFound => problem(Code::NotFound),
+            SandboxError::NoProcess => problem(Code::InvalidRequest),
+            SandboxError::Store(source) => Self::store(source),
+            SandboxError::ShuttingDown => problem(Code::StoreUnavailable).soon(),
+            SandboxError::NoSocket(_) | SandboxError::Internal => problem(Code::InternalError),
+        }
+    }
+
+    fn store(error: &StoreError) -> Self {
+        let problem = Self::new(Code::StoreUnavailable, error.to_string());
+        if error.is_transient() { problem.soon() } else { problem }
     }
 
     /// Code and detail, for an answer that tells of a refusal and is none.

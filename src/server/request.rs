@@ -14,6 +14,7 @@ use axum::{
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, Uri, header, request::Parts};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
 
 use super::{AppState, peer::Peer, problem::Problem};
 use crate::{
@@ -21,6 +22,7 @@ use crate::{
     login::{LoginError, LoginId, Owner},
     policy::Policy,
     refresh::condition::{IfMatch, Tag},
+    sandbox::{SandboxError, SandboxId},
 };
 
 /// The largest grant: one with a few long JWTs has some 20 KiB.
@@ -118,6 +120,21 @@ impl<S: Send + Sync> FromRequestParts<S> for LoginSegment {
     }
 }
 
+/// The sandbox that the path names.
+#[derive(Debug)]
+pub(super) struct SandboxSegment(pub(super) SandboxId);
+
+impl<S: Send + Sync> FromRequestParts<S> for SandboxSegment {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        // As with a login.
+        let unknown = || Problem::sandbox(&SandboxError::NotFound);
+        let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| unknown())?;
+        text.parse().map(Self).map_err(|_| unknown())
+    }
+}
+
 /// The header's entity tags with a mark for the weak ones, or `None` for `*`.
 fn entity_tags(headers: &HeaderMap, name: &header::HeaderName) -> Result<Option<Vec<(bool, String)>>, Problem> {
     let malformed = || Problem::invalid(format!("{name} is not a list of entity tags"));
@@ -200,6 +217,17 @@ pub(super) async fn json_body(headers: &HeaderMap, body: Body, largest: usize) -
         );
     }
     Ok(bytes)
+}
+
+/// The body's members. The parser's own message would quote it.
+pub(super) async fn members<T: DeserializeOwned>(
+    headers: &HeaderMap,
+    body: Body,
+    largest: usize,
+    known: &str,
+) -> Result<T, Problem> {
+    let body = json_body(headers, body, largest).await?;
+    serde_json::from_slice(&body).map_err(|_| Problem::invalid(format!("the body is a JSON object with {known}")))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ pub(super) mod document;
 pub(super) mod health;
 pub(super) mod logins;
 pub(super) mod providers;
+pub(super) mod sandboxes;
 pub(super) mod tokens;
 
 use super::problem::{Code, Problem};

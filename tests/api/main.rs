@@ -18,6 +18,7 @@ use world::{Api, World};
 
 mod logins;
 mod outcomes;
+mod sandboxes;
 #[path = "../support/mod.rs"]
 mod support;
 mod world;

@@ -1,0 +1,1 @@
+//! `credproxy exec`.
