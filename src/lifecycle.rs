@@ -18,7 +18,9 @@ use crate::{
     account::ProviderName,
     clock::Clock,
     config::{Config, Environment, ProviderConfig, SecretSourceError, SocketConfig},
+    keys::Keys,
     login::Logins,
+    policy::Policy,
     provider::{
         Provider, Providers, Rules,
         oauth2::{Endpoints, LoginSettings, OAuth2, Settings, SetupError},
@@ -31,7 +33,7 @@ use crate::{
         listener::{BindError, Ending, Listener},
         peer::Peers,
     },
-    store::{Shelf, Store, StoreError, key::passphrase::Ask, sqlite::Sqlite},
+    store::{Shelf, StoreError, key::passphrase::Ask, sqlite::Sqlite},
 };
 
 pub mod check;
@@ -113,11 +115,12 @@ pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Res
     let providers = providers(&config.providers, environment, config.refresh.request_timeout, &clock).await?;
     confined.close();
     tracing::info!(confined = %confined.extent);
-    let shared: Arc<dyn Store> = Arc::<Sqlite>::clone(&store);
-    let coordinator = Coordinator::new(shared, providers, clock, config.refresh.cooldown);
-    let logins = Logins::new(coordinator.clone(), config.logins.lifetime);
     let shelf: Arc<dyn Shelf> = Arc::<Sqlite>::clone(&store);
-    let served = run(&coordinator, &logins, &shelf, &config.sockets, |_| ()).await;
+    let keys = Keys::new(Arc::clone(&shelf), Arc::clone(&clock));
+    let coordinator = Coordinator::new(Arc::<Sqlite>::clone(&store), providers, clock, config.refresh.cooldown);
+    let logins = Logins::new(coordinator.clone(), config.logins.lifetime);
+    let parts = Parts { coordinator, keys, logins, shelf };
+    let served = run(&parts, &config.sockets, |_| ()).await;
     let closed = store.close().await;
     served?;
     Ok(closed?)
@@ -214,12 +217,26 @@ fn chain(error: &dyn std::error::Error) -> String {
         .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// Serves the coordinator on these sockets until a signal, then ends in order (invariant 1). `ready` is called once
+/// What every socket serves from.
+#[derive(Debug, Clone)]
+struct Parts {
+    coordinator: Coordinator,
+    keys: Keys,
+    logins: Logins,
+    shelf: Arc<dyn Shelf>,
+}
+
+impl Parts {
+    /// For a router behind the socket of that name.
+    fn state(&self, policy: Policy, socket: &str) -> AppState {
+        AppState::new(self.coordinator.clone(), self.keys.clone(), policy).beside_others(self.logins.clone(), socket)
+    }
+}
+
+/// Serves the parts on these sockets until a signal, then ends in order (invariant 1). `ready` is called once
 /// every socket is open; what it gives is given back.
 async fn run<T>(
-    coordinator: &Coordinator,
-    logins: &Logins,
-    shelf: &Arc<dyn Shelf>,
+    parts: &Parts,
     sockets: &[SocketConfig],
     ready: impl FnOnce(&[PathBuf]) -> T,
 ) -> Result<T, LifecycleError> {
@@ -235,18 +252,15 @@ async fn run<T>(
     let (ending, mut serving) = (Ending::default(), JoinSet::new());
     let mut sandboxes = None;
     if let Some(host) = SocketConfig::host(sockets) {
-        let (coordinator, logins, ending) = (coordinator.clone(), logins.clone(), ending.clone());
-        let (clock, stop) = (Arc::clone(coordinator.clock()), ending.orderly.clone());
-        let doors = Doors { coordinator, logins, share: sandbox_share, ending };
-        let (handle, mut keeper) = sandbox::Keeper::new(Arc::clone(shelf), clock, doors::root(host), doors);
+        let clock = Arc::clone(parts.coordinator.clock());
+        let doors = Doors { parts: parts.clone(), share: sandbox_share, ending: ending.clone() };
+        let (handle, mut keeper) = sandbox::Keeper::new(Arc::clone(&parts.shelf), clock, doors::root(host), doors);
         keeper.restore().await;
-        serving.spawn(keeper.run(stop));
+        serving.spawn(keeper.run(ending.orderly.clone()));
         sandboxes = Some(handle);
     }
     for (listener, policy) in &listeners {
-        let state = AppState::new(coordinator.clone(), policy.clone());
-        let state = state.beside_others(logins.clone(), listener.name()).with_sandboxes(sandboxes.clone());
-        let router = server::router(state);
+        let router = server::router(parts.state(policy.clone(), listener.name()).with_sandboxes(sandboxes.clone()));
         let (listener, ending) = (Arc::clone(listener), ending.clone());
         serving.spawn(async move { listener.serve(router, share, &ending).await });
     }
@@ -258,8 +272,9 @@ async fn run<T>(
     ending.orderly.cancel();
     // A login's grant that is being stored is the coordinator's to finish.
     let ended = async {
-        logins.shut_down().await;
-        coordinator.shut_down().await;
+        parts.logins.shut_down().await;
+        parts.keys.shut_down().await;
+        parts.coordinator.shut_down().await;
     };
     let finished = tokio::time::timeout(LAST_WAIT, ended).await;
     let served = async { while serving.join_next().await.is_some() {} };

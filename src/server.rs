@@ -21,7 +21,9 @@ use axum::{
 use http::{HeaderValue, StatusCode, header};
 use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
 
-use crate::{login::Logins, policy::Policy, refresh::Coordinator, sandbox::Sandboxes, secret::CapabilityHash};
+use crate::{
+    keys::Keys, login::Logins, policy::Policy, refresh::Coordinator, sandbox::Sandboxes, secret::CapabilityHash,
+};
 
 mod capability;
 pub mod dev;
@@ -33,12 +35,13 @@ mod routes;
 mod stall;
 
 use problem::{Code, Problem};
-use routes::{document, health, logins, providers, sandboxes, tokens};
+use routes::{document, health, keys, logins, providers, sandboxes, tokens};
 
-/// What a router needs: the coordinator, the logins under way, this socket's name and what it may do.
+/// What a router needs: the coordinator, the API keys, the logins under way, this socket's name and what it may do.
 #[derive(Debug, Clone)]
 pub struct AppState {
     coordinator: Coordinator,
+    keys: Keys,
     logins: Logins,
     sandboxes: Option<Sandboxes>,
     socket: Arc<str>,
@@ -52,9 +55,10 @@ const LOGIN_LIFETIME: Duration = Duration::from_mins(10);
 impl AppState {
     /// The state for one socket, with logins of its own.
     #[must_use]
-    pub fn new(coordinator: Coordinator, policy: Policy) -> Self {
+    pub fn new(coordinator: Coordinator, keys: Keys, policy: Policy) -> Self {
         let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-        Self { coordinator, logins, sandboxes: None, socket: Arc::from(""), policy: Arc::new(policy), capability: None }
+        let (sandboxes, capability) = (None, None);
+        Self { coordinator, keys, logins, sandboxes, socket: Arc::from(""), policy: Arc::new(policy), capability }
     }
 
     /// The same for the socket of that name, beside others. Whoever made the logins ends them.
@@ -82,6 +86,12 @@ impl FromRef<AppState> for Coordinator {
     }
 }
 
+impl FromRef<AppState> for Keys {
+    fn from_ref(state: &AppState) -> Self {
+        state.keys.clone()
+    }
+}
+
 impl FromRef<AppState> for Logins {
     fn from_ref(state: &AppState) -> Self {
         state.logins.clone()
@@ -95,8 +105,10 @@ impl FromRef<AppState> for Arc<Policy> {
 }
 
 /// The paths of the API, for the comparison with the OpenAPI document.
-pub const PATHS: [&str; 11] = [
+pub const PATHS: [&str; 13] = [
     "/openapi.yaml",
+    "/v1/api-keys",
+    "/v1/api-keys/{name}",
     "/v1/health",
     "/v1/logins",
     "/v1/logins/{id}",
@@ -114,6 +126,8 @@ pub fn router(state: AppState) -> Router {
     let capability = state.capability;
     let routes = Router::new()
         .route("/openapi.yaml", get(document::openapi))
+        .route("/v1/api-keys", get(keys::list))
+        .route("/v1/api-keys/{name}", get(keys::get).put(keys::put).delete(keys::delete))
         .route("/v1/health", get(health::health))
         .route("/v1/logins", post(logins::start))
         .route("/v1/logins/{id}", get(logins::get).delete(logins::cancel))

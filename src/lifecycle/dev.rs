@@ -7,11 +7,12 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{LifecycleError, run};
+use super::{LifecycleError, Parts, run};
 use crate::{
     account::Account,
     clock::{Clock, SystemClock},
     config::SocketConfig,
+    keys::Keys,
     login::Logins,
     provider::{
         ClientAuth, Provider, RequestFormat, Rules,
@@ -19,7 +20,7 @@ use crate::{
     },
     refresh::{Coordinator, condition::IfMatch},
     server::dev::Issuer,
-    store::{Shelf, memory::Memory},
+    store::memory::Memory,
 };
 
 /// The account whose grant lives.
@@ -39,23 +40,17 @@ pub async fn serve<T>(socket: SocketConfig, ready: impl FnOnce(&[PathBuf]) -> T)
     let issuer = Issuer::bind()
         .await
         .map_err(|source| LifecycleError::Io { what: "start the built-in authorization server", source })?;
-    let store = Arc::new(Memory::new().map_err(|error| LifecycleError::Dev(error.into()))?);
-    let coordinator = coordinator(&issuer, Arc::<Memory>::clone(&store)).await.map_err(LifecycleError::Dev)?;
+    let parts = parts(&issuer).await.map_err(LifecycleError::Dev)?;
     let (stop, serving) = (CancellationToken::new(), TaskTracker::new());
     serving.spawn(issuer.serve(stop.clone()));
     serving.close();
-    let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-    let shelf: Arc<dyn Shelf> = store;
-    let served = run(&coordinator, &logins, &shelf, &[socket], ready).await;
+    let served = run(&parts, &[socket], ready).await;
     stop.cancel();
     serving.wait().await;
     served
 }
 
-async fn coordinator(
-    issuer: &Issuer,
-    store: Arc<Memory>,
-) -> Result<Coordinator, Box<dyn std::error::Error + Send + Sync>> {
+async fn parts(issuer: &Issuer) -> Result<Parts, Box<dyn std::error::Error + Send + Sync>> {
     let settings = Settings {
         endpoints: Endpoints { token: Some(endpoint(&issuer.token_endpoint()?)?), ..Endpoints::default() },
         client_id: "credproxy-dev".to_owned(),
@@ -71,8 +66,11 @@ async fn coordinator(
     let provider: Arc<dyn Provider> = Arc::new(OAuth2::new(settings, Arc::clone(&clock))?);
     let (alive, dead): (Account, Account) = (ALIVE.parse()?, DEAD.parse()?);
     let providers = [(alive.provider.clone(), provider)].into_iter().collect();
-    let coordinator = Coordinator::new(store, providers, clock, COOLDOWN);
+    let store = Arc::new(Memory::new()?);
+    let keys = Keys::new(Arc::<Memory>::clone(&store), Arc::clone(&clock));
+    let coordinator = Coordinator::new(Arc::<Memory>::clone(&store), providers, clock, COOLDOWN);
     coordinator.put(&alive, issuer.login(true)?, &IfMatch::Absent).await?;
     coordinator.put(&dead, issuer.login(false)?, &IfMatch::Absent).await?;
-    Ok(coordinator)
+    let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
+    Ok(Parts { coordinator, keys, logins, shelf: store })
 }

@@ -5,16 +5,14 @@ use std::{fs, io, path::PathBuf};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::chain;
+use super::{Parts, chain};
 use crate::{
     config::SocketConfig,
-    login::Logins,
     policy::Policy,
-    refresh::Coordinator,
     sandbox::{self, Sandbox},
     secret::CapabilityHash,
     server::{
-        self, AppState,
+        self,
         listener::{Ending, Listener, Occupant, SANDBOXES},
         peer::Peers,
     },
@@ -29,8 +27,7 @@ pub(super) fn root(host: &SocketConfig) -> PathBuf {
 /// Serves what the daemon's other sockets serve.
 #[derive(Debug)]
 pub(super) struct Doors {
-    pub(super) coordinator: Coordinator,
-    pub(super) logins: Logins,
+    pub(super) parts: Parts,
     /// Connections at once to each.
     pub(super) share: usize,
     /// The daemon's end.
@@ -57,8 +54,7 @@ impl sandbox::Doors for Doors {
     fn open(&self, sandbox: &Sandbox, capability: Option<CapabilityHash>) -> Result<Door, String> {
         let name = sandbox.socket_name();
         let listener = Listener::bind(&name, &sandbox.socket(), Peers::own()).map_err(|error| chain(&error))?;
-        let state = AppState::new(self.coordinator.clone(), Policy::sandbox(sandbox.allowed.clone()));
-        let state = state.beside_others(self.logins.clone(), &name).guarded_by(capability);
+        let state = self.parts.state(Policy::sandbox(sandbox.allowed.clone()), &name).guarded_by(capability);
         let (router, share) = (server::router(state), self.share);
         let at_once = self.ending.at_once.child_token();
         let ending = Ending { orderly: self.ending.orderly.clone(), at_once: at_once.clone() };
@@ -70,7 +66,7 @@ impl sandbox::Doors for Doors {
     async fn cut(&self, mut door: Door) {
         door.at_once.cancel();
         door.closed().await;
-        self.logins.abandon(&door.name);
+        self.parts.logins.abandon(&door.name);
     }
 
     async fn leave(&self, mut door: Door) {

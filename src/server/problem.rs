@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use crate::{
     account::Account,
+    keys::KeyError,
     login::LoginError,
     refresh::RefreshError,
     sandbox::SandboxError,
@@ -33,7 +34,7 @@ pub enum Code {
     ReauthRequired,
     /// Outside the socket's policy.
     Unauthorized,
-    /// No such grant or route.
+    /// No such grant, API key or route.
     NotFound,
     /// The grant has no refresh token.
     RefreshNotAvailable,
@@ -218,6 +219,18 @@ impl Problem {
             SandboxError::Store(source) => Self::store(source),
             SandboxError::ShuttingDown => problem(Code::StoreUnavailable).soon(),
             SandboxError::NoSocket(_) | SandboxError::Internal => problem(Code::InternalError),
+        }
+    }
+
+    /// What became of a request for an API key.
+    pub(crate) fn key(error: &KeyError) -> Self {
+        let problem = |code| Self::new(code, error.to_string());
+        match error {
+            KeyError::NotFound => problem(Code::NotFound),
+            KeyError::PreconditionFailed => problem(Code::PreconditionFailed),
+            KeyError::RevealsRefreshToken => problem(Code::InvalidRequest),
+            KeyError::Store(source) => Self::store(source),
+            KeyError::Internal => problem(Code::InternalError),
         }
     }
 

@@ -27,7 +27,7 @@ use crate::{
     clock::Timestamp,
     grant::{Extra, Grant, Version},
     item::{Item, ItemKind, ItemTag},
-    secret::{AccessToken, Content, RefreshToken, SecretError, StoreKey},
+    secret::{AccessToken, Content, Length, RefreshToken, SecretError, StoreKey},
     store::{KeyId, StoreError},
 };
 
@@ -95,7 +95,7 @@ impl Sealer {
             scope: grant.scope.as_deref(),
             refresh_token: grant.refresh_token.as_ref().map(ExposeSecret::expose_secret),
         };
-        let mut length = Length(0);
+        let mut length = Length::default();
         plain.write(&grant.extra, &mut length)?;
         self.encrypt(&record_data(account, grant.version), length.0, |buffer| plain.write(&grant.extra, buffer))
     }
@@ -258,20 +258,6 @@ fn check_data() -> Vec<u8> {
 
 fn associated_data(purpose: &[u8]) -> Vec<u8> {
     [b"credproxy ", purpose, &[0, FORMAT]].concat()
-}
-
-/// Counts what is written, so that the buffer for it is made in one piece (invariant 3).
-struct Length(usize);
-
-impl io::Write for Length {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0 += bytes.len();
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use support::{
 };
 use world::{Api, World};
 
+mod keys;
 mod logins;
 mod outcomes;
 mod sandboxes;
@@ -283,7 +284,7 @@ async fn a_sandbox_reaches_what_it_is_allowed_and_learns_nothing_of_the_rest() {
     let world = World::new().await;
     world.log_in("corp?bucket=work").await;
     world.log_in("other").await;
-    let sandbox = |operations: &[Operation]| Api::new(&world.coordinator, world::sandbox(&["corp/work"], operations));
+    let sandbox = |operations: &[Operation]| Api::new(&world, world::sandbox(&["corp/work"], operations));
     let (reader, refresher) = (sandbox(&[Operation::Read]), sandbox(&[Operation::Refresh]));
     let sandbox = sandbox(&[Operation::Read, Operation::Refresh]);
     sandbox.get("/v1/tokens/corp?bucket=work").await.access_token();
@@ -317,7 +318,7 @@ async fn a_sandbox_reaches_what_it_is_allowed_and_learns_nothing_of_the_rest() {
     for target in ["/v1/tokens/corp?bucket=work", "/v1/tokens", "/v1/providers"] {
         assert_eq!(refresher.get(target).await.code(), "UNAUTHORIZED", "{target}");
     }
-    let nothing = Api::new(&world.coordinator, world::sandbox(&[], &[Operation::Read]));
+    let nothing = Api::new(&world, world::sandbox(&[], &[Operation::Read]));
     assert_eq!(nothing.get("/v1/tokens").await.json(), json!({"tokens": []}));
     assert_eq!(nothing.get("/v1/providers").await.json(), json!({"providers": []}));
 }
@@ -374,7 +375,7 @@ async fn routes_and_document_agree_both_ways() {
     let world = World::new().await;
     let methods = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"];
     for path in PATHS {
-        let target = path.replace("{provider}", "corp").replace("{id}", &"0".repeat(32));
+        let target = path.replace("{provider}", "corp").replace("{id}", &"0".repeat(32)).replace("{name}", "openai");
         let allowed: BTreeSet<String> = contract
             .operations()
             .into_iter()

@@ -9,7 +9,7 @@ async fn a_router_without_sockets_says_so_to_the_host_alone() {
     let world = World::new().await;
     let operations = Operation::ALL.to_vec();
     let sandbox = Policy::sandbox(Allowed { operations, ..Allowed::default() });
-    let sandbox = Api::new(&world.coordinator, sandbox);
+    let sandbox = Api::new(&world, sandbox);
     let one = "/v1/sandboxes/0f1e2d3c4b5a69788796a5b4c3d2e1f0";
     for (method, target) in
         [("GET", "/v1/sandboxes"), ("POST", "/v1/sandboxes"), ("GET", one), ("DELETE", one), ("GET", "/v1/sandboxes/x")]

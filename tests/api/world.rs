@@ -8,6 +8,7 @@ use axum_test::TestServer;
 use credproxy::{
     account::Account,
     clock::{Clock, SystemClock},
+    keys::Keys,
     login::Logins,
     policy::{Allowed, Operation, Policy},
     provider::{
@@ -33,6 +34,7 @@ pub(crate) struct World {
     pub(crate) issuer: Issuer,
     pub(crate) store: Arc<Memory>,
     pub(crate) coordinator: Coordinator,
+    keys: Keys,
     pub(crate) host: Api,
 }
 
@@ -76,18 +78,23 @@ pub(crate) fn sandbox(allow: &[&str], operations: &[Operation]) -> Policy {
 pub(crate) struct Api(TestServer);
 
 impl Api {
-    pub(crate) fn new(coordinator: &Coordinator, policy: Policy) -> Self {
-        Self(TestServer::new(router(AppState::new(coordinator.clone(), policy))).unwrap())
+    pub(crate) fn new(world: &World, policy: Policy) -> Self {
+        Self::of(AppState::new(world.coordinator.clone(), world.keys.clone(), policy))
+    }
+
+    fn of(state: AppState) -> Self {
+        Self(TestServer::new(router(state)).unwrap())
     }
 
     /// A host's socket of that name, which shares its logins with others.
-    pub(crate) fn beside(coordinator: &Coordinator, logins: &Logins, socket: &str) -> Self {
-        Self::as_peer(coordinator, logins, socket, Peer::own())
+    pub(crate) fn beside(world: &World, logins: &Logins, socket: &str) -> Self {
+        Self::as_peer(world, logins, socket, Peer::own())
     }
 
     /// The same, as another user meets it.
-    pub(crate) fn as_peer(coordinator: &Coordinator, logins: &Logins, socket: &str, peer: Peer) -> Self {
-        let state = AppState::new(coordinator.clone(), Policy::host()).beside_others(logins.clone(), socket);
+    pub(crate) fn as_peer(world: &World, logins: &Logins, socket: &str, peer: Peer) -> Self {
+        let state = AppState::new(world.coordinator.clone(), world.keys.clone(), Policy::host());
+        let state = state.beside_others(logins.clone(), socket);
         Self(TestServer::new(router(state).layer(Extension(peer))).unwrap())
     }
 
@@ -208,9 +215,10 @@ impl World {
         let provider: Arc<dyn Provider> = Arc::new(OAuth2::new(settings, Arc::clone(&clock)).unwrap());
         let providers = [("corp".parse().unwrap(), provider)].into_iter().collect();
         let store = Arc::new(Memory::new().unwrap());
+        let keys = Keys::new(Arc::<Memory>::clone(&store), Arc::clone(&clock));
         let coordinator = Coordinator::new(Arc::<Memory>::clone(&store), providers, clock, cooldown);
-        let host = Api::new(&coordinator, Policy::host());
-        let world = Self { issuer, store, coordinator, host };
+        let host = Api::of(AppState::new(coordinator.clone(), keys.clone(), Policy::host()));
+        let world = Self { issuer, store, coordinator, keys, host };
         assert_eq!(world.log_in("corp").await.status, 201);
         world
     }

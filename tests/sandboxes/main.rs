@@ -49,7 +49,7 @@ impl World {
             format!("[providers.{name}]\ntoken_endpoint = \"{}\"\nclient_id = \"me\"\n", issuer.token_endpoint())
         };
         let config = format!("[refresh]\ncooldown = \"0s\"\n{}{}", provider("corp"), provider("other"));
-        let world = Self { daemon: Daemon::start(&home, "a", &config, &[]).await, issuer: issuer, home };
+        let world = Self { daemon: Daemon::start(&home, "a", &config, &[]).await, issuer, home };
         for account in ["corp", "corp?bucket=work", "other"] {
             world.log_in(account).await;
         }
