@@ -96,7 +96,9 @@ impl Pattern {
         }
     }
 
-    const fn provider(&self) -> &ProviderName {
+    /// The provider that it names.
+    #[must_use]
+    pub const fn provider(&self) -> &ProviderName {
         match self {
             Self::Account(account) => &account.provider,
             Self::Provider(provider) => provider,
