@@ -34,6 +34,7 @@ mod refresh;
 mod serve;
 mod status;
 mod store;
+mod terminal;
 mod token;
 
 pub use check::print_findings;

@@ -11,8 +11,8 @@
 //!
 //! # Rooms
 //! Imports run from the right to the left, never back; `tests/house.rs` holds the sources against that.
-//! `secret, clock, account <- grant, item <- provider, store (the traits) <- refresh, policy, keys <- login, sandbox <-
-//! provider::*, store::*, server, client, config, cli <- lifecycle <- main`
+//! `secret, clock, account <- grant, item, registration <- provider, store (the traits) <- refresh, policy, keys <-
+//! login, sandbox <- provider::*, store::*, server, client, config, cli <- lifecycle <- main`
 //!
 //! `faults` is there only with the feature of that name, for `tests/faults`: places to stop the program at.
 
@@ -34,6 +34,7 @@ pub mod login;
 pub mod policy;
 pub mod provider;
 pub mod refresh;
+pub mod registration;
 pub mod sandbox;
 pub mod secret;
 pub mod server;

@@ -4,22 +4,20 @@
 //! authorization server of `serve --dev`.
 //!
 //! Invariants:
-//! 1. Every answer has `Cache-Control: no-store`; every refusal is a problem of the contract.
+//! 1. Every answer has `Cache-Control: no-store` (`envelope.rs`); every refusal is a problem of the contract.
 //! 2. Nothing leaves but sanitized views, statuses and problems.
 //! 3. Policy is asked before the coordinator, so that a refusal touches nothing and tells nothing.
 //!
 //! Must not know: SQL, a provider's wire form, how a refresh is made. It is the only home of axum.
 
-use std::{any::Any, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
     extract::FromRef,
-    response::{IntoResponse as _, Response},
     routing::{get, post},
 };
-use http::{HeaderValue, StatusCode, header};
-use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
+use http::StatusCode;
 
 use crate::{
     keys::Keys, login::Logins, policy::Policy, refresh::Coordinator, sandbox::Sandboxes, secret::CapabilityHash,
@@ -27,6 +25,8 @@ use crate::{
 
 mod capability;
 pub mod dev;
+mod envelope;
+mod head_timer;
 pub mod listener;
 pub mod peer;
 pub mod problem;
@@ -34,12 +34,17 @@ mod request;
 mod routes;
 mod stall;
 
+use envelope::Envelope;
 use problem::{Code, Problem};
 use routes::{document, health, keys, logins, providers, sandboxes, tokens};
 
-/// What a router needs: the coordinator, the API keys, the logins under way, this socket's name and what it may do.
+/// What a router needs. It is cloned several times per request, so it is one pointer.
 #[derive(Debug, Clone)]
-pub struct AppState {
+pub struct AppState(Arc<Parts>);
+
+/// The coordinator, the API keys, the logins under way, this socket's name and what it may do.
+#[derive(Debug, Clone)]
+struct Parts {
     coordinator: Coordinator,
     keys: Keys,
     logins: Logins,
@@ -57,50 +62,56 @@ impl AppState {
     #[must_use]
     pub fn new(coordinator: Coordinator, keys: Keys, policy: Policy) -> Self {
         let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-        let (sandboxes, capability) = (None, None);
-        Self { coordinator, keys, logins, sandboxes, socket: Arc::from(""), policy: Arc::new(policy), capability }
+        let (sandboxes, socket, policy) = (None, Arc::from(""), Arc::new(policy));
+        Self(Arc::new(Parts { coordinator, keys, logins, sandboxes, socket, policy, capability: None }))
     }
 
     /// The same for the socket of that name, beside others. Whoever made the logins ends them.
     #[must_use]
     pub fn beside_others(self, logins: Logins, socket: &str) -> Self {
-        Self { logins, socket: Arc::from(socket), ..self }
+        self.with(|parts| (parts.logins, parts.socket) = (logins, Arc::from(socket)))
     }
 
     /// The same with the sandboxes that a keeper keeps; without them there are none to ask for.
     #[must_use]
     pub fn with_sandboxes(self, sandboxes: Option<Sandboxes>) -> Self {
-        Self { sandboxes, ..self }
+        self.with(|parts| parts.sandboxes = sandboxes)
     }
 
     /// The same for peers that show a capability with every request.
     #[must_use]
     pub fn guarded_by(self, capability: Option<CapabilityHash>) -> Self {
-        Self { capability, ..self }
+        self.with(|parts| parts.capability = capability)
+    }
+
+    fn with(self, change: impl FnOnce(&mut Parts)) -> Self {
+        let mut parts = Arc::unwrap_or_clone(self.0);
+        change(&mut parts);
+        Self(Arc::new(parts))
     }
 }
 
 impl FromRef<AppState> for Coordinator {
-    fn from_ref(state: &AppState) -> Self {
-        state.coordinator.clone()
+    fn from_ref(AppState(parts): &AppState) -> Self {
+        parts.coordinator.clone()
     }
 }
 
 impl FromRef<AppState> for Keys {
-    fn from_ref(state: &AppState) -> Self {
-        state.keys.clone()
+    fn from_ref(AppState(parts): &AppState) -> Self {
+        parts.keys.clone()
     }
 }
 
 impl FromRef<AppState> for Logins {
-    fn from_ref(state: &AppState) -> Self {
-        state.logins.clone()
+    fn from_ref(AppState(parts): &AppState) -> Self {
+        parts.logins.clone()
     }
 }
 
 impl FromRef<AppState> for Arc<Policy> {
-    fn from_ref(state: &AppState) -> Self {
-        Arc::clone(&state.policy)
+    fn from_ref(AppState(parts): &AppState) -> Self {
+        Arc::clone(&parts.policy)
     }
 }
 
@@ -123,7 +134,7 @@ pub const PATHS: [&str; 13] = [
 
 /// The whole API, as one socket offers it.
 pub fn router(state: AppState) -> Router {
-    let capability = state.capability;
+    let capability = state.0.capability;
     let routes = Router::new()
         .route("/openapi.yaml", get(document::openapi))
         .route("/v1/api-keys", get(keys::list))
@@ -143,14 +154,5 @@ pub fn router(state: AppState) -> Router {
             Problem::invalid("this route has no such method; see the Allow header")
                 .with_status(StatusCode::METHOD_NOT_ALLOWED)
         });
-    capability::demanded(capability, routes)
-        .layer(SetResponseHeaderLayer::overriding(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
-        .layer(CatchPanicLayer::custom(panicked))
-        .with_state(state)
-}
-
-/// What a panic said is not shown: nobody knows what was in it.
-fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
-    tracing::error!("a request handler panicked");
-    Problem::new(Code::InternalError, "internal error").into_response()
+    capability::demanded(capability, routes).layer(Envelope).with_state(state)
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{chain, client_secret, confine, key::Keeper, settings};
+use super::{authentication, chain, confine, key::Keeper, settings};
 use crate::{
     clock::{Clock, SystemClock},
     config::{Config, Environment},
@@ -31,12 +31,11 @@ pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> 
     let mut findings = vec![Finding { subject: "store".to_owned(), result: store(config, environment, ask).await }];
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     for provider in &config.providers {
-        let secret = client_secret(provider, environment).await;
-        let no_secret = secret.as_ref().and_then(|secret| secret.as_ref().err()).map(|error| chain(error));
-        let settings = settings(provider, secret, config.refresh.request_timeout);
-        let result = match (OAuth2::new(settings, Arc::clone(&clock)), no_secret) {
+        let (authentication, missing) = authentication(provider, environment).await;
+        let settings = settings(provider, authentication, config.refresh.request_timeout);
+        let result = match (OAuth2::new(settings, Arc::clone(&clock)), missing) {
             (Err(error), _) => Err(chain(&error)),
-            (Ok(_), Some(reason)) => Err(reason),
+            (Ok(_), Some(error)) => Err(chain(&error)),
             (Ok(_), None) => Ok("configured".to_owned()),
         };
         findings.push(Finding { subject: format!("provider {}", provider.name), result });

@@ -15,10 +15,11 @@ use crate::{
     keys::Keys,
     login::Logins,
     provider::{
-        ClientAuth, Provider, RequestFormat, Rules,
-        oauth2::{Endpoints, LoginSettings, OAuth2, Settings, endpoint},
+        Provider, Rules,
+        oauth2::{Authentication, Endpoints, LoginSettings, OAuth2, Settings, endpoint},
     },
     refresh::{Coordinator, condition::IfMatch},
+    registration::Dialect,
     server::dev::Issuer,
     store::memory::Memory,
 };
@@ -51,12 +52,18 @@ pub async fn serve<T>(socket: SocketConfig, ready: impl FnOnce(&[PathBuf]) -> T)
 }
 
 async fn parts(issuer: &Issuer) -> Result<Parts, Box<dyn std::error::Error + Send + Sync>> {
+    let url = |name| endpoint(&issuer.endpoint(name)).map(Some);
     let settings = Settings {
-        endpoints: Endpoints { token: Some(endpoint(&issuer.token_endpoint()?)?), ..Endpoints::default() },
+        endpoints: Endpoints {
+            issuer: None,
+            token: url("token")?,
+            authorization: url("authorize")?,
+            device_authorization: url("device_authorization")?,
+            revocation: url("revoke")?,
+        },
         client_id: "credproxy-dev".to_owned(),
-        client_secret: None,
-        client_auth: ClientAuth::None,
-        request_format: RequestFormat::Form,
+        authentication: Authentication::None,
+        dialect: Dialect::default(),
         request_timeout: Duration::from_secs(15),
         ca_file: None,
         rules: Rules::default(),

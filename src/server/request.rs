@@ -117,8 +117,8 @@ impl FromRequestParts<AppState> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
         let peer = parts.extensions.get().copied().unwrap_or_else(Peer::own);
-        let owner = Owner { socket: Arc::clone(&state.socket), uid: peer.uid };
-        Ok(Self { owner, policy: Arc::clone(&state.policy) })
+        let owner = Owner { socket: Arc::clone(&state.0.socket), uid: peer.uid };
+        Ok(Self { owner, policy: Arc::clone(&state.0.policy) })
     }
 }
 

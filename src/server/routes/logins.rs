@@ -87,7 +87,7 @@ pub(in crate::server) async fn get(
 
 /// `finishLogin`: the code that the person brought.
 pub(in crate::server) async fn paste(
-    State(AppState { logins, coordinator, .. }): State<AppState>,
+    State(AppState(parts)): State<AppState>,
     caller: Caller,
     LoginSegment(id): LoginSegment,
     uri: Uri,
@@ -98,7 +98,7 @@ pub(in crate::server) async fn paste(
     let pasted: Pasted = members(&headers, body, LARGEST_LOGIN, "code").await?;
     let Caller { owner, policy } = permitted(caller)?;
     let code = Zeroizing::new(pasted.code);
-    shown(logins.paste(&owner, id, &code).await, &coordinator, &policy).await
+    shown(parts.logins.paste(&owner, id, &code).await, &parts.coordinator, &policy).await
 }
 
 /// `cancelLogin`: it ends at once and is forgotten.

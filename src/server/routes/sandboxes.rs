@@ -30,11 +30,11 @@ impl FromRequestParts<AppState> for Hosts {
     type Rejection = Problem;
 
     async fn from_request_parts(_: &mut Parts, state: &AppState) -> Result<Self, Problem> {
-        if state.policy.role() != Role::Host {
+        if state.0.policy.role() != Role::Host {
             return Err(Problem::unauthorized());
         }
         let none = || Problem::new(Code::NotFound, "no sandboxes are made here: this API has no sockets of its own");
-        state.sandboxes.clone().map(Self).ok_or_else(none)
+        state.0.sandboxes.clone().map(Self).ok_or_else(none)
     }
 }
 

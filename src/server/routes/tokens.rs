@@ -91,7 +91,7 @@ pub(in crate::server) async fn get(
 
 /// `putToken`: a whole grant, refresh token and all. The host's alone.
 pub(in crate::server) async fn put(
-    State(AppState { coordinator, keys, policy, .. }): State<AppState>,
+    State(AppState(parts)): State<AppState>,
     ProviderSegment(provider): ProviderSegment,
     uri: Uri,
     headers: HeaderMap,
@@ -99,17 +99,17 @@ pub(in crate::server) async fn put(
 ) -> Result<Response, Problem> {
     let account = Query::parse(&uri, &["bucket"])?.account(&provider)?;
     let if_match = if_match(&headers)?;
-    if !policy.may_write() {
+    if !parts.policy.may_write() {
         return Err(Problem::unauthorized());
     }
     let issued = grant(&json_body(&headers, body, LARGEST_GRANT).await?)?;
     if let Some(secret) = &issued.refresh_token
-        && keys.reveal(secret).await.map_err(|error| Problem::key(&error))?
+        && parts.keys.reveal(secret).await.map_err(|error| Problem::key(&error))?
     {
         return Err(Problem::invalid("the refresh token is or is part of a stored API key: delete that key first"));
     }
     let (put, tag) =
-        coordinator.put(&account, issued, &if_match).await.map_err(|error| Problem::refresh(&account, &error))?;
+        parts.coordinator.put(&account, issued, &if_match).await.map_err(|error| Problem::refresh(&account, &error))?;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = if put == Put::Created { StatusCode::CREATED } else { StatusCode::NO_CONTENT };
     response.headers_mut().insert(header::ETAG, entity_tag(&tag));
