@@ -102,6 +102,14 @@ name! {
     ItemName
 }
 
+impl ItemName {
+    /// What has 128 bits for a name is called by 32 hexadecimal digits.
+    #[must_use]
+    pub fn of_bits(bits: u128) -> Self {
+        Self(format!("{bits:032x}").into())
+    }
+}
+
 impl From<KeyName> for ItemName {
     fn from(name: KeyName) -> Self {
         Self(name.0)

@@ -23,6 +23,7 @@ use crate::{
 };
 
 mod check;
+mod exec;
 mod failure;
 mod import;
 mod key;
@@ -38,6 +39,7 @@ mod terminal;
 mod token;
 
 pub use check::print_findings;
+pub use exec::Exec;
 pub use failure::{Exit, Failure};
 pub use key::KeyCommand;
 pub use passphrase::ask_passphrase;
@@ -165,6 +167,12 @@ pub enum ClientCommand {
         #[arg(long)]
         flow: Option<Flow>,
     },
+    /// Run a command with a socket of its own, which is there for as long as the command runs
+    ///
+    /// CMD finds the socket in `CREDPROXY_SOCKET`, and reaches by it what is allowed here and nothing else. To give it to
+    /// a container, mount the directory that the socket is in. Its exit code is CMD's, 128 and the signal's number if a
+    /// signal ended it, 127 if there is no such command, and 126 if it cannot be run.
+    Exec(Exec),
     /// Revoke a grant at the provider, where it can be, and delete it
     Logout {
         /// Whose.
@@ -233,17 +241,22 @@ impl Options {
 /// Carries out what a running daemon is asked for.
 pub async fn run(options: &Options, command: &ClientCommand, env: &Environment) -> ExitCode {
     match ask(options, command, env).await {
-        Ok(exit) => exit.into(),
+        Ok(exit) => exit,
         Err(failure) => failure.report(),
     }
 }
 
-async fn ask(options: &Options, command: &ClientCommand, env: &Environment) -> Result<Exit, Failure> {
+async fn ask(options: &Options, command: &ClientCommand, env: &Environment) -> Result<ExitCode, Failure> {
     let client = || -> Result<Client, Failure> {
-        Ok(Client::new(client_socket(options.socket.as_deref(), options.config.as_deref(), env)?))
+        let (socket, capability) = client_socket(options.socket.as_deref(), options.config.as_deref(), env)?;
+        let client = Client::new(socket);
+        Ok(match &capability {
+            Some(capability) => client.showing(capability),
+            None => client,
+        })
     };
     let json = options.json;
-    match command {
+    let done = match command {
         ClientCommand::Token { account, min_validity } => {
             token::run(&client()?, &account.account()?, *min_validity, json).await
         }
@@ -255,7 +268,9 @@ async fn ask(options: &Options, command: &ClientCommand, env: &Environment) -> R
         ClientCommand::Logout { account, local_only } => {
             logout::run(&client()?, &account.account()?, !local_only, json).await
         }
-    }
+        ClientCommand::Exec(how) => return exec::run(&client()?, how).await,
+    };
+    done.map(ExitCode::from)
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper_util::{client::legacy, rt::TokioExecutor};
 use hyperlocal::UnixConnector;
+use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
@@ -30,7 +31,7 @@ use zeroize::Zeroizing;
 use crate::{
     account::{Account, Bucket, ProviderName},
     clock::Timestamp,
-    secret::AccessToken,
+    secret::{AccessToken, Capability},
 };
 
 /// A flight ends within 30 s and a daemon on its way out waits 35 s for it; this leaves room for a busy machine.
@@ -152,14 +153,18 @@ pub enum Health {
 
 mod keys;
 mod login;
+mod sandbox;
 
 pub use keys::{Key, KeyStatus};
 pub use login::Login;
+pub use sandbox::{Sandbox, Wanted};
 
 /// Speaks to the daemon behind one socket.
 #[derive(Debug)]
 pub struct Client {
     socket: PathBuf,
+    /// What every request shows, as a header.
+    capability: Option<HeaderValue>,
     http: legacy::Client<UnixConnector, Full<Bytes>>,
 }
 
@@ -172,7 +177,19 @@ impl Client {
             .pool_max_idle_per_host(0)
             .retry_canceled_requests(false)
             .build(UnixConnector);
-        Self { socket, http }
+        Self { socket, capability: None, http }
+    }
+
+    /// The same for the socket of a sandbox that wants a capability.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the capability is there to be shown to its daemon")]
+    pub fn showing(self, capability: &Capability) -> Self {
+        // Printable ASCII is a header's value.
+        let mut shown = HeaderValue::try_from(format!("Bearer {}", capability.expose_secret())).ok();
+        if let Some(shown) = &mut shown {
+            shown.set_sensitive(true);
+        }
+        Self { capability: shown, ..self }
     }
 
     /// A new token (`refreshToken`), or with `if_match` the current one if that is newer.
@@ -186,8 +203,7 @@ impl Client {
 
     /// A token with at least `min_validity` of its life left, where that can be had (`getToken`).
     pub async fn token(&self, account: &Account, min_validity: Option<Duration>) -> Result<Token, ClientError> {
-        let seconds = min_validity.map(|least| least.as_secs().saturating_add(u64::from(least.subsec_nanos() > 0)));
-        let parameter = seconds.map(|seconds| format!("min_validity={seconds}"));
+        let parameter = min_validity.map(|least| format!("min_validity={}", whole_seconds(least)));
         let request = self.request(Method::GET, &path(account, "", parameter.as_deref()), Bytes::new())?;
         token(self.send(request).await?)
     }
@@ -260,7 +276,14 @@ impl Client {
         *request.uri_mut() = address(&self.socket, path)?;
         // The default would be the socket's path in hexadecimal digits.
         request.headers_mut().insert(header::HOST, HeaderValue::from_static("localhost"));
+        request.headers_mut().extend(self.capability.clone().map(|shown| (header::AUTHORIZATION, shown)));
         Ok(request)
+    }
+
+    async fn post_json<T: DeserializeOwned>(&self, path: &str, body: Zeroizing<Vec<u8>>) -> Result<T, ClientError> {
+        let mut request = self.request(Method::POST, path, Bytes::from_owner(body))?;
+        request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        json(&self.send(request).await?)
     }
 
     /// An answer that is not a refusal.
@@ -318,6 +341,11 @@ fn address(socket: &Path, path: &str) -> Result<http::Uri, ClientError> {
     }
 }
 
+/// Rounded up: who asks for a little is not to get nothing.
+fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))
+}
+
 /// Names are safe as they are but for `+`, which some read as a space in a query.
 fn path(account: &Account, below: &str, parameter: Option<&str>) -> String {
     let bucket = account.bucket.as_str().replace('+', "%2B");
@@ -361,6 +389,13 @@ fn problem(answer: &Answer) -> ClientError {
 /// Invariant 4.
 fn printable(text: &str) -> String {
     text.chars().filter(|letter| !letter.is_control()).collect()
+}
+
+/// Only what may stand in a path.
+fn id<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let id = String::deserialize(deserializer)?;
+    let fit = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if fit { Ok(id) } else { Err(serde::de::Error::custom("not an id")) }
 }
 
 fn plain<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {

@@ -4,7 +4,7 @@
 //!
 //! Invariant: what is not allowed is refused. A sandbox socket without a list sees nothing.
 
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 use crate::account::{Account, KeyName, NameError, ProviderName};
 
@@ -79,6 +79,15 @@ impl FromStr for Pattern {
     }
 }
 
+impl fmt::Display for Pattern {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Account(account) => write!(formatter, "{account}"),
+            Self::Provider(provider) => write!(formatter, "{provider}/*"),
+        }
+    }
+}
+
 impl Pattern {
     fn covers(&self, account: &Account) -> bool {
         match self {
@@ -87,7 +96,9 @@ impl Pattern {
         }
     }
 
-    const fn provider(&self) -> &ProviderName {
+    /// The provider that it names.
+    #[must_use]
+    pub const fn provider(&self) -> &ProviderName {
         match self {
             Self::Account(account) => &account.provider,
             Self::Provider(provider) => provider,

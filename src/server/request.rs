@@ -23,6 +23,7 @@ use crate::{
     login::{LoginError, LoginId, Owner},
     policy::Policy,
     refresh::condition::{IfMatch, Tag},
+    sandbox::{SandboxError, SandboxId},
     store::Expect,
 };
 
@@ -131,6 +132,21 @@ impl<S: Send + Sync> FromRequestParts<S> for LoginSegment {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         // What has no form of an id is none: there is nothing to tell apart.
         let unknown = || Problem::login(None, &LoginError::NotFound);
+        let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| unknown())?;
+        text.parse().map(Self).map_err(|_| unknown())
+    }
+}
+
+/// The sandbox that the path names.
+#[derive(Debug)]
+pub(super) struct SandboxSegment(pub(super) SandboxId);
+
+impl<S: Send + Sync> FromRequestParts<S> for SandboxSegment {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        // As with a login.
+        let unknown = || Problem::sandbox(&SandboxError::NotFound);
         let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| unknown())?;
         text.parse().map(Self).map_err(|_| unknown())
     }

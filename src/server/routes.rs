@@ -5,6 +5,7 @@ pub(super) mod health;
 pub(super) mod keys;
 pub(super) mod logins;
 pub(super) mod providers;
+pub(super) mod sandboxes;
 pub(super) mod tokens;
 
 use http::HeaderValue;
