@@ -122,7 +122,8 @@ impl<D: Doors> Keeper<D> {
             }
             Command::Delete(id, answer) => {
                 let deleted = if self.kept.contains_key(&id) {
-                    self.end(id).await.map_err(SandboxError::from)
+                    self.close(id).await;
+                    self.remove(id).await.map_err(SandboxError::from)
                 } else {
                     self.delete_unread(id).await
                 };
@@ -198,25 +199,32 @@ impl<D: Doors> Keeper<D> {
     async fn sweep(&mut self) {
         let due = |kept: &Kept<_>| kept.rest(self.clock.as_ref()).is_zero();
         let due: Vec<_> = self.kept.iter().filter(|(_, kept)| due(kept)).map(|(id, _)| *id).collect();
+        // None of them waits for the store to forget another.
+        for id in &due {
+            self.close(*id).await;
+        }
         for id in due {
-            if let Err(error) = self.end(id).await {
+            if let Err(error) = self.remove(id).await {
                 tracing::warn!(sandbox = %id, %error, "a sandbox that has ended stays in the store for now");
             }
         }
     }
 
-    /// Invariant 3: whatever the store says, it serves nobody any more.
-    async fn end(&mut self, id: SandboxId) -> Result<(), StoreError> {
-        let Some(kept) = self.kept.get_mut(&id) else { return Ok(()) };
+    /// Invariant 3: whatever the store will say, it serves nobody any more.
+    async fn close(&mut self, id: SandboxId) {
+        let Some(kept) = self.kept.get_mut(&id) else { return };
         kept.ended = Some(self.clock.monotonic());
         kept.process = None;
         if let Some(door) = kept.door.take() {
             self.doors.cut(door).await;
+            tracing::info!(sandbox = %id, "sandbox ended");
         }
         self.doors.clear(&kept.sandbox);
+    }
+
+    async fn remove(&mut self, id: SandboxId) -> Result<(), StoreError> {
         self.delete(id).await?;
         self.kept.remove(&id);
-        tracing::info!(sandbox = %id, "sandbox ended");
         Ok(())
     }
 

@@ -157,13 +157,14 @@ async fn a_signal_reaches_the_command() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ctrl_c_reaches_the_command_once() {
     let world = World::new().await;
-    // What is sent to its parent comes after all that came before.
+    // Its parent stands still until the command has seen to the first, so that a second would be another one; and what
+    // the parent is sent after it comes back after it.
     let script = r#"
-        n=0; trap 'n=$((n + 1)); echo "interrupted"' INT
-        trap 'echo "times: $n"; stty echo; exit 3' USR1
+        n=0; trap 'n=$((n + 1))' INT; trap 'echo "times: $n"; stty echo; exit 3' USR1
+        kill -STOP $PPID
         stty -echo; echo "ready:"
         while [ $n = 0 ]; do sleep 0.01; done
-        kill -USR1 $PPID
+        kill -USR1 $PPID; kill -CONT $PPID
         while :; do sleep 0.01; done
     "#;
     let arguments = ["exec", "--allow", "corp", "--", "sh", "-c", script];
