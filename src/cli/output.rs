@@ -49,10 +49,10 @@ pub(super) fn sanitized_token(token: &Token) -> Result<(), Failure> {
     json(&Shown { access_token: token.access_token.expose_secret(), members: &token.members })
 }
 
-/// Prints a line that is not data.
+/// Prints a line that is not data, in one piece: others may write to the same terminal.
 pub(super) fn note(text: &str) {
     // Nobody is left to be told when this fails.
-    writeln!(io::stderr(), "{text}").ok();
+    io::stderr().write_all(format!("{text}\n").as_bytes()).ok();
 }
 
 /// Lines up the columns, two spaces apart.
