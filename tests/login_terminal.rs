@@ -136,7 +136,7 @@ async fn a_code_that_was_begun_to_be_typed_is_wiped_with_the_login() {
     let issuer = Issuer::start().await;
     let daemon = daemon(&issuer, "").await;
     let mut terminal = daemon.on_terminal(&["login", "op", "--flow", "paste"], &ABLE, LARGE);
-    terminal.shows("press Enter:").await;
+    terminal.shows("press Enter:\r\n").await;
     terminal.types("half a co");
     terminal.shows("half a co").await;
     terminal.types("\x03");
@@ -211,7 +211,10 @@ async fn a_provider_that_is_slow_to_begin_keeps_nobody() {
     let daemon = Daemon::start(&Home::new(), "a", &config, &[]).await;
     let mut terminal = daemon.on_terminal(&["login", "op", "--flow", "device"], &ABLE, LARGE);
     terminal.shows("asking op").await;
-    terminal.types("\x03\x03");
+    terminal.types("\x03");
+    terminal.shows("^C").await;
+    // Who is impatient does not wait for the daemon either.
+    kill_process(terminal.pid(), Signal::INT).unwrap();
     let (exit, shown) = terminal.ends().await;
     assert_eq!((exit, shown), (Some(1), vec!["error: cancelled".to_owned(), String::new()]));
 }

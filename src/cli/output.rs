@@ -70,10 +70,10 @@ pub(super) fn key_members(name: &KeyName, key: &Key) -> Result<(), Failure> {
     json(&Shown { name, api_key: key.secret.expose_secret(), created_at: key.created_at })
 }
 
-/// Prints a line that is not data.
+/// Prints a line that is not data, in one piece: others may write to the same terminal.
 pub(super) fn note(text: &str) {
     // Nobody is left to be told when this fails.
-    writeln!(io::stderr(), "{text}").ok();
+    io::stderr().write_all(format!("{text}\n").as_bytes()).ok();
 }
 
 /// Lines up the columns, two spaces apart.
