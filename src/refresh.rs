@@ -14,7 +14,6 @@
 //! Must not know: HTTP, SQL. It knows the traits `Provider`, `Store` and `Clock`.
 
 use std::{
-    collections::HashMap,
     error::Error as _,
     future::Future,
     sync::{
@@ -24,10 +23,11 @@ use std::{
     time::Duration,
 };
 
+use hashbrown::HashMap;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    account::Account,
+    account::{Account, AccountRef},
     clock::{Clock, Timestamp},
     grant::{Grant, Issued, SanitizedToken},
     provider::{Provider, Providers},
@@ -115,6 +115,13 @@ impl Coordinator {
             Err(RefreshError::NotFound) => Err(RefreshError::NotFound),
             Ok(_) | Err(_) => Err(error),
         }
+    }
+
+    /// What [`Coordinator::token`] gives, if it is in memory and lasts: without waiting for anything.
+    #[must_use]
+    pub fn at_hand(&self, account: AccountRef<'_>, min_validity: Option<Duration>) -> Option<Arc<Snapshot>> {
+        let (_, known) = self.0.slots().get(&account)?.look(self.0.store.epoch());
+        known.filter(|snapshot| self.0.lasts(&snapshot.token, min_validity))
     }
 
     /// The account's token as it is, expired or not.

@@ -6,12 +6,20 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::{account::Account, grant::Version};
 
 /// The entity tag of one state of an account's grant, without quotes: `provider/bucket:id:generation`.
 #[must_use]
 pub fn tag(account: &Account, version: Version) -> Arc<str> {
     format!("{account}:{version}").into()
+}
+
+/// A tag as it is sent.
+#[must_use]
+pub fn quoted(tag: &str) -> Bytes {
+    format!("\"{tag}\"").into()
 }
 
 /// A tag that a caller sent.

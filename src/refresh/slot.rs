@@ -13,6 +13,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
 use super::{RefreshError, condition, cooldown::Ended};
@@ -29,13 +30,17 @@ pub struct Snapshot {
     pub token: SanitizedToken,
     /// Its entity tag, without quotes.
     pub tag: Arc<str>,
+    /// The same with its quotes, as it is sent.
+    pub quoted_tag: Bytes,
     /// The record's marks.
     pub marks: Marks,
 }
 
 impl Snapshot {
     pub(super) fn of(account: &Account, grant: &Grant, marks: Marks, expose: &[String]) -> Self {
-        Self { token: SanitizedToken::of(grant, expose), tag: condition::tag(account, grant.version), marks }
+        let tag = condition::tag(account, grant.version);
+        let quoted_tag = condition::quoted(&tag);
+        Self { token: SanitizedToken::of(grant, expose), tag, quoted_tag, marks }
     }
 }
 

@@ -5,26 +5,28 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Json,
     body::Body,
-    extract::State,
+    extract::{Request, State},
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{
     super::{
+        AppState,
         problem::{Code, Problem},
         request::{LARGEST_GRANT, ProviderSegment, Query, SMALL_BODY, if_match, json_body, none_match, preferred_wait},
     },
     visible,
 };
 use crate::{
-    account::{Account, Bucket, ProviderName},
+    account::{Account, AccountRef, Bucket, ProviderName},
     clock::Timestamp,
     grant::{Issued, Lifetime},
     policy::{Operation, Policy},
-    refresh::{AccountState, Coordinator, Snapshot, Status},
+    refresh::{AccountState, Coordinator, Snapshot, Status, condition::quoted},
     secret::{AccessToken, RefreshToken, SecretError},
     store::Put,
 };
@@ -59,31 +61,47 @@ pub(in crate::server) async fn refresh(
 
 /// `getToken`: a token that lasts a while; `HEAD` shows the headers of what there is and refreshes nothing.
 pub(in crate::server) async fn get(
-    State(coordinator): State<Coordinator>,
-    State(policy): State<Arc<Policy>>,
+    State(AppState(parts)): State<AppState>,
     ProviderSegment(provider): ProviderSegment,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
+    request: Request,
 ) -> Result<Response, Problem> {
-    let query = Query::parse(&uri, &["bucket", "min_validity"])?;
-    let account = query.account(&provider)?;
+    let query = Query::parse(request.uri(), &["bucket", "min_validity"])?;
+    let account = query.named(&provider)?;
     let min_validity = query.get("min_validity").map(seconds).transpose()?;
-    none_match(&headers, "")?;
-    permitted(&policy, Operation::Read, &account)?;
-    let problem = |error| Problem::refresh(&account, &error);
-    if method == Method::HEAD {
-        return coordinator.peek(&account).await.map(|snapshot| token(&snapshot)).map_err(problem);
+    let headers = request.headers();
+    none_match(headers, "")?;
+    permitted(&parts.policy, Operation::Read, account)?;
+    if request.method() == Method::HEAD {
+        let (account, coordinator) = (account.into(), &parts.coordinator);
+        let peeked = Box::pin(coordinator.peek(&account)).await;
+        return peeked.map(|snapshot| token(&snapshot)).map_err(|error| Problem::refresh(&account, &error));
     }
+    if let Some(snapshot) = parts.coordinator.at_hand(account, min_validity)
+        && !none_match(headers, &snapshot.tag)?
+    {
+        return Ok(token(&snapshot));
+    }
+    // Boxed, so that room for what seldom happens is not made for every request.
+    Box::pin(get_with_patience(&parts.coordinator, account.into(), min_validity, headers)).await
+}
+
+/// The same, where something is to be waited for, or nothing is to be sent.
+async fn get_with_patience(
+    coordinator: &Coordinator,
+    account: Account,
+    min_validity: Option<Duration>,
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
+    let problem = |error| Problem::refresh(&account, &error);
     let mut snapshot = coordinator.token(&account, min_validity).await.map_err(problem)?;
-    if none_match(&headers, &snapshot.tag)?
-        && let Some(wait) = preferred_wait(&headers)
+    if none_match(headers, &snapshot.tag)?
+        && let Some(wait) = preferred_wait(headers)
     {
         coordinator.changed(&account, &snapshot.tag, LONGEST_WAIT.min(Duration::from_secs(wait))).await;
         snapshot = coordinator.token(&account, min_validity).await.map_err(problem)?;
     }
-    if none_match(&headers, &snapshot.tag)? {
-        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, entity_tag(&snapshot.tag))]).into_response());
+    if none_match(headers, &snapshot.tag)? {
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, entity_tag(&snapshot.quoted_tag))]).into_response());
     }
     Ok(token(&snapshot))
 }
@@ -107,7 +125,7 @@ pub(in crate::server) async fn put(
         coordinator.put(&account, issued, &if_match).await.map_err(|error| Problem::refresh(&account, &error))?;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = if put == Put::Created { StatusCode::CREATED } else { StatusCode::NO_CONTENT };
-    response.headers_mut().insert(header::ETAG, entity_tag(&tag));
+    response.headers_mut().insert(header::ETAG, entity_tag(&quoted(&tag)));
     if put == Put::Created
         && let Ok(location) = HeaderValue::try_from(location(&account))
     {
@@ -194,7 +212,7 @@ pub(in crate::server) async fn list(
     Ok(Json(List { tokens }))
 }
 
-fn permitted(policy: &Policy, operation: Operation, account: &Account) -> Result<(), Problem> {
+fn permitted<'a>(policy: &Policy, operation: Operation, account: impl Into<AccountRef<'a>>) -> Result<(), Problem> {
     if policy.permits(operation, account) { Ok(()) } else { Err(Problem::unauthorized()) }
 }
 
@@ -210,13 +228,13 @@ fn seconds(text: &str) -> Result<Duration, Problem> {
 fn token(snapshot: &Snapshot) -> Response {
     let mut response = Response::new(Body::from(snapshot.token.json()));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response.headers_mut().insert(header::ETAG, entity_tag(&snapshot.tag));
+    response.headers_mut().insert(header::ETAG, entity_tag(&snapshot.quoted_tag));
     response
 }
 
-fn entity_tag(tag: &str) -> HeaderValue {
+fn entity_tag(quoted: &Bytes) -> HeaderValue {
     // Names and hexadecimal digits are visible ASCII.
-    HeaderValue::try_from(format!("\"{tag}\"")).unwrap_or(HeaderValue::from_static("\"\""))
+    HeaderValue::from_maybe_shared(quoted.clone()).unwrap_or(HeaderValue::from_static("\"\""))
 }
 
 /// Every character of a name may stand in a path; in a query a plus sign is read as a space by many.
