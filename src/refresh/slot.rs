@@ -13,10 +13,13 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
-use super::{RefreshError, condition, cooldown::Ended};
+use super::{
+    RefreshError,
+    condition::{self, EntityTag},
+    cooldown::Ended,
+};
 use crate::{
     account::Account,
     grant::{Grant, SanitizedToken},
@@ -28,19 +31,15 @@ use crate::{
 pub struct Snapshot {
     /// The token as it may leave.
     pub token: SanitizedToken,
-    /// Its entity tag, without quotes.
-    pub tag: Arc<str>,
-    /// The same with its quotes, as it is sent.
-    pub quoted_tag: Bytes,
+    /// Its entity tag.
+    pub tag: EntityTag,
     /// The record's marks.
     pub marks: Marks,
 }
 
 impl Snapshot {
     pub(super) fn of(account: &Account, grant: &Grant, marks: Marks, expose: &[String]) -> Self {
-        let tag = condition::tag(account, grant.version);
-        let quoted_tag = condition::quoted(&tag);
-        Self { token: SanitizedToken::of(grant, expose), tag, quoted_tag, marks }
+        Self { token: SanitizedToken::of(grant, expose), tag: condition::tag(account, grant.version), marks }
     }
 }
 

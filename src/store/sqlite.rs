@@ -23,15 +23,16 @@ use std::{
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
-use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, SqlitePool};
+use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, SqlitePool, sqlite::SqliteRow};
+use tokio::task::coop::consume_budget;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     account::Account,
     grant::{Grant, Version},
     store::{
-        Claim, Deleted, Entry, Expect, Marks, Presented, Put, Record, Revision, Store, StoreError, key::Key,
-        seal::Sealer,
+        Claim, Deleted, Entry, Expect, Marks, Presented, Put, Record, Revision, Store, StoreError, Visitor, Wanted,
+        key::Key, seal::Sealer,
     },
 };
 
@@ -126,6 +127,24 @@ impl Sqlite {
     }
 }
 
+impl Sqlite {
+    /// Has `each` look at every row whose name is sound.
+    async fn scan(&self, query: &'static str, mut each: impl FnMut(Account, &SqliteRow)) -> Result<(), StoreError> {
+        self.shared.place.ensure_in_place()?;
+        let mut found = sqlx::query(query).fetch(&self.shared.readers);
+        while let Some(row) = found.try_next().await.map_err(StoreError::unavailable)? {
+            if let Some(account) = rows::read_account(&row) {
+                each(account, &row);
+            } else {
+                tracing::warn!("the store holds a record whose name is damaged; it is left alone");
+            }
+            // The rows may come faster than they are looked at, and others want the processor, too.
+            consume_budget().await;
+        }
+        Ok(())
+    }
+}
+
 /// As in a crash: leases are free at once, and the owner file stays. Writes under way still end.
 impl Drop for Sqlite {
     fn drop(&mut self) {
@@ -189,19 +208,20 @@ impl Store for Sqlite {
         found.map(|row| self.shared.open(account, rows::read(&row))).transpose()
     }
 
-    async fn list(&self) -> Result<Vec<Entry>, StoreError> {
-        self.shared.place.ensure_in_place()?;
-        let mut entries = Vec::new();
-        let mut found = sqlx::query(rows::LIST).fetch(&self.shared.readers);
-        while let Some(row) = found.try_next().await.map_err(StoreError::unavailable)? {
-            if let Some(account) = rows::read_account(&row) {
-                let record = self.shared.open(&account, rows::read(&row));
-                entries.push(Entry { account, record });
-            } else {
-                tracing::warn!("the store holds a record whose name is damaged; it is left alone");
+    async fn names(&self) -> Result<Vec<Account>, StoreError> {
+        let mut names = Vec::new();
+        self.scan(rows::NAMES, |account, _| names.push(account)).await?;
+        Ok(names)
+    }
+
+    async fn visit(&self, wanted: &Wanted<'_>, each: &mut Visitor<'_>) -> Result<(), StoreError> {
+        self.scan(rows::LIST, |account, row| {
+            if wanted(&account) {
+                let record = self.shared.open(&account, rows::read(row));
+                each(Entry { account, record });
             }
-        }
-        Ok(entries)
+        })
+        .await
     }
 
     async fn claim(&self, account: &Account, expected: Revision, presented: Presented) -> Result<Claim, StoreError> {

@@ -31,6 +31,9 @@ pub(super) const LOAD: &str = "SELECT sealed, grant_id, generation, revision, pr
 pub(super) const LIST: &str = "SELECT sealed, grant_id, generation, revision, presented, attempt, latch, provider, \
                                bucket FROM records ORDER BY provider, bucket";
 
+/// The names alone, which the index holds.
+pub(super) const NAMES: &str = "SELECT provider, bucket FROM records ORDER BY provider, bucket";
+
 /// The next so many rows behind an account, in the order of the names.
 pub(super) const NEXT: &str = "SELECT sealed, grant_id, generation, revision, presented, attempt, latch, provider, \
                                bucket FROM records WHERE (provider, bucket) > (?1, ?2) ORDER BY provider, bucket \
@@ -87,7 +90,7 @@ pub(super) fn read_names(row: &SqliteRow) -> Result<(String, String), sqlx::Erro
     Ok((row.try_get("provider")?, row.try_get("bucket")?))
 }
 
-/// Whose row of [`LIST`] it is.
+/// Whose row of [`LIST`] or [`NAMES`] it is.
 pub(super) fn read_account(row: &SqliteRow) -> Option<Account> {
     let name = |column| row.try_get::<&str, _>(column).ok();
     Some(Account::new(name("provider")?.parse().ok()?, name("bucket")?.parse().ok()?))
