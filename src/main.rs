@@ -1,6 +1,6 @@
 //! Parses the command line, calls the library, and turns the answer into an exit code.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{num::NonZero, path::PathBuf, process::ExitCode};
 
 use credproxy::{
     cli::{self, Cli, Command, Exit, Failure, Options, Serve, StoreCommand, ask_passphrase},
@@ -34,9 +34,17 @@ fn runtime(builder: &mut Builder) -> Result<Runtime, Failure> {
     builder.enable_all().build().map_err(|error| Failure::new(Exit::Failure, error))
 }
 
+/// One processor gives a hundred thousand answers per second. More threads than these, on a machine that has many
+/// processors, would take memory and be idle.
+const MOST_WORKERS: usize = 4;
+
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get).min(MOST_WORKERS)
+}
+
 fn serve(options: &Options, how: &Serve, env: &Environment) -> Result<ExitCode, Failure> {
     telemetry::start(&env.log_filter());
-    let runtime = runtime(&mut Builder::new_multi_thread())?;
+    let runtime = runtime(Builder::new_multi_thread().worker_threads(workers()))?;
     let failed = |error| Failure::new(Exit::Failure, error);
     if how.dev {
         let socket = dev_socket(options.socket.as_deref(), env)?;
