@@ -19,7 +19,7 @@ use axum::{
 };
 use http::StatusCode;
 
-use crate::{login::Logins, policy::Policy, refresh::Coordinator};
+use crate::{keys::Keys, login::Logins, policy::Policy, refresh::Coordinator};
 
 pub mod dev;
 mod envelope;
@@ -33,16 +33,17 @@ mod stall;
 
 use envelope::Envelope;
 use problem::{Code, Problem};
-use routes::{document, health, logins, providers, tokens};
+use routes::{document, health, keys, logins, providers, tokens};
 
 /// What a router needs. It is cloned several times per request, so it is one pointer.
 #[derive(Debug, Clone)]
 pub struct AppState(Arc<Parts>);
 
-/// The coordinator, the logins under way, this socket's name and what it may do.
-#[derive(Debug)]
+/// The coordinator, the API keys, the logins under way, this socket's name and what it may do.
+#[derive(Debug, Clone)]
 struct Parts {
     coordinator: Coordinator,
+    keys: Keys,
     logins: Logins,
     socket: Arc<str>,
     policy: Arc<Policy>,
@@ -54,23 +55,27 @@ const LOGIN_LIFETIME: Duration = Duration::from_mins(10);
 impl AppState {
     /// The state for one socket, with logins of its own.
     #[must_use]
-    pub fn new(coordinator: Coordinator, policy: Policy) -> Self {
+    pub fn new(coordinator: Coordinator, keys: Keys, policy: Policy) -> Self {
         let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-        Self(Arc::new(Parts { coordinator, logins, socket: Arc::from(""), policy: Arc::new(policy) }))
+        Self(Arc::new(Parts { coordinator, keys, logins, socket: Arc::from(""), policy: Arc::new(policy) }))
     }
 
     /// The same for the socket of that name, beside others. Whoever made the logins ends them.
     #[must_use]
     pub fn beside_others(self, logins: Logins, socket: &str) -> Self {
-        let Parts { coordinator, policy, .. } = &*self.0;
-        let (coordinator, policy) = (coordinator.clone(), Arc::clone(policy));
-        Self(Arc::new(Parts { coordinator, logins, socket: Arc::from(socket), policy }))
+        Self(Arc::new(Parts { logins, socket: Arc::from(socket), ..Parts::clone(&self.0) }))
     }
 }
 
 impl FromRef<AppState> for Coordinator {
     fn from_ref(AppState(parts): &AppState) -> Self {
         parts.coordinator.clone()
+    }
+}
+
+impl FromRef<AppState> for Keys {
+    fn from_ref(AppState(parts): &AppState) -> Self {
+        parts.keys.clone()
     }
 }
 
@@ -87,8 +92,10 @@ impl FromRef<AppState> for Arc<Policy> {
 }
 
 /// The paths of the API, for the comparison with the OpenAPI document.
-pub const PATHS: [&str; 9] = [
+pub const PATHS: [&str; 11] = [
     "/openapi.yaml",
+    "/v1/api-keys",
+    "/v1/api-keys/{name}",
     "/v1/health",
     "/v1/logins",
     "/v1/logins/{id}",
@@ -103,6 +110,8 @@ pub const PATHS: [&str; 9] = [
 pub fn router(state: AppState) -> Router {
     Router::new()
         .route("/openapi.yaml", get(document::openapi))
+        .route("/v1/api-keys", get(keys::list))
+        .route("/v1/api-keys/{name}", get(keys::get).put(keys::put).delete(keys::delete))
         .route("/v1/health", get(health::health))
         .route("/v1/logins", post(logins::start))
         .route("/v1/logins/{id}", get(logins::get).delete(logins::cancel))

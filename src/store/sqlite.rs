@@ -1,7 +1,7 @@
 //! Records in a SQLite database: the store of one machine, for any number of processes.
 //!
 //! Owns: [`Sqlite`]; its children hold the file and schema, the connection that writes, the changes and their
-//! statements, the owners of leases, and the upkeep.
+//! statements, the items, the owners of leases, and the upkeep.
 //!
 //! Invariants:
 //! 1. One connection writes, one commit at a time, to the write-ahead log with `synchronous=FULL`. The commit that holds
@@ -38,6 +38,7 @@ use crate::{
 
 mod changes;
 mod database;
+mod items;
 mod owner;
 mod rows;
 pub mod upkeep;

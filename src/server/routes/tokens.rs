@@ -102,15 +102,14 @@ async fn get_with_patience(
         snapshot = coordinator.token(&account, min_validity).await.map_err(problem)?;
     }
     if none_match(headers, &snapshot.tag)? {
-        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, entity_tag(&snapshot.tag))]).into_response());
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag_header(&snapshot.tag))]).into_response());
     }
     Ok(token(&snapshot))
 }
 
 /// `putToken`: a whole grant, refresh token and all. The host's alone.
 pub(in crate::server) async fn put(
-    State(coordinator): State<Coordinator>,
-    State(policy): State<Arc<Policy>>,
+    State(AppState(parts)): State<AppState>,
     ProviderSegment(provider): ProviderSegment,
     uri: Uri,
     headers: HeaderMap,
@@ -118,15 +117,20 @@ pub(in crate::server) async fn put(
 ) -> Result<Response, Problem> {
     let account = Query::parse(&uri, &["bucket"])?.account(&provider)?;
     let if_match = if_match(&headers)?;
-    if !policy.may_write() {
+    if !parts.policy.may_write() {
         return Err(Problem::unauthorized());
     }
     let issued = grant(&json_body(&headers, body, LARGEST_GRANT).await?)?;
+    if let Some(secret) = &issued.refresh_token
+        && parts.keys.reveal(secret).await.map_err(|error| Problem::key(&error))?
+    {
+        return Err(Problem::invalid("the refresh token is or is part of a stored API key: delete that key first"));
+    }
     let (put, tag) =
-        coordinator.put(&account, issued, &if_match).await.map_err(|error| Problem::refresh(&account, &error))?;
+        parts.coordinator.put(&account, issued, &if_match).await.map_err(|error| Problem::refresh(&account, &error))?;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = if put == Put::Created { StatusCode::CREATED } else { StatusCode::NO_CONTENT };
-    response.headers_mut().insert(header::ETAG, entity_tag(&tag));
+    response.headers_mut().insert(header::ETAG, tag_header(&tag));
     if put == Put::Created
         && let Ok(location) = HeaderValue::try_from(location(&account))
     {
@@ -235,11 +239,11 @@ fn seconds(text: &str) -> Result<Duration, Problem> {
 fn token(snapshot: &Snapshot) -> Response {
     let mut response = Response::new(Body::from(snapshot.token.json()));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
-    response.headers_mut().insert(header::ETAG, entity_tag(&snapshot.tag));
+    response.headers_mut().insert(header::ETAG, tag_header(&snapshot.tag));
     response
 }
 
-fn entity_tag(tag: &EntityTag) -> HeaderValue {
+fn tag_header(tag: &EntityTag) -> HeaderValue {
     HeaderValue::from_maybe_shared(tag.quoted()).unwrap_or(HeaderValue::from_static("\"\""))
 }
 
