@@ -6,7 +6,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::account::{Account, KeyName, NameError, ProviderName};
+use crate::account::{Account, AccountRef, KeyName, NameError, ProviderName};
 
 /// What kind of peer a socket is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,10 +89,10 @@ impl fmt::Display for Pattern {
 }
 
 impl Pattern {
-    fn covers(&self, account: &Account) -> bool {
+    fn covers(&self, account: AccountRef<'_>) -> bool {
         match self {
-            Self::Account(allowed) => allowed == account,
-            Self::Provider(allowed) => *allowed == account.provider,
+            Self::Account(allowed) => AccountRef::from(allowed) == account,
+            Self::Provider(allowed) => allowed.as_str() == account.provider(),
         }
     }
 
@@ -146,7 +146,7 @@ impl Policy {
 
     /// Whether `operation` may be done with `account`.
     #[must_use]
-    pub fn permits(&self, operation: Operation, account: &Account) -> bool {
+    pub fn permits<'a>(&self, operation: Operation, account: impl Into<AccountRef<'a>>) -> bool {
         self.may(operation) && self.sees(account)
     }
 
@@ -167,7 +167,8 @@ impl Policy {
 
     /// Whether the account may be known of.
     #[must_use]
-    pub fn sees(&self, account: &Account) -> bool {
+    pub fn sees<'a>(&self, account: impl Into<AccountRef<'a>>) -> bool {
+        let account = account.into();
         match self.role {
             Role::Host => true,
             Role::Sandbox => self.allowed.allow.iter().any(|pattern| pattern.covers(account)),
