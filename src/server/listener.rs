@@ -455,6 +455,7 @@ mod tests {
         let ours = home.path().join("ours");
         fs::create_dir(&ours).unwrap();
         fs::set_permissions(&ours, Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(ours.join(SANDBOXES)).unwrap();
         assert!(bind(&ours.join("s")).is_ok());
         assert_eq!(mode(&ours), 0o700);
     }
