@@ -17,6 +17,7 @@ use std::{
         fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -183,13 +184,16 @@ impl Listener {
         let mut connections = JoinSet::new();
         let graceful = GracefulShutdown::new();
         let seats = Arc::new(Semaphore::new(share));
+        // It goes on where it was when a connection ends meanwhile.
+        let mut accepting = pin!(self.accept(&seats));
         loop {
             let accepted = tokio::select! {
                 () = ending.orderly.cancelled() => break,
                 () = ending.at_once.cancelled() => break,
                 Some(_) = connections.join_next() => continue,
-                accepted = self.accept(&seats) => accepted,
+                accepted = &mut accepting => accepted,
             };
+            accepting.set(self.accept(&seats));
             let (stream, seat) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -451,6 +455,7 @@ mod tests {
         let ours = home.path().join("ours");
         fs::create_dir(&ours).unwrap();
         fs::set_permissions(&ours, Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(ours.join(SANDBOXES)).unwrap();
         assert!(bind(&ours.join("s")).is_ok());
         assert_eq!(mode(&ours), 0o700);
     }

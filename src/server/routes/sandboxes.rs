@@ -70,7 +70,7 @@ pub(in crate::server) async fn create(
         lifetime: lifetime.map_err(|error| Problem::invalid(format!("ttl: {error}")))?,
         capability: asked.capability,
         // The number 0 is nobody's.
-        process: asked.tied.then(|| peer.pid.unwrap_or(0)),
+        process: asked.tied.then(|| peer.pid.map_or(0, u32::cast_signed)),
         allowed: allowed(asked)?,
     };
     let created = sandboxes.create(wanted).await.map_err(|error| Problem::sandbox(&error))?;
