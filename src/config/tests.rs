@@ -120,6 +120,7 @@ client_secret.command = "pass corp"
     let url = |text: &str| Some(text.parse().unwrap());
     let expected = ProviderConfig {
         name: "corp".parse().unwrap(),
+        preset: None,
         issuer: Some("https://login.example.com/".into()),
         token_endpoint: url("https://login.example.com/token?tenant=1"),
         authorization_endpoint: url("https://login.example.com/authorize"),
@@ -213,7 +214,7 @@ const BROKEN: &[(&str, &str)] = &[
 
 /// Lines that follow [`PROVIDER`], and the error without the file's name.
 const BROKEN_PROVIDER: &[(&str, &str)] = &[
-    ("preset = \"canary\"", "4: providers.corp.preset: unknown key"),
+    ("preset = \"canary\"", "4: providers.corp.preset: there is no such preset; there are "),
     ("client_secret = \"canary\"", "4: providers.corp.client_secret: must be one of { env = \"NAME\" }"),
     ("client_secret = { canary = \"x\" }", "4: providers.corp.client_secret: must be one of"),
     ("client_secret = { env = \"A\", canary = \"x\" }", "4: providers.corp.client_secret: must be one of"),

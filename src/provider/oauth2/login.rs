@@ -43,12 +43,7 @@ impl OAuth2 {
         };
         let code = there(authorization, |metadata| &metadata.authorization);
         let device = there(device_authorization, |metadata| &metadata.device_authorization);
-        let on_offer = |flow: &Flow| match flow {
-            Flow::Browser => code && self.settings.login.redirect_uri.listener().is_some(),
-            Flow::Paste => code,
-            Flow::Device => device,
-        };
-        Flow::ALL.into_iter().filter(on_offer).collect()
+        Flow::offered(code, device, &self.settings.login.redirect_uri)
     }
 
     /// Asks the issuer, if there is one: for endpoints, and for what RFC 9207 expects.
