@@ -29,6 +29,7 @@ mod login;
 mod logout;
 mod output;
 mod passphrase;
+mod providers;
 mod refresh;
 mod serve;
 mod status;
@@ -38,6 +39,7 @@ mod token;
 pub use check::print_findings;
 pub use failure::{Exit, Failure};
 pub use passphrase::ask_passphrase;
+pub use providers::print_presets;
 pub use serve::print_dev_session;
 pub use store::{print_backup, print_rekeyed, print_verification};
 
@@ -75,6 +77,8 @@ pub enum Command {
     Serve(Serve),
     /// Check the configuration and its surroundings
     Check,
+    /// List the providers that need little configuration, and who uses them
+    Providers,
     /// Copy the store, check it, or change its key
     #[command(subcommand)]
     Store(StoreCommand),

@@ -34,10 +34,11 @@ pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> 
         let secret = client_secret(provider, environment).await;
         let no_secret = secret.as_ref().and_then(|secret| secret.as_ref().err()).map(|error| chain(error));
         let settings = settings(provider, secret, config.refresh.request_timeout);
+        let preset = provider.preset.map(|name| format!(" (preset {name})")).unwrap_or_default();
         let result = match (OAuth2::new(settings, Arc::clone(&clock)), no_secret) {
-            (Err(error), _) => Err(chain(&error)),
-            (Ok(_), Some(reason)) => Err(reason),
-            (Ok(_), None) => Ok("configured".to_owned()),
+            (Err(error), _) => Err(chain(&error) + &preset),
+            (Ok(_), Some(reason)) => Err(reason + &preset),
+            (Ok(_), None) => Ok(format!("configured{preset}")),
         };
         findings.push(Finding { subject: format!("provider {}", provider.name), result });
     }
