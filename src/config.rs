@@ -32,7 +32,7 @@ pub use command::COMMAND_LIMIT;
 pub use environment::Environment;
 pub use key_source::{GivenKey, GivenKeyError, KeySource};
 pub use preset::{Preset, Variable, presets};
-pub use provider::ProviderConfig;
+pub use provider::{Authentication, ClientKeyConfig, ProviderConfig};
 pub use secret_source::{SecretSource, SecretSourceError};
 pub use socket::SocketConfig;
 

@@ -11,8 +11,8 @@
 //!
 //! # Rooms
 //! Imports run from the right to the left, never back; `tests/house.rs` holds the sources against that.
-//! `secret, clock, account <- grant <- provider, store (the traits) <- refresh, policy <- login <- provider::*,
-//! store::*, server, client, config, cli <- lifecycle <- main`
+//! `secret, clock, account <- grant, registration <- provider, store (the traits) <- refresh, policy <- login <-
+//! provider::*, store::*, server, client, config, cli <- lifecycle <- main`
 //!
 //! `faults` is there only with the feature of that name, for `tests/faults`: places to stop the program at.
 
@@ -32,6 +32,7 @@ pub mod login;
 pub mod policy;
 pub mod provider;
 pub mod refresh;
+pub mod registration;
 pub mod secret;
 pub mod server;
 pub mod store;

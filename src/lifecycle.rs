@@ -17,14 +17,14 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     account::ProviderName,
     clock::Clock,
-    config::{Config, Environment, ProviderConfig, SecretSourceError, SocketConfig},
+    config::{self, Config, Environment, ProviderConfig, SecretSourceError, SocketConfig},
     login::Logins,
     provider::{
         Provider, Providers, Rules,
-        oauth2::{Endpoints, LoginSettings, OAuth2, Settings, SetupError},
+        oauth2::{Authentication, Endpoints, LoginSettings, OAuth2, Settings, SetupError},
     },
     refresh::Coordinator,
-    secret::ClientSecret,
+    registration::SecretPlace,
     server::{
         self, AppState,
         listener::{BindError, Listener},
@@ -142,34 +142,51 @@ async fn providers(
 ) -> Result<Providers, LifecycleError> {
     let mut providers: Vec<(ProviderName, Arc<dyn Provider>)> = Vec::with_capacity(configured.len());
     for provider in configured {
-        let client_secret = client_secret(provider, environment).await;
-        if let Some(Err(error)) = &client_secret {
+        let (built, missing) = client(provider, environment, request_timeout, Arc::clone(clock)).await;
+        if let Some(error) = missing {
             // This provider fails, and says so at every refresh; the others do not.
-            tracing::error!(provider = %provider.name, error = chain(error), "no client secret");
+            tracing::error!(provider = %provider.name, error = chain(&error), "no client secret");
         }
-        let settings = settings(provider, client_secret, request_timeout);
-        let built = OAuth2::new(settings, Arc::clone(clock))
-            .map_err(|source| LifecycleError::Provider { name: provider.name.clone(), source })?;
+        let built = built.map_err(|source| LifecycleError::Provider { name: provider.name.clone(), source })?;
         providers.push((provider.name.clone(), Arc::new(built)));
     }
     Ok(providers.into_iter().collect())
 }
 
-/// The provider's client secret, where one is configured.
-async fn client_secret(
+/// The client of a configured provider, and why its secret is not to be had, if it is not: it sends nothing then.
+pub async fn client(
     provider: &ProviderConfig,
     environment: &Environment,
-) -> Option<Result<ClientSecret, SecretSourceError>> {
-    let source = provider.client_secret.as_ref()?;
-    Some(source.read(environment).await)
+    request_timeout: Duration,
+    clock: Arc<dyn Clock>,
+) -> (Result<OAuth2, SetupError>, Option<SecretSourceError>) {
+    let (authentication, missing) = authentication(provider, environment).await;
+    (OAuth2::new(settings(provider, authentication, request_timeout), clock), missing)
+}
+
+/// How the provider's client authenticates, and why it cannot, where its secret is not to be had.
+async fn authentication(
+    provider: &ProviderConfig,
+    environment: &Environment,
+) -> (Authentication, Option<SecretSourceError>) {
+    match &provider.authentication {
+        config::Authentication::None => (Authentication::None, None),
+        config::Authentication::Secret { place, source } => match source.read(environment).await {
+            Ok(secret) => (Authentication::Secret { place: *place, secret: Ok(secret) }, None),
+            Err(error) => {
+                let secret = Err("the client secret could not be read");
+                (Authentication::Secret { place: *place, secret }, Some(error))
+            }
+        },
+        config::Authentication::Key(_) => {
+            let secret = Err("private_key_jwt is not in this version");
+            (Authentication::Secret { place: SecretPlace::Body, secret }, None)
+        }
+    }
 }
 
 /// What the configuration says of a provider, in the provider client's words.
-fn settings(
-    provider: &ProviderConfig,
-    client_secret: Option<Result<ClientSecret, SecretSourceError>>,
-    request_timeout: Duration,
-) -> Settings {
+fn settings(provider: &ProviderConfig, authentication: Authentication, request_timeout: Duration) -> Settings {
     Settings {
         endpoints: Endpoints {
             // The configuration has seen that it is a URL; discovery compares its text (RFC 8414 section 3.3).
@@ -180,13 +197,13 @@ fn settings(
             revocation: provider.revocation_endpoint.clone(),
         },
         client_id: provider.client_id.clone(),
-        client_secret: client_secret.map(|secret| secret.map_err(|_| "the client secret could not be read")),
-        client_auth: provider.client_auth,
-        request_format: provider.request_format,
+        authentication,
+        dialect: provider.dialect.clone(),
         request_timeout,
         ca_file: provider.ca_file.clone(),
         rules: Rules {
             dead_grant_codes: provider.dead_grant_codes.clone(),
+            dead_grant_statuses: provider.dead_grant_statuses.clone(),
             reuse_grace: provider.reuse_grace,
             expose: provider.expose.clone(),
         },

@@ -16,9 +16,10 @@ use credproxy::{
     clock::SystemClock,
     grant::{Extra, Grant, GrantId, Issued, Lifetime},
     provider::{
-        Body, ClientAuth, DevicePoll, Flow, Provider as _, Reply, RequestFormat, Rules,
-        oauth2::{Endpoints, LoginSettings, OAuth2, Settings, SetupError, endpoint},
+        Body, DevicePoll, Flow, Provider as _, Reply, Rules,
+        oauth2::{Authentication, Endpoints, LoginSettings, OAuth2, Settings, SetupError, endpoint},
     },
+    registration::{Dialect, RequestForm, RequestFormat, SecretPlace},
     secret::{
         AccessToken, AuthorizationCode, ClientSecret, CodeVerifier, DeviceCode, LOGIN_BYTES, LoginState, RefreshToken,
     },
@@ -46,9 +47,8 @@ fn settings(token_endpoint: &str) -> Settings {
     Settings {
         endpoints: Endpoints { token: Some(Url::parse(token_endpoint).unwrap()), ..Endpoints::default() },
         client_id: "client-1".into(),
-        client_secret: None,
-        client_auth: ClientAuth::None,
-        request_format: RequestFormat::Form,
+        authentication: Authentication::None,
+        dialect: Dialect::default(),
         request_timeout: PATIENT,
         ca_file: None,
         rules: Rules::default(),
@@ -241,19 +241,24 @@ async fn retry_after_is_handed_on() {
 
 // What is sent.
 
+const SECRET_PLACES: [SecretPlace; 3] = [SecretPlace::Body, SecretPlace::Basic, SecretPlace::BasicRaw];
+
 const AWKWARD_ID: &str = "id:@+%/& 1";
 const AWKWARD_SECRET: &str = "s:@+%/& 2~";
 
-async fn sent(client_auth: ClientAuth, request_format: RequestFormat) -> (Seen, String) {
+/// Settings of a client that proves itself by a secret, unless it has no place for one.
+fn authenticating(place: Option<SecretPlace>, secret: &str, format: RequestFormat, settings: Settings) -> Settings {
+    let secret = || Ok(ClientSecret::new(secret.into()).unwrap());
+    let authentication = place.map_or(Authentication::None, |place| Authentication::Secret { place, secret: secret() });
+    let requests = RequestForm { format, ..RequestForm::default() };
+    Settings { authentication, dialect: Dialect { requests, ..Dialect::default() }, ..settings }
+}
+
+async fn sent(place: Option<SecretPlace>, format: RequestFormat) -> (Seen, String) {
     let issuer = Issuer::start().await;
     let (access, token) = issuer.new_grant();
-    let settings = Settings {
-        client_id: AWKWARD_ID.into(),
-        client_secret: Some(Ok(ClientSecret::new(AWKWARD_SECRET.into()).unwrap())),
-        client_auth,
-        request_format,
-        ..settings(&issuer.token_endpoint())
-    };
+    let settings = Settings { client_id: AWKWARD_ID.into(), ..settings(&issuer.token_endpoint()) };
+    let settings = authenticating(place, AWKWARD_SECRET, format, settings);
     let reply = provider(settings).refresh(&grant(&access, Some(&token))).await;
     assert_eq!(class(&reply), "200 issued");
     let [seen] = <[Seen; 1]>::try_from(issuer.requests()).unwrap();
@@ -264,33 +269,33 @@ async fn sent(client_auth: ClientAuth, request_format: RequestFormat) -> (Seen, 
 async fn a_form_says_who_the_client_is_in_each_of_the_four_ways() {
     const ID: &str = "&client_id=id%3A%40%2B%25%2F%26+1";
     const SECRET: &str = "&client_secret=s%3A%40%2B%25%2F%26+2%7E";
-    for (client_auth, members, credentials) in [
-        (ClientAuth::None, ID.to_owned(), None),
-        (ClientAuth::Post, format!("{ID}{SECRET}"), None),
-        (ClientAuth::Basic, String::new(), Some("id%3A%40%2B%25%2F%26+1:s%3A%40%2B%25%2F%26+2%7E")),
-        (ClientAuth::BasicRaw, String::new(), Some("id:@+%/& 1:s:@+%/& 2~")),
+    for (place, members, credentials) in [
+        (None, ID.to_owned(), None),
+        (Some(SecretPlace::Body), format!("{ID}{SECRET}"), None),
+        (Some(SecretPlace::Basic), String::new(), Some("id%3A%40%2B%25%2F%26+1:s%3A%40%2B%25%2F%26+2%7E")),
+        (Some(SecretPlace::BasicRaw), String::new(), Some("id:@+%/& 1:s:@+%/& 2~")),
     ] {
-        let (seen, token) = sent(client_auth, RequestFormat::Form).await;
-        assert_eq!(seen.body, format!("grant_type=refresh_token&refresh_token={token}{members}"), "{client_auth:?}");
+        let (seen, token) = sent(place, RequestFormat::Form).await;
+        assert_eq!(seen.body, format!("grant_type=refresh_token&refresh_token={token}{members}"), "{place:?}");
         assert_eq!(seen.header("content-type"), Some("application/x-www-form-urlencoded"));
-        assert_eq!(seen.header("authorization").map(decode_basic).as_deref(), credentials, "{client_auth:?}");
+        assert_eq!(seen.header("authorization").map(decode_basic).as_deref(), credentials, "{place:?}");
     }
 }
 
 #[tokio::test]
 async fn a_json_request_has_the_same_members() {
-    for (client_auth, members, credentials) in [
-        (ClientAuth::None, json!({"client_id": AWKWARD_ID}), false),
-        (ClientAuth::Post, json!({"client_id": AWKWARD_ID, "client_secret": AWKWARD_SECRET}), false),
-        (ClientAuth::Basic, json!({}), true),
-        (ClientAuth::BasicRaw, json!({}), true),
+    for (place, members, credentials) in [
+        (None, json!({"client_id": AWKWARD_ID}), false),
+        (Some(SecretPlace::Body), json!({"client_id": AWKWARD_ID, "client_secret": AWKWARD_SECRET}), false),
+        (Some(SecretPlace::Basic), json!({}), true),
+        (Some(SecretPlace::BasicRaw), json!({}), true),
     ] {
-        let (seen, token) = sent(client_auth, RequestFormat::Json).await;
+        let (seen, token) = sent(place, RequestFormat::Json).await;
         let mut expected = json!({"grant_type": "refresh_token", "refresh_token": token});
         expected.as_object_mut().unwrap().extend(members.as_object().unwrap().clone());
-        assert_eq!(serde_json::from_str::<Value>(&seen.body).unwrap(), expected, "{client_auth:?}");
+        assert_eq!(serde_json::from_str::<Value>(&seen.body).unwrap(), expected, "{place:?}");
         assert_eq!(seen.header("content-type"), Some(JSON));
-        assert_eq!(seen.header("authorization").is_some(), credentials, "{client_auth:?}");
+        assert_eq!(seen.header("authorization").is_some(), credentials, "{place:?}");
     }
 }
 
@@ -300,7 +305,7 @@ fn decode_basic(header: &str) -> String {
 
 #[tokio::test]
 async fn the_head_of_a_request_says_what_is_needed_and_no_more() {
-    let (seen, _) = sent(ClientAuth::Basic, RequestFormat::Form).await;
+    let (seen, _) = sent(Some(SecretPlace::Basic), RequestFormat::Form).await;
     assert_eq!((seen.method.as_str(), seen.target.as_str()), ("POST", "/token"));
     assert_eq!(seen.header("accept"), Some(JSON));
     assert_eq!(seen.header("user-agent"), Some(concat!("credproxy/", env!("CARGO_PKG_VERSION"))));
@@ -315,12 +320,10 @@ async fn without_a_refresh_token_or_a_readable_secret_nothing_is_sent() {
     let issuer = Issuer::start().await;
     let reply = provider(settings(&issuer.token_endpoint())).refresh(&grant("at", None)).await;
     assert_eq!(class(&reply), "not sent: there is no refresh token");
-    for client_auth in [ClientAuth::Post, ClientAuth::Basic, ClientAuth::BasicRaw] {
-        let settings = Settings {
-            client_auth,
-            client_secret: Some(Err("the client secret could not be read")),
-            ..settings(&issuer.token_endpoint())
-        };
+    for place in SECRET_PLACES {
+        let secret = Err("the client secret could not be read");
+        let authentication = Authentication::Secret { place, secret };
+        let settings = Settings { authentication, ..settings(&issuer.token_endpoint()) };
         assert_eq!(class(&refresh(&issuer, settings).await), "not sent: the client secret could not be read");
     }
     assert!(issuer.requests().is_empty());
@@ -493,8 +496,6 @@ fn settings_that_would_send_secrets_in_clear_make_no_provider() {
     }
     let nowhere = Settings { endpoints: Endpoints::default(), ..settings("https://unused.example/") };
     assert!(matches!(make(nowhere), SetupError::NoTokenEndpoint));
-    let no_secret = Settings { client_auth: ClientAuth::Post, ..settings("https://login.example.com/token") };
-    assert!(matches!(make(no_secret), SetupError::NoSecret));
 }
 
 // Discovery.
@@ -764,8 +765,8 @@ async fn no_secret_is_logged_at_any_level() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     write!(file, "{pem}").unwrap();
     for url in [issuer.token_endpoint(), format!("https://{address}/token")] {
-        for request_format in [RequestFormat::Form, RequestFormat::Json] {
-            for client_auth in [ClientAuth::Post, ClientAuth::Basic, ClientAuth::BasicRaw] {
+        for format in [RequestFormat::Form, RequestFormat::Json] {
+            for place in SECRET_PLACES {
                 for answer in [
                     Answer::Normal,
                     Answer::Raw(Raw::new(400, HTML, "canary-prose").header("X-Canary", "canary-header")),
@@ -773,13 +774,8 @@ async fn no_secret_is_logged_at_any_level() {
                     Answer::RotateThenReset,
                 ] {
                     issuer.script(answer);
-                    let settings = Settings {
-                        client_secret: Some(Ok(ClientSecret::new("canary-secret".into()).unwrap())),
-                        client_auth,
-                        request_format,
-                        ca_file: Some(file.path().into()),
-                        ..settings(&url)
-                    };
+                    let settings = Settings { ca_file: Some(file.path().into()), ..settings(&url) };
+                    let settings = authenticating(Some(place), "canary-secret", format, settings);
                     refresh(&issuer, settings).await;
                 }
             }

@@ -5,6 +5,7 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeSet,
     ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
@@ -107,10 +108,19 @@ impl<'a> Section<'a> {
 
     /// Takes a table of named tables out, in the order of the names.
     pub(super) fn sections(&mut self, name: &str) -> Result<Vec<(String, Self)>, ConfigError> {
-        let mut outer = self.section(name)?;
-        let names: Vec<String> = outer.table.keys().map(|key| key.get_ref().to_string()).collect();
-        let inner = names.into_iter().map(|name| Ok((name.clone(), outer.section(&name)?)));
-        inner.collect()
+        let entries = self.section(name)?.entries().into_iter();
+        entries.map(|(name, entry)| Ok((name, entry.section("must be a table")?))).collect()
+    }
+
+    /// Takes out every key that is left, in the order of the keys.
+    pub(super) fn entries(&mut self) -> Vec<(String, Entry<'a>)> {
+        self.names().into_iter().filter_map(|name| Some((name.clone(), self.take(&name)?))).collect()
+    }
+
+    fn names(&self) -> BTreeSet<String> {
+        let mut names = self.under.as_ref().map(|under| under.names()).unwrap_or_default();
+        names.extend(self.table.keys().map(|key| key.get_ref().to_string()));
+        names
     }
 
     /// Refuses what nobody took.

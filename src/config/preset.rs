@@ -88,6 +88,7 @@ fn needs(table: &DeTable<'_>, variables: &[Variable]) -> Vec<String> {
     let mut needs = vec!["client_id".to_owned()];
     needs.extend(match table.get("client_auth").and_then(|value| value.get_ref().as_str()) {
         Some("post" | "basic" | "basic_raw") => Some("client_secret".to_owned()),
+        Some("private_key_jwt") => Some("client_key".to_owned()),
         Some(_) | None => None,
     });
     let without_default = variables.iter().filter(|variable| variable.default.is_none());
@@ -242,10 +243,7 @@ mod tests {
     use url::Url;
 
     use super::*;
-    use crate::{
-        config::{Config, Environment, ProviderConfig},
-        provider::ClientAuth,
-    };
+    use crate::config::{Authentication, Config, Environment, ProviderConfig};
 
     /// The provider of a table with these lines in it.
     fn provider(lines: &str) -> Result<ProviderConfig, String> {
@@ -314,15 +312,28 @@ mod tests {
         let plain = provider("preset = \"github\"\nclient_id = \"me\"").unwrap();
         assert_eq!(plain.token_endpoint.unwrap().as_str(), "https://github.com/login/oauth/access_token");
         assert_eq!(
-            (plain.client_auth, plain.dead_grant_codes),
-            (ClientAuth::None, vec!["bad_refresh_token".to_owned()])
+            (plain.authentication, plain.dead_grant_codes),
+            (Authentication::None, vec!["bad_refresh_token".into()])
         );
-        let lines = "preset = \"github\"\nclient_id = \"me\"\nclient_secret = { env = \"X\" }\n\
-            token_endpoint = \"http://127.0.0.1:9/token\"\ndead_grant_codes = []\nvariables = { host = \"git.example.com\" }";
-        let own = provider(lines).unwrap();
+        let own = provider(
+            "preset = \"github\"\nclient_id = \"me\"\nclient_secret = { env = \"X\" }\ndead_grant_codes = []\n\
+             token_endpoint = \"http://127.0.0.1:9/token\"\nvariables = { host = \"git.example.com\" }",
+        )
+        .unwrap();
         assert_eq!(own.token_endpoint.unwrap().as_str(), "http://127.0.0.1:9/token");
         assert_eq!(own.authorization_endpoint.unwrap().as_str(), "https://git.example.com/login/oauth/authorize");
-        assert_eq!((own.client_auth, own.dead_grant_codes), (ClientAuth::Post, Vec::new()));
+        assert!(matches!(own.authentication, Authentication::Secret { .. }) && own.dead_grant_codes.is_empty());
+    }
+
+    #[test]
+    fn a_variable_of_which_nothing_is_left_needs_no_value() {
+        let lines = "preset = \"keycloak\"\nclient_id = \"me\"";
+        let missing = provider(lines).unwrap_err();
+        let expected =
+            "/etc/x.toml:1: providers.corp.variables.realm: is missing: the realm's address without https://";
+        assert!(missing.starts_with(expected), "{missing}");
+        let own = provider(&format!("{lines}\nissuer = \"http://localhost:8080/realms/a\"")).unwrap();
+        assert_eq!(own.issuer.unwrap(), "http://localhost:8080/realms/a");
     }
 
     #[test]

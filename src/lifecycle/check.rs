@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{chain, client_secret, key::Keeper, settings};
+use super::{chain, client, key::Keeper};
 use crate::{
     clock::{Clock, SystemClock},
     config::{Config, Environment},
-    provider::oauth2::OAuth2,
     server::{
         listener::{Listener, Occupant},
         peer::Peers,
@@ -31,13 +30,11 @@ pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> 
     let mut findings = vec![Finding { subject: "store".to_owned(), result: store(config, environment, ask).await }];
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     for provider in &config.providers {
-        let secret = client_secret(provider, environment).await;
-        let no_secret = secret.as_ref().and_then(|secret| secret.as_ref().err()).map(|error| chain(error));
-        let settings = settings(provider, secret, config.refresh.request_timeout);
+        let (client, missing) = client(provider, environment, config.refresh.request_timeout, Arc::clone(&clock)).await;
         let preset = provider.preset.map(|name| format!(" (preset {name})")).unwrap_or_default();
-        let result = match (OAuth2::new(settings, Arc::clone(&clock)), no_secret) {
+        let result = match (client, missing) {
             (Err(error), _) => Err(chain(&error) + &preset),
-            (Ok(_), Some(reason)) => Err(reason + &preset),
+            (Ok(_), Some(error)) => Err(chain(&error) + &preset),
             (Ok(_), None) => Ok(format!("configured{preset}")),
         };
         findings.push(Finding { subject: format!("provider {}", provider.name), result });

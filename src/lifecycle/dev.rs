@@ -14,10 +14,11 @@ use crate::{
     config::SocketConfig,
     login::Logins,
     provider::{
-        ClientAuth, Provider, RequestFormat, Rules,
-        oauth2::{Endpoints, LoginSettings, OAuth2, Settings, endpoint},
+        Provider, Rules,
+        oauth2::{Authentication, Endpoints, LoginSettings, OAuth2, Settings, endpoint},
     },
     refresh::{Coordinator, condition::IfMatch},
+    registration::Dialect,
     server::dev::Issuer,
     store::memory::Memory,
 };
@@ -54,9 +55,8 @@ async fn coordinator(issuer: &Issuer) -> Result<Coordinator, Box<dyn std::error:
     let settings = Settings {
         endpoints: Endpoints { token: Some(endpoint(&issuer.token_endpoint()?)?), ..Endpoints::default() },
         client_id: "credproxy-dev".to_owned(),
-        client_secret: None,
-        client_auth: ClientAuth::None,
-        request_format: RequestFormat::Form,
+        authentication: Authentication::None,
+        dialect: Dialect::default(),
         request_timeout: Duration::from_secs(15),
         ca_file: None,
         rules: Rules::default(),
