@@ -24,16 +24,27 @@ use crate::provider::{Flow, RedirectUri};
 /// Their names and texts, in the order of the names.
 const PRESETS: &[(&str, &str)] = &[
     ("anthropic", include_str!("presets/anthropic.toml")),
+    ("atlassian", include_str!("presets/atlassian.toml")),
     ("auth0", include_str!("presets/auth0.toml")),
+    ("aws-sso", include_str!("presets/aws-sso.toml")),
+    ("copilot", include_str!("presets/copilot.toml")),
+    ("dropbox", include_str!("presets/dropbox.toml")),
+    ("figma", include_str!("presets/figma.toml")),
     ("github", include_str!("presets/github.toml")),
     ("gitlab", include_str!("presets/gitlab.toml")),
+    ("google", include_str!("presets/google.toml")),
     ("intuit", include_str!("presets/intuit.toml")),
     ("keycloak", include_str!("presets/keycloak.toml")),
+    ("linear", include_str!("presets/linear.toml")),
     ("microsoft", include_str!("presets/microsoft.toml")),
+    ("notion", include_str!("presets/notion.toml")),
     ("okta", include_str!("presets/okta.toml")),
     ("openai", include_str!("presets/openai.toml")),
     ("salesforce", include_str!("presets/salesforce.toml")),
+    ("slack", include_str!("presets/slack.toml")),
     ("spotify", include_str!("presets/spotify.toml")),
+    ("xai", include_str!("presets/xai.toml")),
+    ("zoho", include_str!("presets/zoho.toml")),
 ];
 
 /// What is known of a provider, but for the client.
@@ -243,7 +254,10 @@ mod tests {
     use url::Url;
 
     use super::*;
-    use crate::config::{Authentication, Config, Environment, ProviderConfig};
+    use crate::{
+        config::{Authentication, Config, Environment, ProviderConfig},
+        registration::Request,
+    };
 
     /// The provider of a table with these lines in it.
     fn provider(lines: &str) -> Result<ProviderConfig, String> {
@@ -326,6 +340,21 @@ mod tests {
     }
 
     #[test]
+    fn inner_tables_are_merged_key_by_key() {
+        let own = provider(
+            "preset = \"notion\"\nclient_id = \"me\"\nclient_secret = { env = \"X\" }\nheaders = { X-Own = \"a\" }\n\
+             requests.authorization.params = { login_hint = \"me\", owner = \"workspace\" }\n\
+             requests.token.params.own = \"b\"",
+        );
+        let additions = own.unwrap().dialect.requests.additions;
+        let parameters = |request| additions.parameters(request).collect::<Vec<_>>();
+        assert_eq!(parameters(Request::Authorization), [("login_hint", "me"), ("owner", "workspace")]);
+        assert_eq!(parameters(Request::Token), [("own", "b")]);
+        let headers = additions.headers(Request::Refresh);
+        assert!(headers.len() == 2 && headers["notion-version"] == "2025-09-03" && headers["x-own"] == "a");
+    }
+
+    #[test]
     fn a_variable_of_which_nothing_is_left_needs_no_value() {
         let lines = "preset = \"keycloak\"\nclient_id = \"me\"";
         let missing = provider(lines).unwrap_err();
@@ -346,6 +375,22 @@ mod tests {
                 "2: providers.corp.variables: there are variables only with a preset",
             ),
             ("preset = \"github\"", "1: providers.corp.client_id: is missing"),
+            (
+                "client_id = \"a\"\npreset = \"notion\"",
+                "3: providers.corp.client_auth: as the preset notion has it: needs a client_secret",
+            ),
+            (
+                "client_id = \"a\"\npreset = \"spotify\"\nclient_secret = { env = \"X\" }",
+                "3: providers.corp.client_auth: as the preset spotify has it: is \"none\", but there is a client_secret",
+            ),
+            (
+                "client_id = \"a\"\nclient_secret = { env = \"X\" }\npreset = \"notion\"\nheaders = { Cookie = \"canary\" }",
+                "5: providers.corp.headers.Cookie: ",
+            ),
+            (
+                "client_id = \"a\"\nclient_secret = { env = \"X\" }\npreset = \"notion\"\nheaders = \"canary\"",
+                "5: providers.corp.headers: must be a table",
+            ),
             (
                 "preset = \"github\"\nclient_id = \"a\"\nvariables = { hots = \"canary\" }",
                 "4: providers.corp.variables.hots: unknown key; known here: host",
