@@ -19,6 +19,7 @@ use support::issuer::Issuer;
 
 mod answers;
 mod connections;
+mod dialect;
 mod discovery;
 mod issuer;
 mod logins;
