@@ -192,6 +192,7 @@ fn settings(provider: &ProviderConfig, authentication: Authentication, request_t
             // The configuration has seen that it is a URL; discovery compares its text (RFC 8414 section 3.3).
             issuer: provider.issuer.as_deref().and_then(|issuer| issuer.parse().ok()),
             token: provider.token_endpoint.clone(),
+            refresh: provider.refresh_endpoint.clone(),
             authorization: provider.authorization_endpoint.clone(),
             device_authorization: provider.device_authorization_endpoint.clone(),
             revocation: provider.revocation_endpoint.clone(),

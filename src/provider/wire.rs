@@ -27,7 +27,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderValue,
+    HeaderMap, HeaderValue,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
 };
 use hyper::body::{Body, Frame, SizeHint};
@@ -170,6 +170,8 @@ impl fmt::Debug for Http {
 pub(super) struct Post {
     pub(super) content_type: &'static str,
     pub(super) authorization: Option<HeaderValue>,
+    /// Further headers, which win over those of the client's that they may replace.
+    pub(super) headers: HeaderMap,
     pub(super) body: Zeroizing<Vec<u8>>,
 }
 
@@ -224,18 +226,21 @@ impl Http {
             .post(url.clone())
             .header(ACCEPT, JSON)
             .header(CONTENT_TYPE, post.content_type)
+            .headers(post.headers)
             .body(reqwest::Body::wrap(sealed));
-        if let Some(mut credentials) = post.authorization {
-            credentials.set_sensitive(true);
+        if let Some(credentials) = post.authorization {
             request = request.header(AUTHORIZATION, credentials);
         }
         exchange(request, progress).await
     }
 
     /// Gets a JSON document. It holds no secret, so [`Exchange::NotSent`] may mean a broken connection as well.
-    pub(super) async fn get(&self, url: Url) -> Exchange {
+    pub(super) async fn get(&self, url: Url, headers: HeaderMap) -> Exchange {
         match self.client(&url) {
-            Ok(client) => exchange(client.get(url).header(ACCEPT, JSON), &mut Progress::default()).await,
+            Ok(client) => {
+                let request = client.get(url).header(ACCEPT, JSON).headers(headers);
+                exchange(request, &mut Progress::default()).await
+            }
             Err(why) => Exchange::NotSent(why),
         }
     }

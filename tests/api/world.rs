@@ -185,6 +185,7 @@ impl World {
             endpoints: Endpoints {
                 issuer: None,
                 token: url(issuer.token_endpoint()),
+                refresh: None,
                 authorization: url(issuer.authorization_endpoint()),
                 device_authorization: url(issuer.device_authorization_endpoint()),
                 revocation: url(issuer.revocation_endpoint()),
