@@ -116,6 +116,17 @@ pub struct Rules {
     pub expose: Vec<String>,
 }
 
+impl Rules {
+    /// Whether an answer that brought no tokens says that the grant is dead.
+    #[must_use]
+    pub fn is_dead(&self, status: u16, code: Option<&ErrorCode>) -> bool {
+        let code = code.map_or("", ErrorCode::as_str);
+        self.dead_grant_statuses.contains(&status)
+            || code == "invalid_grant"
+            || (!code.is_empty() && self.dead_grant_codes.iter().any(|dead| dead == code))
+    }
+}
+
 /// A way to log in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {

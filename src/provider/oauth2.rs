@@ -99,7 +99,7 @@ impl OAuth2 {
             Exchange::Answered { head, body } => Reply::Answered {
                 status: head.status,
                 body: body.map_or(Body::Unreadable, |body| {
-                    answer::read(head.status, head.content_type.as_deref(), &body, presented)
+                    answer::read(head.with(&body), &self.settings.dialect, presented, self.clock.now())
                 }),
                 retry_after: head.retry_after.and_then(|text| answer::retry_after(&text, self.clock.now())),
             },

@@ -202,6 +202,11 @@ impl Head {
             retry_after: text(RETRY_AFTER).map(str::to_owned),
         }
     }
+
+    /// The answer that this is the head of.
+    pub(super) fn with<'a>(&'a self, body: &'a [u8]) -> answer::Received<'a> {
+        answer::Received { status: self.status, content_type: self.content_type.as_deref(), body }
+    }
 }
 
 impl Http {

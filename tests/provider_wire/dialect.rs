@@ -1,5 +1,7 @@
 //! Requests to providers of their own kind.
 
+use std::time::Duration;
+
 use credproxy::{
     provider::{Provider as _, oauth2::Settings},
     registration::{Additions, Dialect, Headers, MemberNames, Parameters, Request, RequestForm, RequestFormat},
@@ -107,10 +109,12 @@ async fn requests_name_their_members_as_the_provider_does() {
     let requests = RequestForm { additions, ..secret.dialect.requests.clone() };
     let provider = provider(Settings { dialect: Dialect { names, requests, ..Dialect::default() }, ..secret });
 
-    let codes = json!({"device_code": "canary-device", "user_code": "AB-1", "verification_uri": "https://d.example/"});
+    let codes = json!({"deviceCode": "canary-device", "userCode": "AB-1", "verificationUri": "https://d.example/",
+        "expiresIn": 600, "interval": 1});
     issuer.answer_device(Raw::json(200, &codes));
     let begun = provider.start_device(&verifier()).await.unwrap();
     assert_eq!((begun.user_code.as_str(), begun.verification_uri.as_str()), ("AB-1", "https://d.example/"));
+    assert_eq!(begun.lifetime, Some(Duration::from_mins(10)));
     provider.poll_device(&begun.device_code, &verifier()).await;
     provider.refresh(&grant("at", Some("canary-rt"))).await;
     let bodies: Vec<Value> = issuer.requests().iter().map(|seen| serde_json::from_str(&seen.body).unwrap()).collect();

@@ -23,12 +23,15 @@ mod dialect;
 mod discovery;
 mod issuer;
 mod logins;
+mod quirks;
 mod requests;
 #[path = "../support/mod.rs"]
 mod support;
 
 /// Long enough to never end a test that does not ask for it.
 const PATIENT: Duration = Duration::from_secs(20);
+/// When grants were issued.
+const NOW: Timestamp = Timestamp::from_secs(1_700_000_000);
 /// For the tests in which the time is up.
 const IMPATIENT: Duration = Duration::from_millis(300);
 
@@ -58,7 +61,7 @@ fn grant(access: &str, refresh: Option<&str>) -> Grant {
         refresh_token: refresh.map(|text| RefreshToken::new(text.into()).unwrap()),
         extra: Extra::default(),
     };
-    Grant::new(GrantId::from_bytes([1; 16]), issued, Timestamp::from_secs(1_700_000_000))
+    Grant::new(GrantId::from_bytes([1; 16]), issued, NOW)
 }
 
 /// A refresh with a token that the server knows.

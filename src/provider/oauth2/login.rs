@@ -124,13 +124,14 @@ impl OAuth2 {
         if self.settings.login.device_pkce {
             parameters.extend([("code_challenge", challenge.as_str()), ("code_challenge_method", "S256")]);
         }
+        let names = &self.settings.dialect.names;
         let answer = match self.call(Request::Device, self.device_endpoint(), &parameters).await {
             Exchange::NotSent(why) => return Err(why.into()),
             Exchange::Lost { timed_out: true } => return Err("the provider did not answer in time".into()),
             Exchange::Lost { timed_out: false } => return Err("the provider's answer broke off".into()),
             Exchange::Answered { head, body } => body
                 .and_then(|body| {
-                    let members = answer::members(head.content_type.as_deref(), &body)?;
+                    let members = answer::members(head.with(&body), names)?;
                     let success = (200..300).contains(&head.status);
                     Some(match answer::error(&members, success) {
                         Some(code) => Err(ErrorCode::new(code, None)),
@@ -167,10 +168,12 @@ impl OAuth2 {
             parameters.push(("code_verifier", verifier.expose_secret()));
         }
         let exchange = self.call(Request::Token, self.token_endpoint(), &parameters).await;
+        let names = &self.settings.dialect.names;
         // GitHub says in a refusal how long to wait from now on.
         let told = match &exchange {
-            Exchange::Answered { head, body: Some(body) } => answer::members(head.content_type.as_deref(), body)
-                .and_then(|members| answer::seconds(&members, "interval")),
+            Exchange::Answered { head, body: Some(body) } => {
+                answer::members(head.with(body), names).and_then(|members| answer::seconds(&members, "interval"))
+            }
             Exchange::NotSent(_) | Exchange::Lost { .. } | Exchange::Answered { .. } => None,
         };
         match self.reply(exchange, None) {
