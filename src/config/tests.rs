@@ -234,6 +234,8 @@ allow = ["canary", "canary/*"]
 operations = ["read"]
 
 [providers.corp]
+preset = "keycloak"
+variables = { realm = "canary.example.com/realms/canary" }
 issuer = "https://canary.example.com/"
 token_endpoint = "https://canary.example.com/token"
 client_id = """
