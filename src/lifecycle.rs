@@ -17,14 +17,13 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     account::ProviderName,
     clock::Clock,
-    config::{self, Config, Environment, ProviderConfig, SecretSourceError, SocketConfig},
+    config::{self, ClientKeyConfig, Config, Environment, ProviderConfig, SocketConfig},
     login::Logins,
     provider::{
         Provider, Providers, Rules,
-        oauth2::{Authentication, Endpoints, LoginSettings, OAuth2, Settings, SetupError},
+        oauth2::{Assertions, Authentication, Endpoints, LoginSettings, OAuth2, Settings, SetupError},
     },
     refresh::Coordinator,
-    registration::SecretPlace,
     server::{
         self, AppState,
         listener::{BindError, Listener},
@@ -145,7 +144,7 @@ async fn providers(
         let (authentication, missing) = authentication(provider, environment).await;
         if let Some(error) = missing {
             // This provider fails, and says so at every refresh; the others do not.
-            tracing::error!(provider = %provider.name, error = chain(&error), "no client secret");
+            tracing::error!(provider = %provider.name, error = chain(error.as_ref()), "the client cannot authenticate");
         }
         let settings = settings(provider, authentication, request_timeout);
         let built = OAuth2::new(settings, Arc::clone(clock))
@@ -155,25 +154,37 @@ async fn providers(
     Ok(providers.into_iter().collect())
 }
 
-/// How the provider's client authenticates, and why it cannot, where its secret is not to be had.
-async fn authentication(
-    provider: &ProviderConfig,
-    environment: &Environment,
-) -> (Authentication, Option<SecretSourceError>) {
+/// Why a client cannot authenticate.
+type Missing = Box<dyn std::error::Error + Send + Sync>;
+
+/// How the provider's client authenticates, and why it cannot, where its secret or key is not to be had.
+async fn authentication(provider: &ProviderConfig, environment: &Environment) -> (Authentication, Option<Missing>) {
     match &provider.authentication {
         config::Authentication::None => (Authentication::None, None),
-        config::Authentication::Secret { place, source } => match source.read(environment).await {
-            Ok(secret) => (Authentication::Secret { place: *place, secret: Ok(secret) }, None),
-            Err(error) => {
-                let secret = Err("the client secret could not be read");
-                (Authentication::Secret { place: *place, secret }, Some(error))
-            }
-        },
-        config::Authentication::Key(_) => {
-            let secret = Err("private_key_jwt is not in this version");
-            (Authentication::Secret { place: SecretPlace::Body, secret }, None)
+        config::Authentication::Secret { place, source } => {
+            let (secret, missing) = match source.client_secret(environment).await {
+                Ok(secret) => (Ok(secret), None),
+                Err(error) => (Err("the client secret could not be read"), Some(error.into())),
+            };
+            (Authentication::Secret { place: *place, secret }, missing)
         }
+        config::Authentication::Key(key) => match assertions(provider, key, environment).await {
+            Ok(assertions) => (Authentication::Key(Ok(Box::new(assertions))), None),
+            Err(error) => (Authentication::Key(Err("the client key could not be read")), Some(error)),
+        },
     }
+}
+
+async fn assertions(
+    provider: &ProviderConfig,
+    config: &ClientKeyConfig,
+    environment: &Environment,
+) -> Result<Assertions, Missing> {
+    let key = config.source.client_key(environment).await?;
+    // An issuer beside a token endpoint may never be asked how it spells itself.
+    let issuer = || provider.token_endpoint.as_ref().and(provider.issuer.clone());
+    let audience = config.audience.clone().or_else(issuer);
+    Ok(Assertions::new(&key, config.algorithm, config.id.clone(), audience)?)
 }
 
 /// What the configuration says of a provider, in the provider client's words.

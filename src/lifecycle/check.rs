@@ -35,7 +35,7 @@ pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> 
         let settings = settings(provider, authentication, config.refresh.request_timeout);
         let result = match (OAuth2::new(settings, Arc::clone(&clock)), missing) {
             (Err(error), _) => Err(chain(&error)),
-            (Ok(_), Some(error)) => Err(chain(&error)),
+            (Ok(_), Some(error)) => Err(chain(error.as_ref())),
             (Ok(_), None) => Ok("configured".to_owned()),
         };
         findings.push(Finding { subject: format!("provider {}", provider.name), result });
