@@ -34,7 +34,7 @@ pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> 
         let preset = provider.preset.map(|name| format!(" (preset {name})")).unwrap_or_default();
         let result = match (client, missing) {
             (Err(error), _) => Err(chain(&error) + &preset),
-            (Ok(_), Some(error)) => Err(chain(&error) + &preset),
+            (Ok(_), Some(error)) => Err(chain(error.as_ref()) + &preset),
             (Ok(_), None) => Ok(format!("configured{preset}")),
         };
         findings.push(Finding { subject: format!("provider {}", provider.name), result });

@@ -32,11 +32,13 @@ use crate::{
     secret::{AuthorizationCode, CodeVerifier, DeviceCode, LoginState, RefreshToken},
 };
 
+mod assertion;
 mod client;
 mod login;
 mod request;
 mod settings;
 
+pub use assertion::{Assertions, KeyError};
 pub use client::Authentication;
 pub use settings::{Endpoints, LoginSettings, Settings, SetupError};
 

@@ -18,6 +18,7 @@ use url::Url;
 use support::issuer::Issuer;
 
 mod answers;
+mod assertion;
 mod connections;
 mod dialect;
 mod discovery;

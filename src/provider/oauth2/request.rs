@@ -23,11 +23,13 @@ impl OAuth2 {
     /// The request that says `parameters`, and who the client is.
     pub(super) fn post(&self, request: Request, parameters: &[(&str, &str)]) -> Result<Post, &'static str> {
         let Settings { client_id, authentication, dialect, .. } = &self.settings;
+        let assertion = authentication.assertion(client_id, self.audience(), self.clock.now())?;
         let mut members = parameters.to_vec();
         if request != Request::Revocation {
             members.extend(self.resources());
         }
-        let authorization = authentication.sign(client_id, &mut members)?;
+        let authorization =
+            authentication.sign(client_id, assertion.as_ref().map(|text| text.as_str()), &mut members)?;
         for (name, _) in &mut members {
             *name = dialect.names.of(name);
         }
@@ -55,6 +57,13 @@ impl OAuth2 {
         }
         url.query_pairs_mut().extend_pairs(members);
         url
+    }
+
+    /// Whom a client's assertions are for: the issuer, as it spells itself, or else the token endpoint (RFC 7523 section
+    /// 3). Where neither is configured the metadata was read to find the endpoint of this request.
+    fn audience(&self) -> &str {
+        let issuer = self.metadata.get().map(|metadata| metadata.issuer.as_str());
+        issuer.or_else(|| self.settings.endpoints.token.as_ref().map(Url::as_str)).unwrap_or_default()
     }
 
     fn resources(&self) -> impl Iterator<Item = (&str, &str)> {
