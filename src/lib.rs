@@ -11,8 +11,8 @@
 //!
 //! # Rooms
 //! Imports run from the right to the left, never back; `tests/house.rs` holds the sources against that.
-//! `secret, clock, account <- grant, registration <- provider, store (the traits) <- refresh, policy <- login <-
-//! provider::*, store::*, server, client, config, cli <- lifecycle <- main`
+//! `secret, clock, account <- grant, item, registration <- provider, store (the traits) <- refresh, policy, keys <-
+//! login <- provider::*, store::*, server, client, config, cli <- lifecycle <- main`
 //!
 //! `faults` is there only with the feature of that name, for `tests/faults`: places to stop the program at.
 
@@ -27,6 +27,8 @@ mod faults;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod grant;
+pub mod item;
+pub mod keys;
 pub mod lifecycle;
 pub mod login;
 pub mod policy;

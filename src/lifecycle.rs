@@ -18,6 +18,7 @@ use crate::{
     account::ProviderName,
     clock::Clock,
     config::{self, ClientKeyConfig, Config, Environment, ProviderConfig, SocketConfig},
+    keys::Keys,
     login::Logins,
     provider::{
         Provider, Providers, Rules,
@@ -29,14 +30,16 @@ use crate::{
         listener::{BindError, Listener},
         peer::Peers,
     },
-    store::{Store, StoreError, key::passphrase::Ask, sqlite::Sqlite},
+    store::{Shelf, StoreError, key::passphrase::Ask, sqlite::Sqlite},
 };
 
 pub mod check;
+pub mod confine;
 pub mod dev;
 mod key;
 pub mod store;
 
+use confine::Confined;
 use key::Keeper;
 
 /// A flight takes at most 30 s; what is left is for answering.
@@ -98,16 +101,20 @@ pub enum LifecycleError {
 }
 
 /// Serves until a signal. A person is asked for the passphrase, if that is where the key is, before anything else.
-pub async fn serve(config: &Config, environment: &Environment, ask: Ask<'_>) -> Result<(), LifecycleError> {
+pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Result<(), LifecycleError> {
     outlive_file_limits()?;
     let clock = clock();
+    let environment = confined.environment();
     let keeper = Keeper { source: &config.store.key, store: &config.store.path, copy: None, environment, ask };
     let store = Arc::new(keeper.open().await?);
     let providers = providers(&config.providers, environment, config.refresh.request_timeout, &clock).await?;
-    let shared: Arc<dyn Store> = Arc::<Sqlite>::clone(&store);
+    confined.close();
+    tracing::info!(confined = %confined.extent);
+    let shared: Arc<dyn Shelf> = Arc::<Sqlite>::clone(&store);
+    let keys = Keys::new(Arc::clone(&shared), Arc::clone(&clock));
     let coordinator = Coordinator::new(shared, providers, clock, config.refresh.cooldown);
     let logins = Logins::new(coordinator.clone(), config.logins.lifetime);
-    let served = run(&coordinator, &logins, &config.sockets, |_| ()).await;
+    let served = run(&coordinator, &keys, &logins, &config.sockets, |_| ()).await;
     let closed = store.close().await;
     served?;
     Ok(closed?)
@@ -238,6 +245,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// every socket is open; what it gives is given back.
 async fn run<T>(
     coordinator: &Coordinator,
+    keys: &Keys,
     logins: &Logins,
     sockets: &[SocketConfig],
     ready: impl FnOnce(&[PathBuf]) -> T,
@@ -253,7 +261,7 @@ async fn run<T>(
     }
     let (stop, mut serving) = (CancellationToken::new(), JoinSet::new());
     for (listener, policy) in &listeners {
-        let state = AppState::new(coordinator.clone(), policy.clone());
+        let state = AppState::new(coordinator.clone(), keys.clone(), policy.clone());
         let router = server::router(state.beside_others(logins.clone(), listener.name()));
         let (listener, stop) = (Arc::clone(listener), stop.clone());
         serving.spawn(async move { listener.serve(router, share, stop).await });
@@ -267,6 +275,7 @@ async fn run<T>(
     // A login's grant that is being stored is the coordinator's to finish.
     let ended = async {
         logins.shut_down().await;
+        keys.shut_down().await;
         coordinator.shut_down().await;
     };
     let finished = tokio::time::timeout(LAST_WAIT, ended).await;

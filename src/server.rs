@@ -4,26 +4,26 @@
 //! authorization server of `serve --dev`.
 //!
 //! Invariants:
-//! 1. Every answer has `Cache-Control: no-store`; every refusal is a problem of the contract.
+//! 1. Every answer has `Cache-Control: no-store` (`envelope.rs`); every refusal is a problem of the contract.
 //! 2. Nothing leaves but sanitized views, statuses and problems.
 //! 3. Policy is asked before the coordinator, so that a refusal touches nothing and tells nothing.
 //!
 //! Must not know: SQL, a provider's wire form, how a refresh is made. It is the only home of axum.
 
-use std::{any::Any, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
     extract::FromRef,
-    response::{IntoResponse as _, Response},
     routing::{get, post},
 };
-use http::{HeaderValue, StatusCode, header};
-use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
+use http::StatusCode;
 
-use crate::{login::Logins, policy::Policy, refresh::Coordinator};
+use crate::{keys::Keys, login::Logins, policy::Policy, refresh::Coordinator};
 
 pub mod dev;
+mod envelope;
+mod head_timer;
 pub mod listener;
 pub mod peer;
 pub mod problem;
@@ -31,13 +31,19 @@ mod request;
 mod routes;
 mod stall;
 
+use envelope::Envelope;
 use problem::{Code, Problem};
-use routes::{document, health, logins, providers, tokens};
+use routes::{document, health, keys, logins, providers, tokens};
 
-/// What a router needs: the coordinator, the logins under way, this socket's name and what it may do.
+/// What a router needs. It is cloned several times per request, so it is one pointer.
 #[derive(Debug, Clone)]
-pub struct AppState {
+pub struct AppState(Arc<Parts>);
+
+/// The coordinator, the API keys, the logins under way, this socket's name and what it may do.
+#[derive(Debug, Clone)]
+struct Parts {
     coordinator: Coordinator,
+    keys: Keys,
     logins: Logins,
     socket: Arc<str>,
     policy: Arc<Policy>,
@@ -49,39 +55,47 @@ const LOGIN_LIFETIME: Duration = Duration::from_mins(10);
 impl AppState {
     /// The state for one socket, with logins of its own.
     #[must_use]
-    pub fn new(coordinator: Coordinator, policy: Policy) -> Self {
+    pub fn new(coordinator: Coordinator, keys: Keys, policy: Policy) -> Self {
         let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-        Self { coordinator, logins, socket: Arc::from(""), policy: Arc::new(policy) }
+        Self(Arc::new(Parts { coordinator, keys, logins, socket: Arc::from(""), policy: Arc::new(policy) }))
     }
 
     /// The same for the socket of that name, beside others. Whoever made the logins ends them.
     #[must_use]
     pub fn beside_others(self, logins: Logins, socket: &str) -> Self {
-        Self { logins, socket: Arc::from(socket), ..self }
+        Self(Arc::new(Parts { logins, socket: Arc::from(socket), ..Parts::clone(&self.0) }))
     }
 }
 
 impl FromRef<AppState> for Coordinator {
-    fn from_ref(state: &AppState) -> Self {
-        state.coordinator.clone()
+    fn from_ref(AppState(parts): &AppState) -> Self {
+        parts.coordinator.clone()
+    }
+}
+
+impl FromRef<AppState> for Keys {
+    fn from_ref(AppState(parts): &AppState) -> Self {
+        parts.keys.clone()
     }
 }
 
 impl FromRef<AppState> for Logins {
-    fn from_ref(state: &AppState) -> Self {
-        state.logins.clone()
+    fn from_ref(AppState(parts): &AppState) -> Self {
+        parts.logins.clone()
     }
 }
 
 impl FromRef<AppState> for Arc<Policy> {
-    fn from_ref(state: &AppState) -> Self {
-        Arc::clone(&state.policy)
+    fn from_ref(AppState(parts): &AppState) -> Self {
+        Arc::clone(&parts.policy)
     }
 }
 
 /// The paths of the API, for the comparison with the OpenAPI document.
-pub const PATHS: [&str; 9] = [
+pub const PATHS: [&str; 11] = [
     "/openapi.yaml",
+    "/v1/api-keys",
+    "/v1/api-keys/{name}",
     "/v1/health",
     "/v1/logins",
     "/v1/logins/{id}",
@@ -96,6 +110,8 @@ pub const PATHS: [&str; 9] = [
 pub fn router(state: AppState) -> Router {
     Router::new()
         .route("/openapi.yaml", get(document::openapi))
+        .route("/v1/api-keys", get(keys::list))
+        .route("/v1/api-keys/{name}", get(keys::get).put(keys::put).delete(keys::delete))
         .route("/v1/health", get(health::health))
         .route("/v1/logins", post(logins::start))
         .route("/v1/logins/{id}", get(logins::get).delete(logins::cancel))
@@ -109,13 +125,6 @@ pub fn router(state: AppState) -> Router {
             Problem::invalid("this route has no such method; see the Allow header")
                 .with_status(StatusCode::METHOD_NOT_ALLOWED)
         })
-        .layer(SetResponseHeaderLayer::overriding(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
-        .layer(CatchPanicLayer::custom(panicked))
+        .layer(Envelope)
         .with_state(state)
-}
-
-/// What a panic said is not shown: nobody knows what was in it.
-fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
-    tracing::error!("a request handler panicked");
-    Problem::new(Code::InternalError, "internal error").into_response()
 }

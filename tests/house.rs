@@ -14,16 +14,18 @@ use std::{
 
 /// How high a room stands; it may import what stands lower. `provider` and `store` are traits, which the coordinator
 /// knows; what implements them (`CHILDREN_RANK`) stands above it.
-const RANKS: [(&str, u8); 20] = [
+const RANKS: [(&str, u8); 22] = [
     ("secret", 0),
     ("clock", 0),
     ("account", 1),
     ("faults", 1),
     ("grant", 2),
+    ("item", 2),
     ("registration", 2),
     ("provider", 3),
     ("store", 3),
     ("policy", 4),
+    ("keys", 4),
     ("refresh", 4),
     ("login", 5),
     ("server", 6),
@@ -42,7 +44,7 @@ const CHILDREN_RANK: [(&str, u8); 2] = [("provider", 6), ("store", 6)];
 const STRANGERS: [(&str, &str); 1] = [("lifecycle", "cli")];
 
 /// Crates and macros, and where alone they may stand: under a folder, or in a file.
-const HOMES: [(&str, &[&str]); 12] = [
+const HOMES: [(&str, &[&str]); 13] = [
     ("axum", &["server/", "server.rs"]),
     ("reqwest", &["provider/"]),
     ("ring", &["provider/"]),
@@ -50,6 +52,7 @@ const HOMES: [(&str, &[&str]); 12] = [
     ("chacha20poly1305", &["store/"]),
     ("argon2", &["store/"]),
     ("rpassword", &["cli/"]),
+    ("qrcodegen", &["cli/"]),
     ("hyperlocal", &["client/", "client.rs"]),
     ("print!", &["cli/", "cli.rs"]),
     ("println!", &["cli/", "cli.rs"]),

@@ -3,16 +3,31 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
+    fmt, io,
     path::{Path, PathBuf},
 };
 
-use super::ConfigError;
+use tokio::runtime::Handle;
+use zeroize::Zeroizing;
 
-/// What is read from the environment. A test passes its own.
-///
-/// Not `Debug`: a variable may hold a client secret.
+use super::{
+    ConfigError,
+    command::{self, CommandError},
+};
+
+/// What is read from the environment, and where commands run. A test passes its own.
 #[derive(Clone)]
-pub struct Environment(Variables);
+pub struct Environment {
+    variables: Variables,
+    commands: Option<Handle>,
+}
+
+/// No variable is shown: one may hold a client secret.
+impl fmt::Debug for Environment {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Environment").finish_non_exhaustive()
+    }
+}
 
 #[derive(Clone)]
 enum Variables {
@@ -24,18 +39,33 @@ impl Environment {
     /// The process's own, looked up at each question.
     #[must_use]
     pub const fn process() -> Self {
-        Self(Variables::Process)
+        Self { variables: Variables::Process, commands: None }
     }
 
     /// These variables and no others.
     pub fn of<N: Into<String>, V: Into<OsString>>(variables: impl IntoIterator<Item = (N, V)>) -> Self {
-        Self(Variables::Given(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect()))
+        let variables = variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        Self { variables: Variables::Given(variables), commands: None }
+    }
+
+    /// The same, with its commands run on another runtime than the one at hand.
+    #[must_use]
+    pub fn with_commands_on(self, runtime: Handle) -> Self {
+        Self { commands: Some(runtime), ..self }
+    }
+
+    /// What a shell command prints.
+    pub(super) async fn output(&self, command: &str) -> Result<Zeroizing<Vec<u8>>, CommandError> {
+        let Some(runtime) = &self.commands else { return command::output(command).await };
+        let command = command.to_owned();
+        let run = runtime.spawn(async move { command::output(&command).await });
+        run.await.unwrap_or_else(|error| Err(CommandError::Io(io::Error::other(error))))
     }
 
     /// The variable's value; `None` when it is unset or empty.
     #[expect(clippy::disallowed_methods, reason = "the home of reading the environment")]
     pub(super) fn lookup(&self, name: &str) -> Option<OsString> {
-        match &self.0 {
+        match &self.variables {
             Variables::Process => std::env::var_os(name),
             Variables::Given(variables) => variables.get(name).cloned(),
         }
@@ -77,6 +107,26 @@ impl Environment {
         cfg!(target_os = "macos") || ["DISPLAY", "WAYLAND_DISPLAY"].iter().any(|name| self.lookup(name).is_some())
     }
 
+    /// Whether the person wants no colour: `$NO_COLOR` is set.
+    #[must_use]
+    pub fn refuses_colour(&self) -> bool {
+        self.lookup("NO_COLOR").is_some()
+    }
+
+    /// Whether a terminal does more than print letter after letter, by `$TERM`.
+    #[must_use]
+    pub fn has_able_terminal(&self) -> bool {
+        self.lookup("TERM").is_some_and(|name| name != "dumb")
+    }
+
+    /// Whether text is UTF-8 here: the first of `$LC_ALL`, `$LC_CTYPE` and `$LANG` that is set says so.
+    #[must_use]
+    pub fn speaks_utf8(&self) -> bool {
+        let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| self.lookup(name));
+        let locale = locale.unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+        locale.contains("utf-8") || locale.contains("utf8")
+    }
+
     /// What to log: `$CREDPROXY_LOG`, in the form of `tracing`'s filters; `info` unless told.
     #[must_use]
     pub fn log_filter(&self) -> String {
@@ -94,6 +144,14 @@ impl Environment {
     /// `$CREDENTIALS_DIRECTORY`, which systemd sets for services with credentials.
     pub(super) fn credentials(&self) -> Option<PathBuf> {
         self.absolute("CREDENTIALS_DIRECTORY")
+    }
+
+    /// Files and directories beside the configured ones that a daemon may have to read: credentials, and certificates
+    /// that are not in their usual place (`SSL_CERT_FILE` and `SSL_CERT_DIR` of OpenSSL).
+    #[must_use]
+    pub fn places_read(&self) -> Vec<PathBuf> {
+        let certificates = ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().filter_map(|name| self.absolute(name));
+        self.credentials().into_iter().chain(certificates).collect()
     }
 
     fn base(&self, variable: &str, below_home: &str) -> Option<PathBuf> {
@@ -135,6 +193,19 @@ mod tests {
         let odd = Environment::of([("HOME", "/h"), ("XDG_DATA_HOME", ""), ("XDG_RUNTIME_DIR", "run")]);
         assert_eq!(odd.store_path().unwrap(), Path::new("/h/.local/share/credproxy/credproxy.db"));
         assert_eq!(odd.host_socket().unwrap(), Path::new("/h/.local/state/credproxy/host/credproxy.sock"));
+    }
+
+    #[test]
+    fn the_first_locale_that_is_set_says_whether_text_is_utf_8() {
+        for (variables, expected) in [
+            (&[("LANG", "en_US.UTF-8")][..], true),
+            (&[("LANG", "en_US.UTF-8"), ("LC_CTYPE", "C.utf8")], true),
+            (&[("LANG", "en_US.UTF-8"), ("LC_ALL", ""), ("LC_CTYPE", "C")], false),
+            (&[("LANG", "en_US.UTF-8"), ("LC_ALL", "POSIX")], false),
+            (&[], false),
+        ] {
+            assert_eq!(Environment::of(variables.iter().copied()).speaks_utf8(), expected, "{variables:?}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Environment,
-    command::{COMMAND_LIMIT, CommandError, output, read_limited},
+    command::{COMMAND_LIMIT, CommandError, read_limited},
 };
 use crate::secret::{ClientKey, ClientSecret, SecretError};
 
@@ -84,7 +84,7 @@ impl SecretSource {
                 let file = tokio::fs::File::open(path).await.map_err(|error| SecretSourceError::File(key, error))?;
                 read_limited(file).await.map_err(|error| SecretSourceError::File(key, error))?
             }
-            Self::Command(command) => output(command).await.map_err(|error| match error {
+            Self::Command(command) => env.output(command).await.map_err(|error| match error {
                 CommandError::Io(cause) => SecretSourceError::Command(key, cause),
                 CommandError::TimedOut => SecretSourceError::TimedOut(key),
                 CommandError::Failed => SecretSourceError::Failed(key),

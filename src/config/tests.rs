@@ -3,7 +3,7 @@ use std::{io::Write as _, path::Path, time::Duration};
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::Operation;
+use crate::policy::{Allowed, Operation};
 
 fn environment() -> Environment {
     Environment::of([("HOME", "/home/me"), ("XDG_RUNTIME_DIR", "/run/user/1")])
@@ -68,7 +68,8 @@ uids = [0, 1000]
 path = "/run/b.sock"
 role = "sandbox"
 allow = ["anthropic", "github/work", "corp/*"]
-operations = ["read"]
+operations = ["read", "keys"]
+keys = ["openai", "me@example.com"]
 "#,
     )
     .unwrap();
@@ -77,8 +78,10 @@ operations = ["read"]
     assert_eq!(config.refresh, RefreshConfig { cooldown: Duration::ZERO, request_timeout: Duration::from_secs(10) });
     assert_eq!(config.logins.lifetime, Duration::from_mins(5));
     let allow = ["anthropic", "github/work", "corp/*"].map(|text| text.parse().unwrap()).to_vec();
+    let operations = vec![Operation::Read, Operation::Keys];
+    let keys = ["openai", "me@example.com"].map(|text| text.parse().unwrap()).to_vec();
     let sockets = [
-        ("agents", "/run/b.sock", Policy::sandbox(allow, vec![Operation::Read]), vec![]),
+        ("agents", "/run/b.sock", Policy::sandbox(Allowed { allow, operations, keys }), vec![]),
         ("host", "/run/a.sock", Policy::host(), vec![0, 1000]),
     ];
     let sockets =
@@ -121,7 +124,13 @@ const BROKEN: &[(&str, &str)] = &[
         "[sockets.a]\npath = \"/s\"\nrole = \"sandbox\"\noperations = [\"write\"]",
         "4: sockets.a.operations: must be \"read\"",
     ),
-    ("[sockets.a]\npath = \"/s\"\nrole = \"sandbox\"\nkeys = [\"canary\"]", "4: sockets.a.keys: unknown key"),
+    ("[sockets.a]\npath = \"/s\"\nrole = \"sandbox\"\nkey = [\"canary\"]", "4: sockets.a.key: unknown key"),
+    ("[sockets.a]\npath = \"/s\"\nrole = \"sandbox\"\nkeys = [\"canary\"]", "4: sockets.a.keys: is of no use unless"),
+    (
+        "[sockets.a]\npath = \"/s\"\nrole = \"sandbox\"\noperations = [\"keys\"]\nkeys = [\"canary\", \"*\"]",
+        "5: sockets.a.keys: must be names of API keys",
+    ),
+    ("[sockets.a]\npath = \"/s\"\nrole = \"host\"\nkeys = []", "4: sockets.a.keys: only a socket of role"),
     ("[sockets.a]\npath = \"/s\"\nrole = \"host\"\nuids = [-1]", "4: sockets.a.uids: must be a whole number"),
     ("[sockets.a]\npath = \"/s\"\nrole = \"host\"\nuids = \"canary\"", "4: sockets.a.uids: must be a list"),
     (
@@ -231,7 +240,8 @@ path = "/run/canary.sock"
 role = "sandbox"
 uids = [1000]
 allow = ["canary", "canary/*"]
-operations = ["read"]
+operations = ["read", "keys"]
+keys = ["canary"]
 
 [providers.corp]
 preset = "keycloak"

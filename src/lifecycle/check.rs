@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{chain, client, key::Keeper};
+use super::{chain, client, confine, key::Keeper};
 use crate::{
     clock::{Clock, SystemClock},
     config::{Config, Environment},
@@ -49,6 +49,9 @@ pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> 
         };
         findings.push(Finding { subject: format!("socket {}", socket.name), result });
     }
+    // Good or bad, it stops nobody: the daemon serves on a kernel that does not know it, too.
+    let confined = format!("a daemon would be confined {}", confine::available());
+    findings.push(Finding { subject: "process".to_owned(), result: Ok(confined) });
     findings
 }
 
@@ -60,8 +63,7 @@ async fn store(config: &Config, environment: &Environment, ask: Ask<'_>) -> Resu
     let keeper = Keeper { source: &config.store.key, store: path, copy: None, environment, ask };
     let found = keeper.with_key(async |key, place: &str| upkeep::examine(path, key, place).await).await;
     let found = found.map_err(|error| chain(&error))?;
-    let unreadable = found.records.iter().find_map(|(_, opens)| opens.as_ref().err());
-    match (unreadable, found.is_sound()) {
+    match (found.unreadable().next(), found.is_sound()) {
         (Some(error), _) => Err(chain(error)),
         (None, false) => Err(format!("{}: damaged; see `credproxy store verify`", path.display())),
         (None, true) => Ok(format!("{}: {} readable records", path.display(), found.records.len())),

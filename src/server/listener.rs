@@ -9,6 +9,7 @@
 //!    without reading the answers.
 
 use std::{
+    convert::Infallible,
     fs::{self, DirBuilder, File, Permissions},
     io,
     os::unix::{
@@ -20,18 +21,15 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, extract::Request, middleware, response::IntoResponse as _};
+use axum::{
+    Router,
+    extract::Request,
+    response::{IntoResponse as _, Response},
+};
+use futures_util::future::{Either, Ready, ready};
 use http::{Version, header};
-use hyper::{
-    body::Incoming,
-    server::conn::http1,
-    service::{Service as _, service_fn},
-};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
-    service::TowerToHyperService,
-};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
@@ -42,8 +40,9 @@ use tokio::{
     sync::Semaphore,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::Service as _;
 
-use super::{peer::Peers, problem::Problem, stall::Stalling};
+use super::{head_timer::HeadTimer, peer::Peers, problem::Problem, stall::Stalling};
 
 /// The room for a path in `sockaddr_un`, less the closing zero byte.
 const LONGEST_PATH: usize = 107;
@@ -166,9 +165,8 @@ impl Listener {
 
     /// Serves at most `share` connections at once until `stop`, then lets the requests under way finish.
     pub async fn serve(&self, router: Router, share: usize, stop: CancellationToken) {
-        let service = TowerToHyperService::new(router.layer(middleware::from_fn(one_host)));
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(LONGEST_HEAD).half_close(true);
+        builder.header_read_timeout(IDLE).max_buf_size(LONGEST_HEAD).half_close(true);
         let connections = TaskTracker::new();
         let graceful = GracefulShutdown::new();
         let seats = Arc::new(Semaphore::new(share));
@@ -186,13 +184,18 @@ impl Listener {
                 }
             };
             let Some(peer) = self.peers.admitted(&stream, &self.name) else { continue };
-            let service = service.clone();
+            let router = router.clone();
             let known = service_fn(move |mut request: Request<Incoming>| {
                 request.extensions_mut().insert(peer);
-                service.call(request)
+                if has_one_host(&request) {
+                    Either::Left(router.clone().call(request))
+                } else {
+                    Either::Right(no_host())
+                }
             });
             let stream = TokioIo::new(Stalling::new(stream, UNREAD));
-            let connection = graceful.watch(builder.serve_connection(stream, known));
+            let connection = builder.clone().timer(HeadTimer::default()).serve_connection(stream, known);
+            let connection = graceful.watch(connection);
             connections.spawn(async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "a connection broke");
@@ -226,11 +229,12 @@ impl Drop for Listener {
 }
 
 /// RFC 9112 section 3.2: a request of HTTP/1.1 has exactly one `Host`. What it says does not matter on a Unix socket.
-async fn one_host(request: Request<Body>, next: middleware::Next) -> axum::response::Response {
-    if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
-        return Problem::invalid("a request of HTTP/1.1 has exactly one Host header").into_response();
-    }
-    next.run(request).await
+fn has_one_host<B>(request: &Request<B>) -> bool {
+    request.version() != Version::HTTP_11 || request.headers().get_all(header::HOST).iter().count() == 1
+}
+
+fn no_host() -> Ready<Result<Response, Infallible>> {
+    ready(Ok(Problem::invalid("a request of HTTP/1.1 has exactly one Host header").into_response()))
 }
 
 fn directory(socket: &Path) -> Result<&Path, BindError> {

@@ -37,6 +37,17 @@ pub struct ClientKeyConfig {
     pub audience: Option<String>,
 }
 
+impl Authentication {
+    /// Where its secret or key is read.
+    #[must_use]
+    pub const fn source(&self) -> Option<&SecretSource> {
+        match self {
+            Self::None => None,
+            Self::Secret { source, .. } | Self::Key(ClientKeyConfig { source, .. }) => Some(source),
+        }
+    }
+}
+
 /// With a secret and no word on its use it goes into the body: the form on which servers agree (the two ways to
 /// encode a Basic header shut each other out).
 pub(super) fn read(section: &mut Section<'_>) -> Result<Authentication, ConfigError> {
