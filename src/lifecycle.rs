@@ -218,6 +218,7 @@ fn settings(provider: &ProviderConfig, authentication: Authentication, request_t
         client_id: provider.client_id.clone(),
         authentication,
         dialect: provider.dialect.clone(),
+        second_exchange: provider.second_exchange.clone(),
         request_timeout,
         ca_file: provider.ca_file.clone(),
         rules: Rules {

@@ -66,6 +66,7 @@ async fn parts(issuer: &Issuer) -> Result<(Coordinator, Keys), Box<dyn std::erro
         client_id: "credproxy-dev".to_owned(),
         authentication: Authentication::None,
         dialect: Dialect::default(),
+        second_exchange: None,
         request_timeout: Duration::from_secs(15),
         ca_file: None,
         rules: Rules::default(),

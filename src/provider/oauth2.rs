@@ -36,6 +36,7 @@ mod assertion;
 mod client;
 mod login;
 mod request;
+mod second_exchange;
 mod settings;
 
 pub use assertion::{Assertions, KeyError};
@@ -133,6 +134,9 @@ impl Provider for OAuth2 {
     #[expect(clippy::disallowed_methods, reason = "the refresh token goes to its own provider")]
     async fn refresh(&self, grant: &Grant) -> Reply {
         let Some(refresh_token) = &grant.refresh_token else { return Reply::NotSent("there is no refresh token") };
+        if let Some(second) = &self.settings.second_exchange {
+            return self.exchange_again(second, refresh_token).await;
+        }
         let mut parameters = vec![("grant_type", "refresh_token"), ("refresh_token", refresh_token.expose_secret())];
         let scope = self.scope_of(grant);
         parameters.extend(scope.as_deref().map(|scope| ("scope", scope)));
@@ -146,6 +150,8 @@ impl Provider for OAuth2 {
     #[expect(clippy::disallowed_methods, reason = "the token goes to its own provider")]
     async fn revoke(&self, grant: &Grant) -> bool {
         let (token, hint) = match &grant.refresh_token {
+            // The provider knows the token of a second exchange as the one that a login gave.
+            Some(token) if self.settings.second_exchange.is_some() => (token.expose_secret(), "access_token"),
             Some(token) => (token.expose_secret(), "refresh_token"),
             None => (grant.access_token.expose_secret(), "access_token"),
         };

@@ -206,6 +206,7 @@ impl World {
             client_id: "client".into(),
             authentication: Authentication::None,
             dialect: Dialect::default(),
+            second_exchange: None,
             request_timeout,
             ca_file: None,
             rules: Rules { dead_grant_codes: vec!["token_revoked".into()], ..Rules::default() },

@@ -26,6 +26,7 @@ mod issuer;
 mod logins;
 mod quirks;
 mod requests;
+mod second_exchange;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -42,6 +43,7 @@ fn settings(token_endpoint: &str) -> Settings {
         client_id: "client-1".into(),
         authentication: Authentication::None,
         dialect: Dialect::default(),
+        second_exchange: None,
         request_timeout: PATIENT,
         ca_file: None,
         rules: Rules::default(),

@@ -114,6 +114,13 @@ impl OAuth2 {
                 let error = error.unless(|text| code.occurs_in(text) || verifier.occurs_in(text));
                 Reply::Answered { status, body: Body::Error(error), retry_after }
             }
+            Reply::Answered { status, body: Body::Issued(issued), retry_after } => {
+                let redeemed = self.redeemed(issued).await;
+                redeemed.map_or_else(
+                    |refusal| refusal,
+                    |issued| Reply::Answered { status, body: Body::Issued(issued), retry_after },
+                )
+            }
             Reply::NotSent(_) | Reply::Lost { .. } | Reply::Answered { .. } => reply,
         }
     }
@@ -178,7 +185,11 @@ impl OAuth2 {
         };
         match self.reply(exchange, None) {
             Reply::NotSent(_) | Reply::Lost { .. } => DevicePoll::Unreachable,
-            Reply::Answered { body: Body::Issued(issued), .. } => DevicePoll::Issued(issued),
+            Reply::Answered { body: Body::Issued(issued), .. } => match self.redeemed(issued).await {
+                Ok(issued) => DevicePoll::Issued(issued),
+                Err(Reply::Answered { body: Body::Error(code), .. }) => DevicePoll::Failed(code),
+                Err(_) => DevicePoll::Failed(ErrorCode::new("", None)),
+            },
             Reply::Answered { status, body: Body::Error(error), retry_after } => match error.as_str() {
                 "authorization_pending" | "AuthorizationPendingException" => DevicePoll::Pending { interval: told },
                 "slow_down" | "SlowDownException" => DevicePoll::SlowDown { interval: told.max(retry_after) },

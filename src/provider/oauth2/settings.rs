@@ -10,7 +10,7 @@ use crate::{
         RedirectUri, Rules,
         wire::{CaFileError, EndpointError, check_endpoint},
     },
-    registration::Dialect,
+    registration::{Dialect, SecondExchange},
 };
 
 /// Where the provider is. An endpoint that is given wins over the issuer's metadata.
@@ -41,6 +41,8 @@ pub struct Settings {
     pub authentication: Authentication,
     /// How the provider speaks OAuth 2.0.
     pub dialect: Dialect,
+    /// Where the access token comes from, if the token of a login only opens that place.
+    pub second_exchange: Option<SecondExchange>,
     /// The time for one refresh from beginning to end.
     pub request_timeout: Duration,
     /// Root certificates in PEM form, beside the system's.
@@ -71,16 +73,18 @@ impl Settings {
         if issuer.is_none() && token.is_none() {
             return Err(SetupError::NoTokenEndpoint);
         }
+        let second = self.second_exchange.as_ref().map(|second| &second.endpoint);
         let urls = [
-            ("issuer", issuer),
-            ("token endpoint", token),
-            ("refresh endpoint", refresh),
-            ("authorization endpoint", authorization),
-            ("device authorization endpoint", device_authorization),
-            ("revocation endpoint", revocation),
+            ("issuer", issuer.as_ref()),
+            ("token endpoint", token.as_ref()),
+            ("refresh endpoint", refresh.as_ref()),
+            ("authorization endpoint", authorization.as_ref()),
+            ("device authorization endpoint", device_authorization.as_ref()),
+            ("revocation endpoint", revocation.as_ref()),
+            ("endpoint of the second exchange", second),
         ];
         for (which, url) in urls {
-            url.as_ref().map_or(Ok(()), check_endpoint).map_err(|reason| SetupError::Endpoint { which, reason })?;
+            url.map_or(Ok(()), check_endpoint).map_err(|reason| SetupError::Endpoint { which, reason })?;
         }
         if issuer.as_ref().is_some_and(|issuer| issuer.query().is_some()) {
             return Err(SetupError::IssuerQuery);
