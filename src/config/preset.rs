@@ -27,6 +27,7 @@ const PRESETS: &[(&str, &str)] = &[
     ("atlassian", include_str!("presets/atlassian.toml")),
     ("auth0", include_str!("presets/auth0.toml")),
     ("aws-sso", include_str!("presets/aws-sso.toml")),
+    ("copilot", include_str!("presets/copilot.toml")),
     ("dropbox", include_str!("presets/dropbox.toml")),
     ("figma", include_str!("presets/figma.toml")),
     ("github", include_str!("presets/github.toml")),

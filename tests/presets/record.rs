@@ -77,6 +77,8 @@ pub(crate) struct Answer {
     #[serde(default = "json")]
     pub(crate) content_type: String,
     pub(crate) body: String,
+    /// What the second exchange answers after a login.
+    pub(crate) second: Option<String>,
     /// What a caller sees of the grant then, but for the expiry.
     pub(crate) seen: Map<String, Value>,
     /// How long the access token is known to live, in seconds.
