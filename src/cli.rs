@@ -31,6 +31,7 @@ mod login;
 mod logout;
 mod output;
 mod passphrase;
+mod providers;
 mod refresh;
 mod serve;
 mod status;
@@ -43,6 +44,7 @@ pub use exec::Exec;
 pub use failure::{Exit, Failure};
 pub use key::KeyCommand;
 pub use passphrase::ask_passphrase;
+pub use providers::print_presets;
 pub use serve::print_dev_session;
 pub use store::{print_backup, print_rekeyed, print_verification};
 
@@ -80,6 +82,8 @@ pub enum Command {
     Serve(Serve),
     /// Check the configuration and its surroundings
     Check,
+    /// List the providers that need little configuration, and who uses them
+    Providers,
     /// Copy the store, check it, or change its key
     #[command(subcommand)]
     Store(StoreCommand),

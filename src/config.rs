@@ -1,7 +1,7 @@
 //! The configuration file and the environment.
 //!
-//! Owns: the file's syntax and every check that needs nothing but the file; the defaults; every look at an
-//! environment variable.
+//! Owns: the file's syntax and every check that needs nothing but the file; the defaults, the presets of providers
+//! among them; every look at an environment variable.
 //!
 //! Invariants:
 //! 1. A [`Config`] holds no wrong value: whoever gets one need not check again.
@@ -23,6 +23,7 @@ mod command;
 mod document;
 mod environment;
 mod key_source;
+mod preset;
 mod provider;
 mod secret_source;
 mod socket;
@@ -30,6 +31,7 @@ mod socket;
 pub use command::COMMAND_LIMIT;
 pub use environment::{CAPABILITY_FD, Environment, SOCKET};
 pub use key_source::{GivenKey, GivenKeyError, KeySource};
+pub use preset::{Preset, Variable, presets};
 pub use provider::{Authentication, ClientKeyConfig, ProviderConfig};
 pub use secret_source::{SecretSource, SecretSourceError};
 pub use socket::SocketConfig;

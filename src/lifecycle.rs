@@ -17,16 +17,15 @@ use tokio::{
 use crate::{
     account::ProviderName,
     clock::Clock,
-    config::{self, Config, Environment, ProviderConfig, SecretSourceError, SocketConfig},
+    config::{self, ClientKeyConfig, Config, Environment, ProviderConfig, SocketConfig},
     keys::Keys,
     login::Logins,
     policy::Policy,
     provider::{
         Provider, Providers, Rules,
-        oauth2::{Authentication, Endpoints, LoginSettings, OAuth2, Settings, SetupError},
+        oauth2::{Assertions, Authentication, Endpoints, LoginSettings, OAuth2, Settings, SetupError},
     },
     refresh::Coordinator,
-    registration::SecretPlace,
     sandbox,
     server::{
         self, AppState,
@@ -154,38 +153,59 @@ async fn providers(
 ) -> Result<Providers, LifecycleError> {
     let mut providers: Vec<(ProviderName, Arc<dyn Provider>)> = Vec::with_capacity(configured.len());
     for provider in configured {
-        let (authentication, missing) = authentication(provider, environment).await;
+        let (built, missing) = client(provider, environment, request_timeout, Arc::clone(clock)).await;
         if let Some(error) = missing {
             // This provider fails, and says so at every refresh; the others do not.
-            tracing::error!(provider = %provider.name, error = chain(&error), "no client secret");
+            tracing::error!(provider = %provider.name, error = chain(error.as_ref()), "the client cannot authenticate");
         }
-        let settings = settings(provider, authentication, request_timeout);
-        let built = OAuth2::new(settings, Arc::clone(clock))
-            .map_err(|source| LifecycleError::Provider { name: provider.name.clone(), source })?;
+        let built = built.map_err(|source| LifecycleError::Provider { name: provider.name.clone(), source })?;
         providers.push((provider.name.clone(), Arc::new(built)));
     }
     Ok(providers.into_iter().collect())
 }
 
-/// How the provider's client authenticates, and why it cannot, where its secret is not to be had.
-async fn authentication(
+/// Why a client cannot authenticate.
+pub type Missing = Box<dyn std::error::Error + Send + Sync>;
+
+/// The client of a configured provider, and why its secret or key is not to be had, if it is not: it sends nothing then.
+pub async fn client(
     provider: &ProviderConfig,
     environment: &Environment,
-) -> (Authentication, Option<SecretSourceError>) {
+    request_timeout: Duration,
+    clock: Arc<dyn Clock>,
+) -> (Result<OAuth2, SetupError>, Option<Missing>) {
+    let (authentication, missing) = authentication(provider, environment).await;
+    (OAuth2::new(settings(provider, authentication, request_timeout), clock), missing)
+}
+
+/// How the provider's client authenticates, and why it cannot, where its secret or key is not to be had.
+async fn authentication(provider: &ProviderConfig, environment: &Environment) -> (Authentication, Option<Missing>) {
     match &provider.authentication {
         config::Authentication::None => (Authentication::None, None),
-        config::Authentication::Secret { place, source } => match source.read(environment).await {
-            Ok(secret) => (Authentication::Secret { place: *place, secret: Ok(secret) }, None),
-            Err(error) => {
-                let secret = Err("the client secret could not be read");
-                (Authentication::Secret { place: *place, secret }, Some(error))
-            }
-        },
-        config::Authentication::Key(_) => {
-            let secret = Err("private_key_jwt is not in this version");
-            (Authentication::Secret { place: SecretPlace::Body, secret }, None)
+        config::Authentication::Secret { place, source } => {
+            let (secret, missing) = match source.client_secret(environment).await {
+                Ok(secret) => (Ok(secret), None),
+                Err(error) => (Err("the client secret could not be read"), Some(error.into())),
+            };
+            (Authentication::Secret { place: *place, secret }, missing)
         }
+        config::Authentication::Key(key) => match assertions(provider, key, environment).await {
+            Ok(assertions) => (Authentication::Key(Ok(Box::new(assertions))), None),
+            Err(error) => (Authentication::Key(Err("the client key could not be read")), Some(error)),
+        },
     }
+}
+
+async fn assertions(
+    provider: &ProviderConfig,
+    config: &ClientKeyConfig,
+    environment: &Environment,
+) -> Result<Assertions, Missing> {
+    let key = config.source.client_key(environment).await?;
+    // An issuer beside a token endpoint may never be asked how it spells itself.
+    let issuer = || provider.token_endpoint.as_ref().and(provider.issuer.clone());
+    let audience = config.audience.clone().or_else(issuer);
+    Ok(Assertions::new(&key, config.algorithm, config.id.clone(), audience)?)
 }
 
 /// What the configuration says of a provider, in the provider client's words.
@@ -195,6 +215,7 @@ fn settings(provider: &ProviderConfig, authentication: Authentication, request_t
             // The configuration has seen that it is a URL; discovery compares its text (RFC 8414 section 3.3).
             issuer: provider.issuer.as_deref().and_then(|issuer| issuer.parse().ok()),
             token: provider.token_endpoint.clone(),
+            refresh: provider.refresh_endpoint.clone(),
             authorization: provider.authorization_endpoint.clone(),
             device_authorization: provider.device_authorization_endpoint.clone(),
             revocation: provider.revocation_endpoint.clone(),
@@ -202,6 +223,7 @@ fn settings(provider: &ProviderConfig, authentication: Authentication, request_t
         client_id: provider.client_id.clone(),
         authentication,
         dialect: provider.dialect.clone(),
+        second_exchange: provider.second_exchange.clone(),
         request_timeout,
         ca_file: provider.ca_file.clone(),
         rules: Rules {

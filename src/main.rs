@@ -19,6 +19,7 @@ fn main() -> ExitCode {
     let done = match command {
         Command::Serve(how) => serve(&options, &how, &env),
         Command::Check => check(&options, &env),
+        Command::Providers => options.configuration(&env).and_then(|config| cli::print_presets(&config, options.json)),
         Command::Store(command) => store(&options, &command, &env),
         Command::Client(command) => runtime(&mut Builder::new_current_thread()).map(|runtime| {
             let exit = runtime.block_on(cli::run(&options, &command, &env));

@@ -84,6 +84,10 @@ secret! {
     ClientSecret
 }
 secret! {
+    /// The private key that a client signs its assertions with (RFC 7523 section 2.2), in PEM form.
+    ClientKey
+}
+secret! {
     /// What opens a resource until its owner changes it. It may leave over a socket, as it is.
     ApiKey
 }
@@ -304,6 +308,18 @@ impl ClientSecret {
     }
 }
 
+impl ClientKey {
+    /// Accepts any text that is not empty; whether it is a key is for whom it signs to find out.
+    pub fn new(mut text: String) -> Result<Self, SecretError> {
+        if text.is_empty() || text.len() > MAX_LENGTH {
+            let reason = if text.is_empty() { SecretError::Empty } else { SecretError::TooLong };
+            text.zeroize();
+            return Err(reason);
+        }
+        Ok(Self(SecretString::from(text)))
+    }
+}
+
 impl ApiKey {
     /// Accepts text of at most 64 KiB without control characters but newline and tab, for keys of several lines. A
     /// carriage return is refused: it comes from an editor, and breaks the header that the key is meant for.
@@ -436,11 +452,12 @@ mod tests {
     #[test]
     fn debug_never_prints_a_secret() {
         let shown = format!(
-            "{:?} {:?} {:?} {:?} {:?}",
+            "{:?} {:?} {:?} {:?} {:?} {:?}",
             Passphrase::new("canary-p".into()).unwrap(),
             AccessToken::new("canary-a".into()).unwrap(),
             RefreshToken::new("canary-r".into()).unwrap(),
             ClientSecret::new("canary-c".into()).unwrap(),
+            ClientKey::new("canary-k".into()).unwrap(),
             StoreKey::new([0x41; 32]),
         );
         let shown = format!(

@@ -45,9 +45,10 @@ const CHILDREN_RANK: [(&str, u8); 2] = [("provider", 6), ("store", 6)];
 const STRANGERS: [(&str, &str); 1] = [("lifecycle", "cli")];
 
 /// Crates and macros, and where alone they may stand: under a folder, or in a file.
-const HOMES: [(&str, &[&str]); 12] = [
+const HOMES: [(&str, &[&str]); 13] = [
     ("axum", &["server/", "server.rs"]),
     ("reqwest", &["provider/"]),
+    ("ring", &["provider/"]),
     ("sqlx", &["store/"]),
     ("chacha20poly1305", &["store/"]),
     ("argon2", &["store/"]),

@@ -244,6 +244,8 @@ operations = ["read", "keys"]
 keys = ["canary"]
 
 [providers.corp]
+preset = "keycloak"
+variables = { realm = "canary.example.com/realms/canary" }
 issuer = "https://canary.example.com/"
 token_endpoint = "https://canary.example.com/token"
 client_id = """

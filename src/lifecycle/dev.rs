@@ -57,6 +57,7 @@ async fn parts(issuer: &Issuer) -> Result<Parts, Box<dyn std::error::Error + Sen
         endpoints: Endpoints {
             issuer: None,
             token: url("token")?,
+            refresh: None,
             authorization: url("authorize")?,
             device_authorization: url("device_authorization")?,
             revocation: url("revoke")?,
@@ -64,6 +65,7 @@ async fn parts(issuer: &Issuer) -> Result<Parts, Box<dyn std::error::Error + Sen
         client_id: "credproxy-dev".to_owned(),
         authentication: Authentication::None,
         dialect: Dialect::default(),
+        second_exchange: None,
         request_timeout: Duration::from_secs(15),
         ca_file: None,
         rules: Rules::default(),

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// A login's provider: every endpoint is the issuer's.
-fn logging_in(issuer: &Issuer) -> Settings {
+pub(crate) fn logging_in(issuer: &Issuer) -> Settings {
     let url = |text: String| Some(Url::parse(&text).unwrap());
     let endpoints = Endpoints {
         token: url(issuer.token_endpoint()),
@@ -31,7 +31,7 @@ fn logging_in(issuer: &Issuer) -> Settings {
     Settings { endpoints, login, ..settings("https://unused.example/") }
 }
 
-fn verifier() -> CodeVerifier {
+pub(crate) fn verifier() -> CodeVerifier {
     CodeVerifier::from_bytes([1; LOGIN_BYTES])
 }
 
