@@ -304,7 +304,7 @@ mod tests {
                 assert!(!table.contains_key(key), "{name}: {key}");
             }
             let lines = text.lines().filter(|line| !line.starts_with('#'));
-            let body: String = lines.take_while(|line| *line != "[variables]").collect::<Vec<_>>().join("\n");
+            let body: String = lines.take_while(|line| !line.starts_with("[variables")).collect::<Vec<_>>().join("\n");
             let mut clear = body.lines().filter(|line| line.contains("http://"));
             assert!(clear.all(|line| line.starts_with("redirect_uri = \"http://localhost")), "{name}");
             let mut used: Vec<&str> =
