@@ -45,6 +45,8 @@ pub use settings::{Endpoints, LoginSettings, Settings, SetupError};
 
 pub use crate::provider::wire::{EndpointError, endpoint};
 
+const NO_REVOCATION: &str = "the provider has no revocation endpoint";
+
 /// One client registration at one OAuth 2.0 authorization server.
 #[derive(Debug)]
 pub struct OAuth2 {
