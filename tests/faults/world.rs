@@ -1,9 +1,10 @@
 //! What a fault is driven in: an authorization server, daemons that can be stopped at any step, and the judge.
 
 use std::{
-    fs::{self, File},
+    fs::{self, DirBuilder, File},
     io::Write as _,
     ops::{Deref, DerefMut},
+    os::unix::fs::DirBuilderExt as _,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -84,8 +85,9 @@ impl World {
 
     /// Starts a daemon. All of them share the store.
     pub(crate) async fn node(&self, name: &str) -> Node {
-        let controls = self.home.path().join(format!("{name}.faults"));
-        fs::create_dir(&controls).unwrap();
+        // Beside its socket: the daemon keeps itself from other places.
+        let controls = self.home.path().join("run").join(name).join("faults");
+        DirBuilder::new().recursive(true).mode(0o700).create(&controls).unwrap();
         let Settings { cooldown, request_timeout, reuse_grace } = &self.settings;
         let config = format!(
             "[refresh]\ncooldown = {cooldown:?}\nrequest_timeout = {request_timeout:?}\n\n[providers.op]\n\
