@@ -39,6 +39,21 @@ const PLACES: &[&str] = &[
     "[providers.corp]\nclient_id = \"me\"\npreset = \"keycloak\"\nvariables = ",
     "[providers.corp]\nclient_id = \"me\"\npreset = \"keycloak\"\nvariables.realm = ",
     "[providers.corp]\nclient_id = \"me\"\npreset = \"aws-sso\"\nclient_secret.env = \"X\"\nrequests = ",
+    "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nrefresh_endpoint = ",
+    "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nmember_names.scope = ",
+    "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nanswer_path = ",
+    "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nheaders.X-A = ",
+    "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nrequests.token.params.x = ",
+    "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nrequests.refresh.headers.X-A = ",
+    "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nscope_separator = ",
+    "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nsend_scope_on_refresh = ",
+    "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nresource = ",
+    "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\ndefault_lifetime = ",
+    "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nexpires_in_unit = ",
+    "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nsecond_exchange = ",
+    "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\ndead_grant_statuses = ",
+    "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nclient_key = ",
+    "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nclient_key.env = \"A\"\nclient_key_algorithm = ",
 ];
 
 /// Whether a key holds the mark: keys are named in errors.

@@ -1,12 +1,17 @@
 //! A token endpoint's answer: the first line is status and content type (or `Retry-After`), the rest is the body.
-//! Whatever it is, it is read, sorted and merged, and the view of the result gives nothing away.
+//! Whatever it is, it is read, in one dialect and another, sorted and merged, and the view of the result gives nothing
+//! away.
 
 #![no_main]
 
 use credproxy::{
     grant::SanitizedToken,
-    provider::{Body, Reply, Rules, wire::answer},
+    provider::{
+        Body, Reply, Rules,
+        wire::answer::{self, Received},
+    },
     refresh::outcome::{Sorted, sort},
+    registration::{AnswerForm, Dialect, ExpiresInUnit, MemberNames},
     secret::holds_forbidden_text,
     store::Outcome,
 };
@@ -14,14 +19,37 @@ use fuzz::{check_view, grant, secret, world::START};
 use libfuzzer_sys::fuzz_target;
 use secrecy::ExposeSecret as _;
 
+/// A provider of its own kind: other names, tokens that lie deeper, and every other way to read a life.
+fn odd() -> Dialect {
+    let names = [
+        ("access_token", "accessToken"),
+        ("refresh_token", "refreshToken"),
+        ("expires_in", "expiresIn"),
+        ("error", "code"),
+    ];
+    let answers = AnswerForm {
+        path: ["authed_user", "x"].map(String::from).to_vec(),
+        expires_in_unit: ExpiresInUnit::Milliseconds,
+        default_lifetime: Some(std::time::Duration::from_secs(60)),
+    };
+    Dialect { names: MemberNames::new(names).expect("good names"), answers, ..Dialect::default() }
+}
+
 fuzz_target!(|input: &[u8]| {
+    for dialect in [Dialect::default(), odd()] {
+        check(input, &dialect);
+    }
+});
+
+fn check(input: &[u8], dialect: &Dialect) {
     let (head, body) = input.split_at(input.iter().position(|byte| *byte == b'\n').unwrap_or(0));
     let head = String::from_utf8_lossy(head);
     let (status, content_type) = head.split_once(' ').unwrap_or((&head, ""));
     let status = status.parse().unwrap_or(200_u16);
     let current = grant();
     let retry_after = answer::retry_after(content_type, START);
-    let body = answer::read(status, Some(content_type), body, current.refresh_token.as_ref());
+    let received = Received { status, content_type: Some(content_type), body };
+    let body = answer::read(received, dialect, current.refresh_token.as_ref(), START);
     let success = (200..300).contains(&status);
     if let Body::Issued(issued) = &body {
         assert!(success && !holds_forbidden_text(issued.access_token.expose_secret()));
@@ -47,4 +75,4 @@ fuzz_target!(|input: &[u8]| {
             assert!(failure.outcome != Outcome::Success && (failure.outcome == Outcome::Final) == dead);
         }
     }
-});
+}

@@ -4,7 +4,7 @@ pub mod world;
 
 use credproxy::{
     account::Account,
-    grant::{Grant, GrantId, Version},
+    grant::{Extra, Grant, GrantId, Version},
     secret::{AccessToken, FORBIDDEN_TEXT, RefreshToken},
 };
 use serde_json::{Map, Value};
@@ -47,7 +47,7 @@ pub fn grant() -> Grant {
         expires_at: Some(world::START.plus(std::time::Duration::from_secs(3600))),
         scope: Some("read write".into()),
         refresh_token: Some(RefreshToken::new(secret(0)).unwrap()),
-        extra: Map::new().into(),
+        extra: Extra::default(),
     }
 }
 

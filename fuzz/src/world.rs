@@ -19,8 +19,12 @@ use credproxy::{
     grant::Grant,
     keys::Keys,
     policy::{Allowed, Operation, Policy},
-    provider::{Body as ProviderBody, Provider, Reply, Rules, wire::answer},
+    provider::{
+        Body as ProviderBody, Provider, Reply, Rules,
+        wire::answer::{self, Received},
+    },
     refresh::Coordinator,
+    registration::Dialect,
     server::{AppState, router},
     store::{Expect, Shelf, Store, memory::Memory},
 };
@@ -108,7 +112,8 @@ impl Provider for Scripted {
         let (digits, template) = script.split_at(script.len().min(3));
         let status = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()).unwrap_or(200);
         let body = self.body(&replaced(template, b"%P", value.as_bytes()));
-        let body = answer::read(status, None, &body, Some(presented));
+        let received = Received { status, content_type: None, body: &body };
+        let body = answer::read(received, &Dialect::default(), Some(presented), START);
         if let ProviderBody::Issued(issued) = &body
             && (200..300).contains(&status)
             && !issued.reveals(Some(presented))
@@ -184,6 +189,7 @@ impl World {
         let provider = Arc::new(Scripted {
             rules: Rules {
                 dead_grant_codes: vec!["token_revoked".into()],
+                dead_grant_statuses: vec![410],
                 reuse_grace: Duration::from_secs(10),
                 expose: ["tenant_id", "expiry", "scope", "team"].map(String::from).to_vec(),
                 ..Rules::default()

@@ -521,10 +521,13 @@ mod tests {
                 .finish();
             let token = |text: &str| RefreshToken::new(text.into()).unwrap();
             let json = Value::Object(members).to_string();
-            for body in [json.clone(), format!("{json}{trailing}"), form] {
-                for content_type in [None, Some(FORM)] {
+            let nested = format!("{{\"refresh_token\":\"canary-rt\",\"expires_in\":1,\"user\":{json}}}");
+            let dialects = [Dialect::default(), nesting(&["user"])];
+            for body in [json.clone(), format!("{json}{trailing}"), form, nested] {
+                for (content_type, dialect) in [(None, 0), (None, 1), (Some(FORM), 0), (Some(FORM), 1)] {
+                    let dialect = &dialects[dialect];
                     let received = Received { status, content_type, body: body.as_bytes() };
-                    match read(received, &Dialect::default(), Some(&token("canary-rt")), NOW) {
+                    match read(received, dialect, Some(&token("canary-rt")), NOW) {
                         Body::Issued(issued) => {
                             prop_assert!((200..300).contains(&status), "{body}");
                             for word in ["refresh_token", "Refresh_Token", "REFRESH_TOKEN"] {
