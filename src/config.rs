@@ -1,7 +1,7 @@
 //! The configuration file and the environment.
 //!
-//! Owns: the file's syntax and every check that needs nothing but the file; the defaults; every look at an
-//! environment variable.
+//! Owns: the file's syntax and every check that needs nothing but the file; the defaults, the presets of providers
+//! among them; every look at an environment variable.
 //!
 //! Invariants:
 //! 1. A [`Config`] holds no wrong value: whoever gets one need not check again.
@@ -23,18 +23,23 @@ mod command;
 mod document;
 mod environment;
 mod key_source;
+mod preset;
 mod provider;
 mod secret_source;
 mod socket;
 
 pub use command::COMMAND_LIMIT;
-pub use environment::Environment;
+pub use environment::{CAPABILITY_FD, Environment, SOCKET};
 pub use key_source::{GivenKey, GivenKeyError, KeySource};
+pub use preset::{Preset, Variable, presets};
 pub use provider::{Authentication, ClientKeyConfig, ProviderConfig};
 pub use secret_source::{SecretSource, SecretSourceError};
 pub use socket::SocketConfig;
 
-use crate::policy::{Policy, Role};
+use crate::{
+    policy::{Policy, Role},
+    secret::Capability,
+};
 use document::{Document, Section};
 
 /// All that is configured, defaults filled in.
@@ -142,6 +147,9 @@ pub enum ConfigError {
         /// Which.
         name: &'static str,
     },
+    /// The environment says where the capability is, and it is not there.
+    #[error("the capability cannot be read from the open file that {CAPABILITY_FD} names")]
+    NoCapability(#[source] io::Error),
 }
 
 impl Config {
@@ -172,13 +180,10 @@ impl Config {
         Ok(config)
     }
 
-    /// The socket that the person's own clients use: of those with the role `host` the one of that name, or else the
-    /// first.
+    /// The socket that the person's own clients use.
     #[must_use]
     pub fn host_socket(&self) -> Option<&SocketConfig> {
-        let mut hosts = self.sockets.iter().filter(|socket| socket.policy.role() == Role::Host);
-        let first = hosts.clone().next();
-        hosts.find(|socket| socket.name == socket::HOST).or(first)
+        SocketConfig::host(&self.sockets)
     }
 
     /// Whether the daemon runs commands when it starts.
@@ -214,20 +219,22 @@ impl Config {
 }
 
 /// The socket a client speaks to: the one named on the command line, `$CREDPROXY_SOCKET`, or the configured or default
-/// host's socket. The configuration is read for the last alone: in a sandbox there is none.
+/// host's socket. The configuration is read for the last alone: in a sandbox there is none. A capability that was
+/// inherited belongs to the socket of the environment, and is shown to no other.
 pub fn client_socket(
     explicit: Option<&Path>,
     config_file: Option<&Path>,
     env: &Environment,
-) -> Result<PathBuf, ConfigError> {
+) -> Result<(PathBuf, Option<Capability>), ConfigError> {
     if let Some(path) = explicit {
-        return Ok(path.to_owned());
+        return Ok((path.to_owned(), None));
     }
     if let Some(path) = env.client_socket()? {
-        return Ok(path);
+        return Ok((path, env.capability()?));
     }
     let config = Config::load(config_file, env)?;
-    config.host_socket().map_or_else(|| env.host_socket(), |socket| Ok(socket.path.clone()))
+    let path = config.host_socket().map_or_else(|| env.host_socket(), |socket| Ok(socket.path.clone()))?;
+    Ok((path, None))
 }
 
 /// The socket of `serve --dev`: the one named on the command line, or one beside the host's.

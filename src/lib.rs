@@ -12,7 +12,7 @@
 //! # Rooms
 //! Imports run from the right to the left, never back; `tests/house.rs` holds the sources against that.
 //! `secret, clock, account <- grant, item, registration <- provider, store (the traits) <- refresh, policy, keys <-
-//! login <- provider::*, store::*, server, client, config, cli <- lifecycle <- main`
+//! login, sandbox <- provider::*, store::*, server, client, config, cli <- lifecycle <- main`
 //!
 //! `faults` is there only with the feature of that name, for `tests/faults`: places to stop the program at.
 
@@ -35,6 +35,7 @@ pub mod policy;
 pub mod provider;
 pub mod refresh;
 pub mod registration;
+pub mod sandbox;
 pub mod secret;
 pub mod server;
 pub mod store;

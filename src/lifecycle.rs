@@ -3,16 +3,16 @@
 //! Invariants:
 //! 1. The end waits for the flights under way and for one more try to save what is unsaved, within `LAST_WAIT`. The
 //!    sockets' files go after that, the store last.
-//! 2. A part that cannot start is an error before any socket exists.
+//! 2. A part that cannot start is an error before any socket exists. A sandbox of an earlier daemon is no part: what
+//!    cannot be opened again stops nobody.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     task::JoinSet,
 };
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     account::ProviderName,
@@ -20,14 +20,16 @@ use crate::{
     config::{self, ClientKeyConfig, Config, Environment, ProviderConfig, SocketConfig},
     keys::Keys,
     login::Logins,
+    policy::Policy,
     provider::{
         Provider, Providers, Rules,
         oauth2::{Assertions, Authentication, Endpoints, LoginSettings, OAuth2, Settings, SetupError},
     },
     refresh::Coordinator,
+    sandbox,
     server::{
         self, AppState,
-        listener::{BindError, Listener},
+        listener::{BindError, Ending, Listener},
         peer::Peers,
     },
     store::{Shelf, StoreError, key::passphrase::Ask, sqlite::Sqlite},
@@ -36,10 +38,12 @@ use crate::{
 pub mod check;
 pub mod confine;
 pub mod dev;
+mod doors;
 mod key;
 pub mod store;
 
 use confine::Confined;
+use doors::Doors;
 use key::Keeper;
 
 /// A flight takes at most 30 s; what is left is for answering.
@@ -110,11 +114,12 @@ pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Res
     let providers = providers(&config.providers, environment, config.refresh.request_timeout, &clock).await?;
     confined.close();
     tracing::info!(confined = %confined.extent);
-    let shared: Arc<dyn Shelf> = Arc::<Sqlite>::clone(&store);
-    let keys = Keys::new(Arc::clone(&shared), Arc::clone(&clock));
-    let coordinator = Coordinator::new(shared, providers, clock, config.refresh.cooldown);
+    let shelf: Arc<dyn Shelf> = Arc::<Sqlite>::clone(&store);
+    let keys = Keys::new(Arc::clone(&shelf), Arc::clone(&clock));
+    let coordinator = Coordinator::new(Arc::<Sqlite>::clone(&store), providers, clock, config.refresh.cooldown);
     let logins = Logins::new(coordinator.clone(), config.logins.lifetime);
-    let served = run(&coordinator, &keys, &logins, &config.sockets, |_| ()).await;
+    let parts = Parts { coordinator, keys, logins, shelf };
+    let served = run(&parts, &config.sockets, |_| ()).await;
     let closed = store.close().await;
     served?;
     Ok(closed?)
@@ -148,21 +153,30 @@ async fn providers(
 ) -> Result<Providers, LifecycleError> {
     let mut providers: Vec<(ProviderName, Arc<dyn Provider>)> = Vec::with_capacity(configured.len());
     for provider in configured {
-        let (authentication, missing) = authentication(provider, environment).await;
+        let (built, missing) = client(provider, environment, request_timeout, Arc::clone(clock)).await;
         if let Some(error) = missing {
             // This provider fails, and says so at every refresh; the others do not.
             tracing::error!(provider = %provider.name, error = chain(error.as_ref()), "the client cannot authenticate");
         }
-        let settings = settings(provider, authentication, request_timeout);
-        let built = OAuth2::new(settings, Arc::clone(clock))
-            .map_err(|source| LifecycleError::Provider { name: provider.name.clone(), source })?;
+        let built = built.map_err(|source| LifecycleError::Provider { name: provider.name.clone(), source })?;
         providers.push((provider.name.clone(), Arc::new(built)));
     }
     Ok(providers.into_iter().collect())
 }
 
 /// Why a client cannot authenticate.
-type Missing = Box<dyn std::error::Error + Send + Sync>;
+pub type Missing = Box<dyn std::error::Error + Send + Sync>;
+
+/// The client of a configured provider, and why its secret or key is not to be had, if it is not: it sends nothing then.
+pub async fn client(
+    provider: &ProviderConfig,
+    environment: &Environment,
+    request_timeout: Duration,
+    clock: Arc<dyn Clock>,
+) -> (Result<OAuth2, SetupError>, Option<Missing>) {
+    let (authentication, missing) = authentication(provider, environment).await;
+    (OAuth2::new(settings(provider, authentication, request_timeout), clock), missing)
+}
 
 /// How the provider's client authenticates, and why it cannot, where its secret or key is not to be had.
 async fn authentication(provider: &ProviderConfig, environment: &Environment) -> (Authentication, Option<Missing>) {
@@ -233,49 +247,73 @@ fn chain(error: &dyn std::error::Error) -> String {
         .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// Serves the coordinator on these sockets until a signal, then ends in order (invariant 1). `ready` is called once
+/// What every socket serves from.
+#[derive(Debug, Clone)]
+struct Parts {
+    coordinator: Coordinator,
+    keys: Keys,
+    logins: Logins,
+    shelf: Arc<dyn Shelf>,
+}
+
+impl Parts {
+    /// For a router behind the socket of that name.
+    fn state(&self, policy: Policy, socket: &str) -> AppState {
+        AppState::new(self.coordinator.clone(), self.keys.clone(), policy).beside_others(self.logins.clone(), socket)
+    }
+}
+
+/// Serves the parts on these sockets until a signal, then ends in order (invariant 1). `ready` is called once
 /// every socket is open; what it gives is given back.
 async fn run<T>(
-    coordinator: &Coordinator,
-    keys: &Keys,
-    logins: &Logins,
+    parts: &Parts,
     sockets: &[SocketConfig],
     ready: impl FnOnce(&[PathBuf]) -> T,
 ) -> Result<T, LifecycleError> {
     // Signals are listened to before anything is there to be cleaned up.
     let mut signals = Signals::new().map_err(|source| LifecycleError::Io { what: "listen for signals", source })?;
-    let share = raise_open_files() / sockets.len().max(1);
+    let (share, sandbox_share) = shares(raise_open_files(), sockets.len());
     let mut listeners = Vec::with_capacity(sockets.len());
     for socket in sockets {
         let listener = Listener::bind(&socket.name, &socket.path, Peers::of(&socket.uids))
             .map_err(|source| LifecycleError::Bind { name: socket.name.clone(), source })?;
         listeners.push((Arc::new(listener), socket.policy.clone()));
     }
-    let (stop, mut serving) = (CancellationToken::new(), JoinSet::new());
+    let (ending, mut serving) = (Ending::default(), JoinSet::new());
+    let mut sandboxes = None;
+    if let Some(host) = SocketConfig::host(sockets) {
+        let clock = Arc::clone(parts.coordinator.clock());
+        let doors = Doors { parts: parts.clone(), share: sandbox_share, ending: ending.clone() };
+        let (handle, mut keeper) = sandbox::Keeper::new(Arc::clone(&parts.shelf), clock, doors::root(host), doors);
+        keeper.restore().await;
+        serving.spawn(keeper.run(ending.orderly.clone()));
+        sandboxes = Some(handle);
+    }
     for (listener, policy) in &listeners {
-        let state = AppState::new(coordinator.clone(), keys.clone(), policy.clone());
-        let router = server::router(state.beside_others(logins.clone(), listener.name()));
-        let (listener, stop) = (Arc::clone(listener), stop.clone());
-        serving.spawn(async move { listener.serve(router, share, stop).await });
+        let router = server::router(parts.state(policy.clone(), listener.name()).with_sandboxes(sandboxes.clone()));
+        let (listener, ending) = (Arc::clone(listener), ending.clone());
+        serving.spawn(async move { listener.serve(router, share, &ending).await });
     }
     let paths: Vec<PathBuf> = listeners.iter().map(|(listener, _)| listener.path().to_owned()).collect();
     tracing::info!(sockets = ?paths, "ready");
     let done = ready(&paths);
     let signal = signals.next().await;
     tracing::info!(signal, "ending");
-    stop.cancel();
+    ending.orderly.cancel();
     // A login's grant that is being stored is the coordinator's to finish.
     let ended = async {
-        logins.shut_down().await;
-        keys.shut_down().await;
-        coordinator.shut_down().await;
+        parts.logins.shut_down().await;
+        parts.keys.shut_down().await;
+        parts.coordinator.shut_down().await;
     };
     let finished = tokio::time::timeout(LAST_WAIT, ended).await;
-    let last_answers = async { while serving.join_next().await.is_some() {} };
-    if tokio::time::timeout(LAST_ANSWERS, last_answers).await.is_err() {
+    let served = async { while serving.join_next().await.is_some() {} };
+    let mut served = pin!(served);
+    if tokio::time::timeout(LAST_ANSWERS, &mut served).await.is_err() {
         tracing::warn!("some connections were cut off");
         // What still runs holds the sockets open.
-        serving.shutdown().await;
+        ending.at_once.cancel();
+        served.await;
     }
     finished.map(|()| done).map_err(|_| LifecycleError::Unfinished)
 }
@@ -319,6 +357,16 @@ fn raise_open_files() -> usize {
         .map_or(MOST_CONNECTIONS, |files| usize::try_from(files).unwrap_or(usize::MAX));
     files.saturating_sub(OWN_FILES).clamp(OWN_FILES, MOST_CONNECTIONS)
 }
+
+/// How many of that many connections each socket of the configuration may hold, and each sandbox. All the sandboxes that
+/// may be there share a quarter.
+fn shares(connections: usize, sockets: usize) -> (usize, usize) {
+    let for_sandboxes = connections / 4;
+    ((connections - for_sandboxes) / sockets.max(1), (for_sandboxes / sandbox::MOST).max(FEWEST_CONNECTIONS))
+}
+
+/// With fewer a program behind the socket could not ask while another waits for an answer.
+const FEWEST_CONNECTIONS: usize = 4;
 
 /// However many files may be open: a connection costs some ten KiB.
 const MOST_CONNECTIONS: usize = 65_536;

@@ -142,6 +142,17 @@ impl Flow {
     /// Every flow.
     pub const ALL: [Self; 3] = [Self::Browser, Self::Paste, Self::Device];
 
+    /// Those on offer where there is an authorization endpoint (`code`) or a device authorization endpoint (`device`).
+    #[must_use]
+    pub fn offered(code: bool, device: bool, redirect_uri: &RedirectUri) -> Vec<Self> {
+        let on_offer = |flow: &Self| match flow {
+            Self::Browser => code && redirect_uri.listener().is_some(),
+            Self::Paste => code,
+            Self::Device => device,
+        };
+        Self::ALL.into_iter().filter(on_offer).collect()
+    }
+
     /// Its name in the API and on the command line.
     #[must_use]
     pub const fn name(self) -> &'static str {

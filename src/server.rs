@@ -19,8 +19,11 @@ use axum::{
 };
 use http::StatusCode;
 
-use crate::{keys::Keys, login::Logins, policy::Policy, refresh::Coordinator};
+use crate::{
+    keys::Keys, login::Logins, policy::Policy, refresh::Coordinator, sandbox::Sandboxes, secret::CapabilityHash,
+};
 
+mod capability;
 pub mod dev;
 mod envelope;
 mod head_timer;
@@ -33,7 +36,7 @@ mod stall;
 
 use envelope::Envelope;
 use problem::{Code, Problem};
-use routes::{document, health, keys, logins, providers, tokens};
+use routes::{document, health, keys, logins, providers, sandboxes, tokens};
 
 /// What a router needs. It is cloned several times per request, so it is one pointer.
 #[derive(Debug, Clone)]
@@ -45,8 +48,10 @@ struct Parts {
     coordinator: Coordinator,
     keys: Keys,
     logins: Logins,
+    sandboxes: Option<Sandboxes>,
     socket: Arc<str>,
     policy: Arc<Policy>,
+    capability: Option<CapabilityHash>,
 }
 
 /// For a router that shares its logins with no other.
@@ -57,13 +62,32 @@ impl AppState {
     #[must_use]
     pub fn new(coordinator: Coordinator, keys: Keys, policy: Policy) -> Self {
         let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-        Self(Arc::new(Parts { coordinator, keys, logins, socket: Arc::from(""), policy: Arc::new(policy) }))
+        let (sandboxes, socket, policy) = (None, Arc::from(""), Arc::new(policy));
+        Self(Arc::new(Parts { coordinator, keys, logins, sandboxes, socket, policy, capability: None }))
     }
 
     /// The same for the socket of that name, beside others. Whoever made the logins ends them.
     #[must_use]
     pub fn beside_others(self, logins: Logins, socket: &str) -> Self {
-        Self(Arc::new(Parts { logins, socket: Arc::from(socket), ..Parts::clone(&self.0) }))
+        self.with(|parts| (parts.logins, parts.socket) = (logins, Arc::from(socket)))
+    }
+
+    /// The same with the sandboxes that a keeper keeps; without them there are none to ask for.
+    #[must_use]
+    pub fn with_sandboxes(self, sandboxes: Option<Sandboxes>) -> Self {
+        self.with(|parts| parts.sandboxes = sandboxes)
+    }
+
+    /// The same for peers that show a capability with every request.
+    #[must_use]
+    pub fn guarded_by(self, capability: Option<CapabilityHash>) -> Self {
+        self.with(|parts| parts.capability = capability)
+    }
+
+    fn with(self, change: impl FnOnce(&mut Parts)) -> Self {
+        let mut parts = Arc::unwrap_or_clone(self.0);
+        change(&mut parts);
+        Self(Arc::new(parts))
     }
 }
 
@@ -92,7 +116,7 @@ impl FromRef<AppState> for Arc<Policy> {
 }
 
 /// The paths of the API, for the comparison with the OpenAPI document.
-pub const PATHS: [&str; 11] = [
+pub const PATHS: [&str; 13] = [
     "/openapi.yaml",
     "/v1/api-keys",
     "/v1/api-keys/{name}",
@@ -101,6 +125,8 @@ pub const PATHS: [&str; 11] = [
     "/v1/logins/{id}",
     "/v1/logins/{id}/code",
     "/v1/providers",
+    "/v1/sandboxes",
+    "/v1/sandboxes/{id}",
     "/v1/tokens",
     "/v1/tokens/{provider}",
     "/v1/tokens/{provider}/refresh",
@@ -108,7 +134,8 @@ pub const PATHS: [&str; 11] = [
 
 /// The whole API, as one socket offers it.
 pub fn router(state: AppState) -> Router {
-    Router::new()
+    let capability = state.0.capability;
+    let routes = Router::new()
         .route("/openapi.yaml", get(document::openapi))
         .route("/v1/api-keys", get(keys::list))
         .route("/v1/api-keys/{name}", get(keys::get).put(keys::put).delete(keys::delete))
@@ -117,6 +144,8 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/logins/{id}", get(logins::get).delete(logins::cancel))
         .route("/v1/logins/{id}/code", post(logins::paste))
         .route("/v1/providers", get(providers::list))
+        .route("/v1/sandboxes", get(sandboxes::list).post(sandboxes::create))
+        .route("/v1/sandboxes/{id}", get(sandboxes::get).delete(sandboxes::delete))
         .route("/v1/tokens", get(tokens::list))
         .route("/v1/tokens/{provider}", get(tokens::get).put(tokens::put).delete(tokens::delete))
         .route("/v1/tokens/{provider}/refresh", post(tokens::refresh))
@@ -124,7 +153,6 @@ pub fn router(state: AppState) -> Router {
         .method_not_allowed_fallback(async || {
             Problem::invalid("this route has no such method; see the Allow header")
                 .with_status(StatusCode::METHOD_NOT_ALLOWED)
-        })
-        .layer(Envelope)
-        .with_state(state)
+        });
+    capability::demanded(capability, routes).layer(Envelope).with_state(state)
 }

@@ -14,7 +14,7 @@ use std::{
 
 /// How high a room stands; it may import what stands lower. `provider` and `store` are traits, which the coordinator
 /// knows; what implements them (`CHILDREN_RANK`) stands above it.
-const RANKS: [(&str, u8); 22] = [
+const RANKS: [(&str, u8); 23] = [
     ("secret", 0),
     ("clock", 0),
     ("account", 1),
@@ -28,6 +28,7 @@ const RANKS: [(&str, u8); 22] = [
     ("keys", 4),
     ("refresh", 4),
     ("login", 5),
+    ("sandbox", 5),
     ("server", 6),
     ("client", 6),
     ("config", 6),

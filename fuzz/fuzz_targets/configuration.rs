@@ -50,6 +50,10 @@ const PLACES: &[&str] = &[
     "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\ndead_grant_statuses = ",
     "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nclient_key = ",
     "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nclient_key.env = \"A\"\nclient_key_algorithm = ",
+    "[providers.corp]\nclient_id = \"me\"\npreset = ",
+    "[providers.corp]\nclient_id = \"me\"\npreset = \"keycloak\"\nvariables = ",
+    "[providers.corp]\nclient_id = \"me\"\npreset = \"keycloak\"\nvariables.realm = ",
+    "[providers.corp]\nclient_id = \"me\"\npreset = \"aws-sso\"\nclient_secret.env = \"X\"\nrequests = ",
 ];
 
 /// Whether a key holds the mark: keys are named in errors.

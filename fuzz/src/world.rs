@@ -192,6 +192,7 @@ impl World {
                 dead_grant_statuses: vec![410],
                 reuse_grace: Duration::from_secs(10),
                 expose: ["tenant_id", "expiry", "scope", "team"].map(String::from).to_vec(),
+                ..Rules::default()
             },
             ..Scripted::default()
         });

@@ -21,6 +21,17 @@ pub struct SocketConfig {
     pub uids: Vec<u32>,
 }
 
+impl SocketConfig {
+    /// The socket that the person's own clients use: of those with the role `host` the one of that name, or else the
+    /// first.
+    #[must_use]
+    pub fn host(sockets: &[Self]) -> Option<&Self> {
+        let mut hosts = sockets.iter().filter(|socket| socket.policy.role() == Role::Host);
+        let first = hosts.clone().next();
+        hosts.find(|socket| socket.name == HOST).or(first)
+    }
+}
+
 /// The name of the socket that is there unless another has the role `host`.
 pub(super) const HOST: &str = "host";
 

@@ -7,7 +7,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{LifecycleError, run};
+use super::{LifecycleError, Parts, run};
 use crate::{
     account::Account,
     clock::{Clock, SystemClock},
@@ -41,18 +41,17 @@ pub async fn serve<T>(socket: SocketConfig, ready: impl FnOnce(&[PathBuf]) -> T)
     let issuer = Issuer::bind()
         .await
         .map_err(|source| LifecycleError::Io { what: "start the built-in authorization server", source })?;
-    let (coordinator, keys) = parts(&issuer).await.map_err(LifecycleError::Dev)?;
+    let parts = parts(&issuer).await.map_err(LifecycleError::Dev)?;
     let (stop, serving) = (CancellationToken::new(), TaskTracker::new());
     serving.spawn(issuer.serve(stop.clone()));
     serving.close();
-    let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-    let served = run(&coordinator, &keys, &logins, &[socket], ready).await;
+    let served = run(&parts, &[socket], ready).await;
     stop.cancel();
     serving.wait().await;
     served
 }
 
-async fn parts(issuer: &Issuer) -> Result<(Coordinator, Keys), Box<dyn std::error::Error + Send + Sync>> {
+async fn parts(issuer: &Issuer) -> Result<Parts, Box<dyn std::error::Error + Send + Sync>> {
     let url = |name| endpoint(&issuer.endpoint(name)).map(Some);
     let settings = Settings {
         endpoints: Endpoints {
@@ -78,8 +77,9 @@ async fn parts(issuer: &Issuer) -> Result<(Coordinator, Keys), Box<dyn std::erro
     let providers = [(alive.provider.clone(), provider)].into_iter().collect();
     let store = Arc::new(Memory::new()?);
     let keys = Keys::new(Arc::<Memory>::clone(&store), Arc::clone(&clock));
-    let coordinator = Coordinator::new(store, providers, clock, COOLDOWN);
+    let coordinator = Coordinator::new(Arc::<Memory>::clone(&store), providers, clock, COOLDOWN);
     coordinator.put(&alive, issuer.login(true)?, &IfMatch::Absent).await?;
     coordinator.put(&dead, issuer.login(false)?, &IfMatch::Absent).await?;
-    Ok((coordinator, keys))
+    let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
+    Ok(Parts { coordinator, keys, logins, shelf: store })
 }

@@ -45,6 +45,8 @@ pub use settings::{Endpoints, LoginSettings, Settings, SetupError};
 
 pub use crate::provider::wire::{EndpointError, endpoint};
 
+const NO_REVOCATION: &str = "the provider has no revocation endpoint";
+
 /// One client registration at one OAuth 2.0 authorization server.
 #[derive(Debug)]
 pub struct OAuth2 {
@@ -80,7 +82,8 @@ impl OAuth2 {
     async fn revocation_endpoint(&self) -> Result<&Url, &'static str> {
         match &self.settings.endpoints.revocation {
             Some(given) => Ok(given),
-            None => self.metadata().await?.revocation.as_ref().ok_or("the provider has no revocation endpoint"),
+            None if self.settings.endpoints.issuer.is_none() => Err(NO_REVOCATION),
+            None => self.metadata().await?.revocation.as_ref().ok_or(NO_REVOCATION),
         }
     }
 
@@ -158,7 +161,15 @@ impl Provider for OAuth2 {
         let parameters = [("token", token), ("token_type_hint", hint)];
         let outcome = self.call(Request::Revocation, self.revocation_endpoint(), &parameters).await;
         // RFC 7009 section 2.2: 200, also for a token that was not valid; the body does not matter.
-        matches!(outcome, Exchange::Answered { head, .. } if (200..300).contains(&head.status))
+        let (why, status) = match outcome {
+            Exchange::Answered { head, .. } if (200..300).contains(&head.status) => return true,
+            Exchange::Answered { head, .. } => ("the provider refused", Some(head.status)),
+            Exchange::Lost { timed_out: true } => ("the provider did not answer in time", None),
+            Exchange::Lost { timed_out: false } => ("the provider's answer broke off", None),
+            Exchange::NotSent(why) => (why, None),
+        };
+        tracing::warn!(why, status, "the grant is not revoked: a copy of it may still be good");
+        false
     }
 
     fn rules(&self) -> &Rules {

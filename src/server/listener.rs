@@ -17,6 +17,7 @@ use std::{
         fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -38,14 +39,18 @@ use rustix::{
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::Semaphore,
+    task::JoinSet,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
 use super::{head_timer::HeadTimer, peer::Peers, problem::Problem, stall::Stalling};
 
 /// The room for a path in `sockaddr_un`, less the closing zero byte.
 const LONGEST_PATH: usize = 107;
+
+/// Below the host's socket, the directory of those that are made at run time. It is in nobody's way there.
+pub const SANDBOXES: &str = "sandboxes";
 
 /// How long a connection may stay silent, before its first request and between two.
 const IDLE: Duration = Duration::from_mins(1);
@@ -110,6 +115,15 @@ pub enum Occupant {
     Living,
 }
 
+/// How a listener is told to end.
+#[derive(Debug, Clone, Default)]
+pub struct Ending {
+    /// It accepts nobody any more, and the requests under way are finished.
+    pub orderly: CancellationToken,
+    /// Every connection is cut where it is.
+    pub at_once: CancellationToken,
+}
+
 /// A bound socket.
 #[derive(Debug)]
 pub struct Listener {
@@ -163,18 +177,23 @@ impl Listener {
         &self.path
     }
 
-    /// Serves at most `share` connections at once until `stop`, then lets the requests under way finish.
-    pub async fn serve(&self, router: Router, share: usize, stop: CancellationToken) {
+    /// Serves at most `share` connections at once until it is to end. No connection is left when it returns.
+    pub async fn serve(&self, router: Router, share: usize, ending: &Ending) {
         let mut builder = http1::Builder::new();
         builder.header_read_timeout(IDLE).max_buf_size(LONGEST_HEAD).half_close(true);
-        let connections = TaskTracker::new();
+        let mut connections = JoinSet::new();
         let graceful = GracefulShutdown::new();
         let seats = Arc::new(Semaphore::new(share));
+        // It goes on where it was when a connection ends meanwhile.
+        let mut accepting = pin!(self.accept(&seats));
         loop {
             let accepted = tokio::select! {
-                () = stop.cancelled() => break,
-                accepted = self.accept(&seats) => accepted,
+                () = ending.orderly.cancelled() => break,
+                () = ending.at_once.cancelled() => break,
+                Some(_) = connections.join_next() => continue,
+                accepted = &mut accepting => accepted,
             };
+            accepting.set(self.accept(&seats));
             let (stream, seat) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -203,9 +222,12 @@ impl Listener {
                 drop(seat);
             });
         }
-        graceful.shutdown().await;
-        connections.close();
-        connections.wait().await;
+        let finished = async {
+            graceful.shutdown().await;
+            while connections.join_next().await.is_some() {}
+        };
+        ending.at_once.run_until_cancelled(finished).await;
+        connections.shutdown().await;
     }
 
     async fn accept(&self, seats: &Arc<Semaphore>) -> io::Result<(UnixStream, tokio::sync::OwnedSemaphorePermit)> {
@@ -285,12 +307,13 @@ fn unfit(directory: &Path, socket: &Path, mode: u32) -> Result<bool, BindError> 
     if found == mode {
         return Ok(false);
     }
-    // A directory that others use is not ours to close: only one with nothing in it but our socket.
+    // A directory that others use is not ours to close: only one with nothing in it but our sockets.
     if found & 0o1022 != 0 {
         return Err(refuse("is writable by others"));
     }
     for entry in fs::read_dir(directory).map_err(failed)? {
-        if Some(entry.map_err(failed)?.file_name().as_os_str()) != socket.file_name() {
+        let name = entry.map_err(failed)?.file_name();
+        if Some(name.as_os_str()) != socket.file_name() && name != SANDBOXES {
             return Err(refuse("is open to others and holds other files"));
         }
     }
@@ -330,6 +353,8 @@ fn knock(path: &Path) -> rustix::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
     fn mode(path: &Path) -> u32 {
@@ -430,8 +455,32 @@ mod tests {
         let ours = home.path().join("ours");
         fs::create_dir(&ours).unwrap();
         fs::set_permissions(&ours, Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(ours.join(SANDBOXES)).unwrap();
         assert!(bind(&ours.join("s")).is_ok());
         assert_eq!(mode(&ours), 0o700);
+    }
+
+    #[tokio::test]
+    async fn who_is_to_end_at_once_waits_for_nobody() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("credproxy.sock");
+        let listener = bind(&path).unwrap();
+        let reached = Arc::new(Semaphore::new(0));
+        let handler = Arc::clone(&reached);
+        let never = move || {
+            handler.add_permits(1);
+            std::future::pending::<()>()
+        };
+        let ending = Ending::default();
+        let serving = listener.serve(Router::new().fallback(never), 10, &ending);
+        let calling = async {
+            let mut stream = UnixStream::connect(&path).await.unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            reached.acquire().await.unwrap().forget();
+            ending.at_once.cancel();
+            stream.read_to_end(&mut Vec::new()).await.unwrap()
+        };
+        assert_eq!(tokio::join!(serving, calling), ((), 0));
     }
 
     #[tokio::test]

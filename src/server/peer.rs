@@ -12,13 +12,15 @@ use tokio::net::UnixStream;
 pub struct Peer {
     /// Its user id.
     pub uid: u32,
+    /// The process that connected, where the kernel tells and this process may know of it.
+    pub pid: Option<u32>,
 }
 
 impl Peer {
     /// The daemon's own user, for a router that is called in process.
     #[must_use]
     pub fn own() -> Self {
-        Self { uid: own_uid() }
+        Self { uid: own_uid(), pid: None }
     }
 }
 
@@ -53,7 +55,9 @@ impl Peers {
     /// The peer, if it may go on. A stranger is logged.
     pub(super) fn admitted(&self, stream: &UnixStream, socket: &str) -> Option<Peer> {
         match stream.peer_cred() {
-            Ok(peer) if self.admitted.contains(&peer.uid()) => Some(Peer { uid: peer.uid() }),
+            Ok(peer) if self.admitted.contains(&peer.uid()) => {
+                Some(Peer { uid: peer.uid(), pid: peer.pid().and_then(|pid| u32::try_from(pid).ok()) })
+            }
             Ok(peer) => {
                 let (uid, pid) = (peer.uid(), peer.pid());
                 if self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(uid) {

@@ -15,6 +15,8 @@ use crate::{
     world::{self, Answer, Api, World},
 };
 
+mod hostile;
+
 const JSON: (&str, &str) = ("content-type", "application/json");
 const PATIENT: Duration = Duration::from_mins(10);
 
@@ -363,7 +365,7 @@ async fn a_login_is_nobody_elses() {
     let host = Api::beside(&world, &logins, "host");
     let (location, login) = host.begun(&paste()).await;
     let back = agreed(&world, &login);
-    let stranger = Api::as_peer(&world, &logins, "host", Peer { uid: 4_000_000 });
+    let stranger = Api::as_peer(&world, &logins, "host", Peer { uid: 4_000_000, pid: None });
     let elsewhere = Api::beside(&world, &logins, "other");
     for api in [&stranger, &elsewhere] {
         for answer in [

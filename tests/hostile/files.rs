@@ -233,10 +233,12 @@ async fn a_wrong_value_is_named_by_its_place_and_never_shown() {
     let config = daemon.config();
     let provider = "[providers.corp]\nissuer = \"https://h.example\"\nclient_id = \"me\"\n";
     let sandbox = "[sockets.s]\npath = \"/run/x/s\"\nrole = \"sandbox\"\n";
-    let tables: [(&str, &[&str]); 4] = [
+    let keyed = format!("{sandbox}operations = [\"keys\"]\n");
+    let tables: [(&str, &[&str]); 5] = [
         ("[store]\n", &["url", "key"]),
         ("[refresh]\n", &["cooldown", "request_timeout"]),
         (sandbox, &["path", "role", "allow", "operations", "uids"]),
+        (&keyed, &["keys"]),
         (
             provider,
             &[

@@ -127,10 +127,12 @@ impl Contract {
             }
         }
         let shared = &document["components"]["responses"];
-        let elsewhere = [(400, "InvalidRequest"), (404, "RouteNotFound"), (405, "MethodNotAllowed")]
-            .into_iter()
-            .map(|(status, name)| Ok((status, Answer::read(&shared[name])?)))
-            .collect::<Result<_, String>>()?;
+        // A sandbox's capability is looked at before anything else is.
+        let elsewhere =
+            [(400, "InvalidRequest"), (403, "WrongCapability"), (404, "RouteNotFound"), (405, "MethodNotAllowed")]
+                .into_iter()
+                .map(|(status, name)| Ok((status, Answer::read(&shared[name])?)))
+                .collect::<Result<_, String>>()?;
         let codes = list(&document["components"]["schemas"]["ErrorCode"]["enum"]);
         let codes = codes.iter().filter_map(Value::as_str).map(str::to_owned).collect();
         Ok(Self { operations, elsewhere, codes })
@@ -168,7 +170,8 @@ impl Contract {
         let method = if exchange.method == "HEAD" { "GET" } else { exchange.method };
         let Some((operation, values)) = on_path.iter().find(|(operation, _)| operation.method == method) else {
             let refusal = if on_path.is_empty() { 404 } else { 405 };
-            let answer = self.elsewhere.get(&exchange.status).filter(|_| [400, refusal].contains(&exchange.status));
+            let answer =
+                self.elsewhere.get(&exchange.status).filter(|_| [400, 403, refusal].contains(&exchange.status));
             return answer.ok_or_else(|| format!("no operation is here, so {refusal} is due"))?.check(exchange);
         };
         let answer = operation.answers.get(&exchange.status);

@@ -34,6 +34,11 @@ pub enum Authentication {
 const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
 impl Authentication {
+    /// Whether a header says who the client is, and the body does not.
+    pub(super) const fn is_in_a_header(&self) -> bool {
+        matches!(self, Self::Secret { place: SecretPlace::Basic | SecretPlace::BasicRaw, .. })
+    }
+
     /// A new assertion, where the client shows one: for `audience`, unless the configuration names another.
     pub(super) fn assertion(
         &self,

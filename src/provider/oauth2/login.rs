@@ -44,12 +44,7 @@ impl OAuth2 {
         };
         let code = there(authorization, |metadata| &metadata.authorization);
         let device = there(device_authorization, |metadata| &metadata.device_authorization);
-        let on_offer = |flow: &Flow| match flow {
-            Flow::Browser => code && self.settings.login.redirect_uri.listener().is_some(),
-            Flow::Paste => code,
-            Flow::Device => device,
-        };
-        Flow::ALL.into_iter().filter(on_offer).collect()
+        Flow::offered(code, device, &self.settings.login.redirect_uri)
     }
 
     /// Asks the issuer, if there is one: for endpoints, and for what RFC 9207 expects.
@@ -135,6 +130,10 @@ impl OAuth2 {
         let mut parameters: Vec<_> = scope.as_deref().map(|scope| ("scope", scope)).into_iter().collect();
         if self.settings.login.device_pkce {
             parameters.extend([("code_challenge", challenge.as_str()), ("code_challenge_method", "S256")]);
+        }
+        // RFC 8628 section 3.1 lets it out where the client is authenticated, and some servers look for it all the same.
+        if self.settings.authentication.is_in_a_header() {
+            parameters.push(("client_id", &self.settings.client_id));
         }
         let names = &self.settings.dialect.names;
         let answer = match self.call(Request::Device, self.device_endpoint(), &parameters).await {

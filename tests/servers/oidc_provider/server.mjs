@@ -1,8 +1,9 @@
 // The authorization server of the tests: oidc-provider as it is published, with a gate before its token endpoint that
 // keeps a log and makes faults. People are played by a page that logs in and consents at once.
 //
-// Prints one line, {"issuer": "http://127.0.0.1:PORT"}, when it listens, and ends when its standard input does.
-// ACCESS_TOKEN_TTL is the life of an access token in seconds.
+// Prints one line, {"issuer": "http://127.0.0.1:PORT", "port": PORT}, when it listens, and ends when its standard input
+// does. ACCESS_TOKEN_TTL is the life of an access token in seconds; ISSUER is what the world knows it as, if not by its
+// own address.
 //
 //   GET    /test/log     what the token endpoint was asked, oldest first (see `gate`)
 //   GET    /test/issued  every token handed out: {"access_tokens": [..], "refresh_tokens": [..]}
@@ -178,7 +179,8 @@ const server = createServer((request, response) => {
   else application(request, response);
 });
 await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
-const issuer = `http://127.0.0.1:${server.address().port}`;
+const { port } = server.address();
+const issuer = process.env.ISSUER ?? `http://127.0.0.1:${port}`;
 
 const life = 86400;
 const api = { scope: 'read', accessTokenFormat: 'jwt', jwt: { sign: { alg: 'ES256' } } };
@@ -215,5 +217,5 @@ provider.use(gate);
 provider.on('server_error', (ctx, error) => console.error(error));
 const application = provider.callback();
 
-console.log(JSON.stringify({ issuer }));
+console.log(JSON.stringify({ issuer, port }));
 process.stdin.resume().on('end', () => process.exit());
