@@ -11,8 +11,8 @@
 //!
 //! # Rooms
 //! Imports run from the right to the left, never back; `tests/house.rs` holds the sources against that.
-//! `secret, clock, account <- grant <- provider, store (the traits) <- refresh, policy <- login <- provider::*,
-//! store::*, server, client, config, cli <- lifecycle <- main`
+//! `secret, clock, private <- account <- grant <- provider, store (the traits) <- refresh, policy <- login <-
+//! provider::*, store::*, server, client, config, cli <- lifecycle <- main`
 //!
 //! `faults` is there only with the feature of that name, for `tests/faults`: places to stop the program at.
 
@@ -30,6 +30,7 @@ pub mod grant;
 pub mod lifecycle;
 pub mod login;
 pub mod policy;
+mod private;
 pub mod provider;
 pub mod refresh;
 pub mod secret;

@@ -11,7 +11,7 @@
 //!
 //! Must not know: what a refresh is, HTTP. Its children are the only home of SQL and of encryption.
 
-use std::fmt;
+use std::{fmt, path::Path};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -20,11 +20,11 @@ use crate::{
     account::Account,
     clock::Timestamp,
     grant::{Grant, GrantId, Version},
+    private::{FileError, PrivateError},
 };
 
 pub mod key;
 pub mod memory;
-pub(crate) mod private;
 pub mod seal;
 pub mod sqlite;
 
@@ -253,6 +253,26 @@ impl StoreError {
     pub(crate) fn unavailable(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Unavailable(cause.into())
     }
+}
+
+impl From<FileError> for StoreError {
+    fn from(error: FileError) -> Self {
+        Self::Unavailable(Box::new(error))
+    }
+}
+
+impl From<PrivateError> for StoreError {
+    fn from(error: PrivateError) -> Self {
+        match error {
+            PrivateError::Unfit { place, reason } => unfit(&place, reason),
+            PrivateError::File(error) => error.into(),
+        }
+    }
+}
+
+/// The key, the store or their directory cannot be used as they are.
+pub(crate) fn unfit(place: &Path, reason: impl Into<String>) -> StoreError {
+    StoreError::Unfit { place: place.display().to_string(), reason: reason.into() }
 }
 
 /// A keeper of records. One value is one owner of leases.
