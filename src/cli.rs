@@ -89,6 +89,9 @@ pub struct Serve {
     /// Try it out: a store in memory and a built-in authorization server; no configuration is read
     #[arg(long)]
     pub dev: bool,
+    /// Do not have the kernel confine the daemon (Landlock), if that is in the way of something
+    #[arg(long)]
+    pub unconfined: bool,
 }
 
 /// What to do with the store as a whole.

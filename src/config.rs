@@ -181,6 +181,27 @@ impl Config {
         hosts.find(|socket| socket.name == socket::HOST).or(first)
     }
 
+    /// Whether the daemon runs commands when it starts.
+    #[must_use]
+    pub fn runs_commands(&self) -> bool {
+        let secrets = self.providers.iter().filter_map(|provider| provider.client_secret.as_ref());
+        matches!(self.store.key, KeySource::Given(GivenKey::Command(_)))
+            || secrets.into_iter().any(|source| matches!(source, SecretSource::Command(_)))
+    }
+
+    /// The files that the daemon reads when it starts, beside the store and its key.
+    #[must_use]
+    pub fn files_read(&self) -> Vec<PathBuf> {
+        let files = self.providers.iter().flat_map(|provider| {
+            let secret = match &provider.client_secret {
+                Some(SecretSource::File(path)) => Some(path.clone()),
+                Some(SecretSource::Env(_) | SecretSource::Command(_)) | None => None,
+            };
+            [provider.ca_file.clone(), secret]
+        });
+        files.flatten().collect()
+    }
+
     /// Moves [`Config::host_socket`] to `path`, made absolute here.
     pub fn move_host_socket(&mut self, path: &Path) -> io::Result<()> {
         let path = std::path::absolute(path)?;

@@ -34,10 +34,12 @@ use crate::{
 };
 
 pub mod check;
+pub mod confine;
 pub mod dev;
 mod key;
 pub mod store;
 
+use confine::Confined;
 use key::Keeper;
 
 /// A flight takes at most 30 s; what is left is for answering.
@@ -99,12 +101,15 @@ pub enum LifecycleError {
 }
 
 /// Serves until a signal. A person is asked for the passphrase, if that is where the key is, before anything else.
-pub async fn serve(config: &Config, environment: &Environment, ask: Ask<'_>) -> Result<(), LifecycleError> {
+pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Result<(), LifecycleError> {
     outlive_file_limits()?;
     let clock = clock();
+    let environment = confined.environment();
     let keeper = Keeper { source: &config.store.key, store: &config.store.path, copy: None, environment, ask };
     let store = Arc::new(keeper.open().await?);
     let providers = providers(&config.providers, environment, config.refresh.request_timeout, &clock).await?;
+    confined.close();
+    tracing::info!(confined = %confined.extent);
     let shared: Arc<dyn Store> = Arc::<Sqlite>::clone(&store);
     let coordinator = Coordinator::new(shared, providers, clock, config.refresh.cooldown);
     let logins = Logins::new(coordinator.clone(), config.logins.lifetime);

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use credproxy::{
     cli::{self, Cli, Command, Exit, Failure, Options, Serve, StoreCommand, ask_passphrase},
     config::{Environment, KeySource, dev_socket},
-    lifecycle::{self, check, dev},
+    lifecycle::{self, check, confine, dev},
     telemetry,
 };
 use tokio::runtime::{Builder, Runtime};
@@ -36,16 +36,19 @@ fn runtime(builder: &mut Builder) -> Result<Runtime, Failure> {
 
 fn serve(options: &Options, how: &Serve, env: &Environment) -> Result<ExitCode, Failure> {
     telemetry::start(&env.log_filter());
-    let runtime = runtime(&mut Builder::new_multi_thread())?;
     let failed = |error| Failure::new(Exit::Failure, error);
+    confine::close_up().map_err(failed)?;
     if how.dev {
+        let runtime = runtime(&mut Builder::new_multi_thread())?;
         let socket = dev_socket(options.socket.as_deref(), env)?;
         let announce =
             |paths: &[PathBuf]| paths.iter().try_for_each(|path| cli::print_dev_session(path, dev::ALIVE, dev::DEAD));
         runtime.block_on(dev::serve(socket, announce)).map_err(failed)??;
     } else {
         let config = options.configuration(env)?;
-        runtime.block_on(lifecycle::serve(&config, env, &ask_passphrase)).map_err(failed)?;
+        let confined = confine::confine(&config, env, !how.unconfined).map_err(failed)?;
+        let runtime = runtime(&mut Builder::new_multi_thread())?;
+        runtime.block_on(lifecycle::serve(&config, confined, &ask_passphrase)).map_err(failed)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -3,16 +3,31 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
+    fmt, io,
     path::{Path, PathBuf},
 };
 
-use super::ConfigError;
+use tokio::runtime::Handle;
+use zeroize::Zeroizing;
 
-/// What is read from the environment. A test passes its own.
-///
-/// Not `Debug`: a variable may hold a client secret.
+use super::{
+    ConfigError,
+    command::{self, CommandError},
+};
+
+/// What is read from the environment, and where commands run. A test passes its own.
 #[derive(Clone)]
-pub struct Environment(Variables);
+pub struct Environment {
+    variables: Variables,
+    commands: Option<Handle>,
+}
+
+/// No variable is shown: one may hold a client secret.
+impl fmt::Debug for Environment {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Environment").finish_non_exhaustive()
+    }
+}
 
 #[derive(Clone)]
 enum Variables {
@@ -24,18 +39,33 @@ impl Environment {
     /// The process's own, looked up at each question.
     #[must_use]
     pub const fn process() -> Self {
-        Self(Variables::Process)
+        Self { variables: Variables::Process, commands: None }
     }
 
     /// These variables and no others.
     pub fn of<N: Into<String>, V: Into<OsString>>(variables: impl IntoIterator<Item = (N, V)>) -> Self {
-        Self(Variables::Given(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect()))
+        let variables = variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        Self { variables: Variables::Given(variables), commands: None }
+    }
+
+    /// The same, with its commands run on another runtime than the one at hand.
+    #[must_use]
+    pub fn with_commands_on(self, runtime: Handle) -> Self {
+        Self { commands: Some(runtime), ..self }
+    }
+
+    /// What a shell command prints.
+    pub(super) async fn output(&self, command: &str) -> Result<Zeroizing<Vec<u8>>, CommandError> {
+        let Some(runtime) = &self.commands else { return command::output(command).await };
+        let command = command.to_owned();
+        let run = runtime.spawn(async move { command::output(&command).await });
+        run.await.unwrap_or_else(|error| Err(CommandError::Io(io::Error::other(error))))
     }
 
     /// The variable's value; `None` when it is unset or empty.
     #[expect(clippy::disallowed_methods, reason = "the home of reading the environment")]
     pub(super) fn lookup(&self, name: &str) -> Option<OsString> {
-        match &self.0 {
+        match &self.variables {
             Variables::Process => std::env::var_os(name),
             Variables::Given(variables) => variables.get(name).cloned(),
         }
@@ -94,6 +124,14 @@ impl Environment {
     /// `$CREDENTIALS_DIRECTORY`, which systemd sets for services with credentials.
     pub(super) fn credentials(&self) -> Option<PathBuf> {
         self.absolute("CREDENTIALS_DIRECTORY")
+    }
+
+    /// Files and directories beside the configured ones that a daemon may have to read: credentials, and certificates
+    /// that are not in their usual place (`SSL_CERT_FILE` and `SSL_CERT_DIR` of OpenSSL).
+    #[must_use]
+    pub fn places_read(&self) -> Vec<PathBuf> {
+        let certificates = ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().filter_map(|name| self.absolute(name));
+        self.credentials().into_iter().chain(certificates).collect()
     }
 
     fn base(&self, variable: &str, below_home: &str) -> Option<PathBuf> {

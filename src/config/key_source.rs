@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Environment,
-    command::{COMMAND_LIMIT, CommandError, output, read_limited},
+    command::{COMMAND_LIMIT, CommandError, read_limited},
 };
 
 /// Where the store key is kept; the configuration itself never holds one.
@@ -141,7 +141,7 @@ impl GivenKey {
                 let value = env.lookup(name).ok_or(GivenKeyError::NotSet)?;
                 Ok(Zeroizing::new(OsString::into_encoded_bytes(value)))
             }
-            Self::Command(command) => Ok(output(command).await?),
+            Self::Command(command) => Ok(env.output(command).await?),
             Self::Credential(name) => {
                 let directory = env.credentials().ok_or(GivenKeyError::NoDirectory)?;
                 let file = tokio::fs::File::open(directory.join(name)).await.map_err(GivenKeyError::Credential)?;

@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Environment,
-    command::{COMMAND_LIMIT, CommandError, output, read_limited},
+    command::{COMMAND_LIMIT, CommandError, read_limited},
 };
 use crate::secret::{ClientSecret, SecretError};
 
@@ -79,7 +79,7 @@ impl SecretSource {
                 let file = tokio::fs::File::open(path).await.map_err(SecretSourceError::File)?;
                 text(read_limited(file).await.map_err(SecretSourceError::File)?)
             }
-            Self::Command(command) => text(output(command).await?),
+            Self::Command(command) => text(env.output(command).await?),
         };
         ClientSecret::new(text?).map_err(SecretSourceError::Unfit)
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{chain, client_secret, key::Keeper, settings};
+use super::{chain, client_secret, confine, key::Keeper, settings};
 use crate::{
     clock::{Clock, SystemClock},
     config::{Config, Environment},
@@ -51,6 +51,9 @@ pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> 
         };
         findings.push(Finding { subject: format!("socket {}", socket.name), result });
     }
+    // Good or bad, it stops nobody: the daemon serves on a kernel that does not know it, too.
+    let confined = format!("a daemon would be confined {}", confine::available());
+    findings.push(Finding { subject: "process".to_owned(), result: Ok(confined) });
     findings
 }
 

@@ -14,6 +14,7 @@ use support::{
     issuer::Issuer,
 };
 
+mod confinement;
 mod files;
 mod process;
 mod provider;

@@ -1,0 +1,264 @@
+//! The process keeps to itself: nobody looks into its memory, and it reaches no more of the machine than its work needs.
+//!
+//! Invariants:
+//! 1. Nobody but root may read the daemon's memory or trace it, no core file is written, and what it makes is closed to
+//!    others unless a mode says otherwise.
+//! 2. On Linux a Landlock domain holds every thread that serves: files of the store, the sockets, the certificates and
+//!    secrets that the configuration names, and what the C library and TLS read; no program is run, and no TCP port is
+//!    listened at but a login's. It is made before the threads are, which inherit it: a domain binds the thread that
+//!    makes it and those that come after (landlock(7)).
+//! 3. Where the configuration names commands, one thread stays outside for them, until the start is over.
+//!
+//! What it does not hold: outgoing connections, whose ports providers choose, and code that somebody brought to run in
+//! this very process before the start was over.
+
+use std::{
+    fmt, fs, io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use rustix::{
+    fs::Mode,
+    process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask},
+};
+use tokio::runtime::Builder;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::LifecycleError;
+use crate::config::{Config, Environment};
+
+#[cfg(target_os = "linux")]
+mod landlock;
+
+/// How far the kernel holds the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Every rule is enforced.
+    Full,
+    /// The kernel is too old for some of the rules.
+    Partial,
+    /// The kernel enforces nothing of the kind.
+    Unavailable,
+    /// Switched off.
+    Off,
+}
+
+impl fmt::Display for Extent {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Full => "by Landlock",
+            Self::Partial => "by Landlock in part: the kernel is too old for the rest",
+            Self::Unavailable => "not at all: the kernel has no Landlock, or it is not enabled",
+            Self::Off => "not at all: switched off",
+        })
+    }
+}
+
+/// A confined process, in which commands can still be run.
+#[derive(Debug)]
+pub struct Confined {
+    /// How far.
+    pub extent: Extent,
+    outside: Option<DropGuard>,
+    environment: Environment,
+}
+
+impl Confined {
+    /// The environment, whose commands run outside.
+    pub(super) const fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
+    /// No command is run any more.
+    pub(super) fn close(&mut self) {
+        self.outside = None;
+    }
+}
+
+/// Closes the process to others (invariant 1).
+pub fn close_up() -> Result<(), LifecycleError> {
+    let refused = |what| move |error: rustix::io::Errno| LifecycleError::Io { what, source: error.into() };
+    umask(Mode::RWXG | Mode::RWXO);
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).map_err(refused("forbid core files"))?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(refused("close its memory to others"))
+}
+
+/// Confines this thread and those that it begins (invariants 2 and 3); `held` is false to leave it at that. To be called
+/// while there is no other thread.
+pub fn confine(config: &Config, environment: &Environment, held: bool) -> Result<Confined, LifecycleError> {
+    if !held {
+        return Ok(Confined { extent: Extent::Off, outside: None, environment: environment.clone() });
+    }
+    let (outside, environment) = if config.runs_commands() {
+        let (outside, environment) = outside(environment).map_err(|source| LifecycleError::Io {
+            what: "begin a thread for the commands of the configuration",
+            source,
+        })?;
+        (Some(outside), environment)
+    } else {
+        (None, environment.clone())
+    };
+    Ok(Confined { extent: restrict(&Reach::of(config, &environment)), outside, environment })
+}
+
+/// A thread that no domain holds, for as long as the guard lives.
+fn outside(environment: &Environment) -> io::Result<(DropGuard, Environment)> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let environment = environment.clone().with_commands_on(runtime.handle().clone());
+    let over = CancellationToken::new();
+    let guard = over.clone().drop_guard();
+    thread::Builder::new().name("commands".to_owned()).spawn(move || runtime.block_on(over.cancelled()))?;
+    Ok((guard, environment))
+}
+
+/// What of the machine the daemon needs.
+#[derive(Debug, Default)]
+struct Reach {
+    /// Directories to make and change files in.
+    changed: Vec<PathBuf>,
+    /// Files and directories to read.
+    read: Vec<PathBuf>,
+    /// Ports to listen at, on loopback; 0 stands for those that the kernel chooses.
+    ports: Vec<u16>,
+}
+
+/// What the C library reads to find names, and where certificates are. Directories, because the files in them are
+/// replaced by new ones while the daemon runs.
+const SYSTEM: [&str; 12] = [
+    "/etc",
+    "/usr",
+    "/lib",
+    "/lib64",
+    "/nix/store",
+    "/gnu/store",
+    "/proc",
+    "/sys/fs/cgroup",
+    "/dev/urandom",
+    "/run/systemd/resolve",
+    "/run/NetworkManager",
+    "/run/resolvconf",
+];
+
+impl Reach {
+    fn of(config: &Config, environment: &Environment) -> Self {
+        let parent = |path: &Path| path.parent().map(Path::to_owned);
+        let changed = config.sockets.iter().map(|socket| &socket.path).chain([&config.store.path]);
+        let mut ports = vec![0];
+        ports.extend(
+            config.providers.iter().filter_map(|provider| provider.redirect_uri.listener()).map(|(_, port)| port),
+        );
+        Self {
+            changed: changed.filter_map(|path| parent(path)).collect(),
+            read: SYSTEM
+                .iter()
+                .map(PathBuf::from)
+                .chain(config.files_read())
+                .chain(environment.places_read())
+                .collect(),
+            ports,
+        }
+    }
+
+    /// A rule is on what is there. What cannot be made fails again where it is needed, and is told of there.
+    fn make_directories(&self) {
+        for directory in &self.changed {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).ok();
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn restrict(reach: &Reach) -> Extent {
+    reach.make_directories();
+    landlock::restrict(reach)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn restrict(_: &Reach) -> Extent {
+    Extent::Unavailable
+}
+
+/// How far this kernel would hold the daemon.
+#[must_use]
+pub fn available() -> Extent {
+    // A domain cannot be left: it is tried on a thread that ends with it.
+    thread::spawn(|| restrict(&Reach::default())).join().unwrap_or(Extent::Unavailable)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, io::ErrorKind, net::TcpListener, process::Command};
+
+    use super::*;
+
+    fn denied<T>(result: io::Result<T>) -> bool {
+        result.is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
+    }
+
+    fn free_port() -> u16 {
+        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    }
+
+    #[test]
+    fn a_confined_thread_and_those_it_begins_reach_what_they_need_and_nothing_else() {
+        if available() != Extent::Full {
+            // An older kernel; `tests/hostile` says so aloud.
+            return;
+        }
+        let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        File::create(theirs.path().join("secret")).unwrap();
+        let (named, other) = (free_port(), free_port());
+        let reach = Reach {
+            changed: vec![ours.path().join("new/store")],
+            read: SYSTEM.iter().map(PathBuf::from).collect(),
+            ports: vec![0, named],
+        };
+        let (ours, theirs) = (ours.path().to_owned(), theirs.path().to_owned());
+        let confined = thread::spawn(move || {
+            assert_eq!(restrict(&reach), Extent::Full);
+            thread::spawn(move || {
+                let inside = ours.join("new/store/file");
+                assert!(
+                    File::create(&inside).is_ok() && File::open(&inside).is_ok() && fs::remove_file(&inside).is_ok()
+                );
+                assert!(File::open("/etc/passwd").is_ok());
+                assert!(denied(File::open(theirs.join("secret"))) && denied(fs::read_dir(&theirs)));
+                assert!(denied(File::create(ours.join("file"))) && denied(File::create("/etc/credproxy-canary")));
+                assert!(denied(fs::remove_file(theirs.join("secret"))));
+                assert!(denied(Command::new("/bin/true").spawn()));
+                assert!(TcpListener::bind("127.0.0.1:0").is_ok() && TcpListener::bind(("127.0.0.1", named)).is_ok());
+                assert!(denied(TcpListener::bind(("127.0.0.1", other))));
+            })
+            .join()
+        });
+        confined.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_command_of_the_configuration_runs_outside() {
+        let home = tempfile::tempdir().unwrap();
+        let secret = home.path().join("secret");
+        fs::copy("/etc/hostname", &secret).unwrap();
+        let text = format!(
+            "[store]\nkey = \"command:cat '{}'\"\nurl = \"sqlite://{}/s.db\"\n\
+             [sockets.host]\npath = \"{1}/run/s\"\nrole = \"host\"\n",
+            secret.display(),
+            home.path().join("store").display()
+        );
+        let config = Config::parse(Path::new("test"), &text, &Environment::of::<&str, &str>([])).unwrap();
+        assert!(config.runs_commands());
+        let read = thread::spawn(move || {
+            let mut confined = confine(&config, &Environment::of::<&str, &str>([]), true).unwrap();
+            let crate::config::KeySource::Given(key) = &config.store.key else { panic!("{:?}", config.store.key) };
+            let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+            let printed = runtime.block_on(key.read(confined.environment()));
+            assert!(confined.extent != Extent::Full || denied(File::open(&secret)));
+            confined.close();
+            assert!(runtime.block_on(key.read(confined.environment())).is_err());
+            printed.unwrap()
+        });
+        assert_eq!(*read.join().unwrap(), fs::read("/etc/hostname").unwrap());
+    }
+}
