@@ -23,6 +23,7 @@ mod command;
 mod document;
 mod environment;
 mod key_source;
+mod limits;
 mod provider;
 mod secret_source;
 mod socket;
@@ -30,11 +31,12 @@ mod socket;
 pub use command::COMMAND_LIMIT;
 pub use environment::Environment;
 pub use key_source::{GivenKey, GivenKeyError, KeySource};
+pub use limits::LimitsConfig;
 pub use provider::ProviderConfig;
 pub use secret_source::{SecretSource, SecretSourceError};
 pub use socket::SocketConfig;
 
-use crate::policy::{Policy, Role};
+use crate::policy::Role;
 use document::{Document, Section};
 
 /// All that is configured, defaults filled in.
@@ -46,6 +48,8 @@ pub struct Config {
     pub refresh: RefreshConfig,
     /// `[logins]`.
     pub logins: LoginsConfig,
+    /// `[limits]`.
+    pub limits: LimitsConfig,
     /// `[sockets.NAME]`, in the order of their names; at least one has the role `host`.
     pub sockets: Vec<SocketConfig>,
     /// `[providers.NAME]`, in the order of their names.
@@ -162,6 +166,7 @@ impl Config {
             store: store(root.section("store")?, env)?,
             refresh: refresh(root.section("refresh")?)?,
             logins: logins(root.section("logins")?)?,
+            limits: limits::read(root.section("limits")?)?,
             sockets: sockets(root.sections("sockets")?, env)?,
             providers: {
                 let sections = root.sections("providers")?.into_iter();
@@ -238,7 +243,7 @@ pub fn dev_socket(explicit: Option<&Path>, env: &Environment) -> Result<SocketCo
         }
         None => env.dev_socket()?,
     };
-    Ok(SocketConfig { name: "dev".to_owned(), path, policy: Policy::host(), uids: Vec::new() })
+    Ok(SocketConfig::host("dev", path))
 }
 
 /// A thousand providers need some 200 KiB; what is longer is another file.
@@ -310,8 +315,7 @@ fn sockets(sections: Vec<(String, Section<'_>)>, env: &Environment) -> Result<Ve
         sockets.push(socket::read(name, section, &sockets)?);
     }
     if !sockets.iter().any(|socket| socket.policy.role() == Role::Host) {
-        let path = env.host_socket()?;
-        sockets.push(SocketConfig { name: socket::HOST.into(), path, policy: Policy::host(), uids: Vec::new() });
+        sockets.push(SocketConfig::host(socket::HOST, env.host_socket()?));
         sockets.sort_by(|one, other| one.name.cmp(&other.name));
     }
     Ok(sockets)

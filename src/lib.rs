@@ -11,7 +11,7 @@
 //!
 //! # Rooms
 //! Imports run from the right to the left, never back; `tests/house.rs` holds the sources against that.
-//! `secret, clock, private <- account <- grant <- provider, store (the traits) <- refresh, policy <- login <-
+//! `secret, clock, private <- account <- grant, limits <- provider, store (the traits) <- refresh, policy <- login <-
 //! provider::*, store::*, server, client, config, cli <- lifecycle <- main`
 //!
 //! `faults` is there only with the feature of that name, for `tests/faults`: places to stop the program at.
@@ -28,6 +28,7 @@ mod faults;
 pub mod fuzzing;
 pub mod grant;
 pub mod lifecycle;
+pub mod limits;
 pub mod login;
 pub mod policy;
 mod private;

@@ -112,7 +112,7 @@ pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Res
     tracing::info!(confined = %confined.extent);
     let shared: Arc<dyn Store> = Arc::<Sqlite>::clone(&store);
     let coordinator = Coordinator::new(shared, providers, clock, config.refresh.cooldown);
-    let logins = Logins::new(coordinator.clone(), config.logins.lifetime);
+    let logins = Logins::within(coordinator.clone(), config.logins.lifetime, config.limits.logins);
     let served = run(&coordinator, &logins, &config.sockets, |_| ()).await;
     let closed = store.close().await;
     served?;
@@ -194,6 +194,7 @@ fn settings(
             dead_grant_codes: provider.dead_grant_codes.clone(),
             reuse_grace: provider.reuse_grace,
             expose: provider.expose.clone(),
+            concurrent_refreshes: provider.concurrent_refreshes,
         },
         login: LoginSettings {
             scopes: provider.scopes.clone(),

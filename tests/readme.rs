@@ -114,7 +114,9 @@ fn the_configuration_is_accepted_and_names_every_key() {
     assert!(check.status.success(), "{check:?}");
 
     let read: toml::Table = toml.parse().unwrap();
-    for table in [vec!["store"], vec!["refresh"], vec!["sockets", "agents"], vec!["providers", "corp"]] {
+    let tables: [&[&str]; 6] =
+        [&["store"], &["refresh"], &["logins"], &["limits"], &["sockets", "agents"], &["providers", "corp"]];
+    for table in tables {
         let named = table.iter().fold(&read, |found, name| found[*name].as_table().unwrap());
         let broken = format!("{here}\n[{}.canary]\n", table.join("."));
         File::create(file).unwrap().write_all(broken.as_bytes()).unwrap();

@@ -185,6 +185,7 @@ impl World {
                 dead_grant_codes: vec!["token_revoked".into()],
                 reuse_grace: Duration::from_secs(10),
                 expose: ["tenant_id", "expiry", "scope", "team"].map(String::from).to_vec(),
+                ..Rules::default()
             },
             ..Scripted::default()
         });

@@ -5,8 +5,10 @@
 
 use std::{
     borrow::Cow,
+    fmt::Display,
     ops::RangeInclusive,
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 
@@ -162,6 +164,18 @@ impl<'a> Entry<'a> {
         let number = self.value.as_integer();
         let number = number.and_then(|number| u32::from_str_radix(number.as_str(), number.radix()).ok());
         number.ok_or_else(|| self.refuse("must be a whole number from 0 to 4294967295"))
+    }
+
+    /// A whole number within limits.
+    pub(super) fn count<T: FromStr + PartialOrd + Display>(&self, limits: RangeInclusive<T>) -> Result<T, ConfigError> {
+        let number = self.value.as_integer().filter(|number| number.radix() == 10);
+        let number = number.and_then(|number| number.as_str().parse().ok()).filter(|number| limits.contains(number));
+        number.ok_or_else(|| self.refuse(format!("must be a whole number from {} to {}", limits.start(), limits.end())))
+    }
+
+    /// Whether it is the word `off`.
+    pub(super) fn is_off(&self) -> bool {
+        self.value.as_str() == Some("off")
     }
 
     /// `true` or `false`.

@@ -5,8 +5,12 @@ use std::path::PathBuf;
 use super::{
     ConfigError,
     document::{Entry, Section},
+    limits,
 };
-use crate::policy::{Operation, Policy, Role};
+use crate::{
+    limits::SocketLimits,
+    policy::{Operation, Policy, Role},
+};
 
 /// One listening Unix socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +23,15 @@ pub struct SocketConfig {
     pub policy: Policy,
     /// Whose processes may connect; empty means the daemon's own user.
     pub uids: Vec<u32>,
+    /// How much its peers may ask for.
+    pub limits: SocketLimits,
+}
+
+impl SocketConfig {
+    /// A host's socket with nothing configured but its place.
+    pub(super) fn host(name: &str, path: PathBuf) -> Self {
+        Self { name: name.to_owned(), path, policy: Policy::host(), uids: Vec::new(), limits: SocketLimits::HOST }
+    }
 }
 
 /// The name of the socket that is there unless another has the role `host`.
@@ -64,8 +77,9 @@ pub(super) fn read(
             }
         }
     }
+    let limits = limits::of_socket(&mut section, role)?;
     section.finish()?;
-    Ok(SocketConfig { name, path, policy, uids })
+    Ok(SocketConfig { name, path, policy, uids, limits })
 }
 
 fn sandbox(section: &mut Section<'_>) -> Result<Policy, ConfigError> {

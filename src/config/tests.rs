@@ -1,10 +1,13 @@
-use std::{io::Write as _, path::Path, time::Duration};
+use std::{io::Write as _, num::NonZeroUsize, path::Path, time::Duration};
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::Operation;
-use crate::provider::{ClientAuth, RequestFormat};
+use crate::{
+    limits::{LoginLimits, Rate, SocketLimits},
+    policy::{Operation, Policy},
+    provider::{ClientAuth, RequestFormat},
+};
 
 const PROVIDER: &str = "[providers.corp]\nissuer = \"https://login.example.com\"\nclient_id = \"me\"\n";
 
@@ -62,16 +65,26 @@ request_timeout = "10s"
 [logins]
 lifetime = "5m"
 
+[limits]
+logins = 7
+logins_per_socket = 3
+
 [sockets.host]
 path = "/run/a.sock"
 role = "host"
 uids = [0, 1000]
+rate = "5/s"
+burst = 7
 
 [sockets.agents]
 path = "/run/b.sock"
 role = "sandbox"
 allow = ["anthropic", "github/work", "corp/*"]
 operations = ["read"]
+connections = 10
+connections_per_user = 4
+rate = "off"
+forced_refreshes = 2
 
 [providers.corp]
 issuer = "https://login.example.com/"
@@ -90,6 +103,7 @@ device_pkce = true
 expose = ["tenant_id"]
 dead_grant_codes = ["bad_refresh_token"]
 reuse_grace = "30s"
+concurrent_refreshes = 1
 ca_file = "/etc/ca.pem"
 
 [providers.public]
@@ -109,12 +123,25 @@ client_secret.command = "pass corp"
     assert_eq!(config.refresh, RefreshConfig { cooldown: Duration::ZERO, request_timeout: Duration::from_secs(10) });
     assert_eq!(config.logins.lifetime, Duration::from_mins(5));
     let allow = ["anthropic", "github/work", "corp/*"].map(|text| text.parse().unwrap()).to_vec();
+    assert_eq!(config.limits.logins, LoginLimits { total: 7, per_socket: 3 });
+    let agents = SocketLimits {
+        connections: Some(10),
+        connections_per_user: Some(4),
+        rate: None,
+        forced_refreshes: Some(Rate::per_hour(2)),
+    };
+    let host = SocketLimits { rate: Some(Rate::per_second(5, 7)), ..SocketLimits::HOST };
     let sockets = [
-        ("agents", "/run/b.sock", Policy::sandbox(allow, vec![Operation::Read]), vec![]),
-        ("host", "/run/a.sock", Policy::host(), vec![0, 1000]),
+        ("agents", "/run/b.sock", Policy::sandbox(allow, vec![Operation::Read]), vec![], agents),
+        ("host", "/run/a.sock", Policy::host(), vec![0, 1000], host),
     ];
-    let sockets =
-        sockets.map(|(name, path, policy, uids)| SocketConfig { name: name.into(), path: path.into(), policy, uids });
+    let sockets = sockets.map(|(name, path, policy, uids, limits)| SocketConfig {
+        name: name.into(),
+        path: path.into(),
+        policy,
+        uids,
+        limits,
+    });
     assert_eq!(config.sockets, sockets);
     let [corp, posting, public] = &config.providers[..] else { panic!("{:?}", config.providers) };
     let url = |text: &str| Some(text.parse().unwrap());
@@ -136,6 +163,7 @@ client_secret.command = "pass corp"
         expose: vec!["tenant_id".into()],
         dead_grant_codes: vec!["bad_refresh_token".into()],
         reuse_grace: Duration::from_secs(30),
+        concurrent_refreshes: NonZeroUsize::MIN,
         ca_file: Some("/etc/ca.pem".into()),
     };
     assert_eq!(*corp, expected);
@@ -153,7 +181,10 @@ const BROKEN: &[(&str, &str)] = &[
     ("[store]\nkey = \"env:can ary\"", "2: store.key: must be \"file\", \"keyring\""),
     ("[store]\n\nkay = \"canary\"", "3: store.kay: unknown key; known here: url, key"),
     ("store = \"canary\"", "1: store: must be a table"),
-    ("[renewal]\nmode = \"used\"", "1: renewal: unknown key; known here: store, refresh, logins, sockets, providers"),
+    (
+        "[renewal]\nmode = \"used\"",
+        "1: renewal: unknown key; known here: store, refresh, logins, limits, sockets, providers",
+    ),
     ("[[providers]]\nname = \"canary\"", "1: providers: must be a table"),
     ("[refresh]\ncooldown = 30", "2: refresh.cooldown: must be a duration in quotes, like \"30s\""),
     ("[refresh]\ncooldown = \"canary\"", "2: refresh.cooldown: must be a duration in quotes"),
@@ -240,6 +271,7 @@ const BROKEN_PROVIDER: &[(&str, &str)] = &[
     ("dead_grant_codes = [\"<canary>\"]", "4: providers.corp.dead_grant_codes: an error code has"),
     ("dead_grant_codes = [\"\"]", "4: providers.corp.dead_grant_codes: must be a string that is not empty"),
     ("reuse_grace = \"1day\"", "4: providers.corp.reuse_grace: must be from 0s to 1h"),
+    ("concurrent_refreshes = 0", "4: providers.corp.concurrent_refreshes: must be a whole number from 1 to 1000"),
     ("ca_file = \"canary.pem\"", "4: providers.corp.ca_file: must be an absolute path"),
 ];
 

@@ -155,7 +155,10 @@ impl Problem {
                 let challenge = format!("Credproxy realm=\"{account}\", error=\"reauth_required\"");
                 Self { challenge: HeaderValue::try_from(challenge).ok(), ..problem(Code::ReauthRequired) }
             }
-            RefreshError::RateLimited { wait, .. } => problem(Code::RateLimited).retry_after(*wait),
+            RefreshError::RateLimited { wait, .. } | RefreshError::Spent { wait } => {
+                problem(Code::RateLimited).retry_after(*wait)
+            }
+            RefreshError::Crowded => problem(Code::RateLimited).soon(),
             RefreshError::Failed { failure, wait } => {
                 let detail = match &failure.code {
                     Some(code) => format!("{} ({code})", failure.reason),
