@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+mod audit;
 mod command;
 mod document;
 mod environment;
@@ -36,7 +37,7 @@ pub use provider::ProviderConfig;
 pub use secret_source::{SecretSource, SecretSourceError};
 pub use socket::SocketConfig;
 
-use crate::policy::Role;
+use crate::{audit::Settings, policy::Role};
 use document::{Document, Section};
 
 /// All that is configured, defaults filled in.
@@ -50,6 +51,8 @@ pub struct Config {
     pub logins: LoginsConfig,
     /// `[limits]`.
     pub limits: LimitsConfig,
+    /// `[audit]`.
+    pub audit: Settings,
     /// `[sockets.NAME]`, in the order of their names; at least one has the role `host`.
     pub sockets: Vec<SocketConfig>,
     /// `[providers.NAME]`, in the order of their names.
@@ -167,6 +170,7 @@ impl Config {
             refresh: refresh(root.section("refresh")?)?,
             logins: logins(root.section("logins")?)?,
             limits: limits::read(root.section("limits")?)?,
+            audit: audit::read(root.section("audit")?, env)?,
             sockets: sockets(root.sections("sockets")?, env)?,
             providers: {
                 let sections = root.sections("providers")?.into_iter();

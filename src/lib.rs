@@ -11,12 +11,13 @@
 //!
 //! # Rooms
 //! Imports run from the right to the left, never back; `tests/house.rs` holds the sources against that.
-//! `secret, clock, private <- account <- grant, limits <- provider, store (the traits) <- refresh, policy <- login <-
-//! provider::*, store::*, server, client, config, cli <- lifecycle <- main`
+//! `secret, clock, private <- account <- grant, limits, audit <- provider, store (the traits) <- refresh, policy <-
+//! login <- provider::*, store::*, server, client, config, cli <- lifecycle <- main`
 //!
 //! `faults` is there only with the feature of that name, for `tests/faults`: places to stop the program at.
 
 pub mod account;
+pub mod audit;
 pub mod cli;
 pub mod client;
 pub mod clock;

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     account::ProviderName,
+    audit::{Audit, AuditError},
     clock::Clock,
     config::{Config, Environment, ProviderConfig, SecretSourceError, SocketConfig},
     login::Logins,
@@ -27,7 +28,7 @@ use crate::{
     secret::ClientSecret,
     server::{
         self, AppState,
-        listener::{BindError, Listener},
+        listener::{BindError, Listener, Terms},
         peer::Peers,
     },
     store::{Store, StoreError, key::passphrase::Ask, sqlite::Sqlite},
@@ -92,6 +93,9 @@ pub enum LifecycleError {
         #[source]
         source: io::Error,
     },
+    /// There is nowhere to write down what is asked for.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// What `--dev` begins with cannot be made.
     #[error("cannot make the accounts of --dev")]
     Dev(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -107,13 +111,15 @@ pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Res
     let environment = confined.environment();
     let keeper = Keeper { source: &config.store.key, store: &config.store.path, copy: None, environment, ask };
     let store = Arc::new(keeper.open().await?);
+    let audit = Audit::start(&config.audit, Arc::clone(&clock))?;
     let providers = providers(&config.providers, environment, config.refresh.request_timeout, &clock).await?;
     confined.close();
     tracing::info!(confined = %confined.extent);
     let shared: Arc<dyn Store> = Arc::<Sqlite>::clone(&store);
     let coordinator = Coordinator::new(shared, providers, clock, config.refresh.cooldown);
     let logins = Logins::within(coordinator.clone(), config.logins.lifetime, config.limits.logins);
-    let served = run(&coordinator, &logins, &config.sockets, |_| ()).await;
+    let served = run(&coordinator, &logins, &config.sockets, &audit, |_| ()).await;
+    audit.close().await;
     let closed = store.close().await;
     served?;
     Ok(closed?)
@@ -217,6 +223,7 @@ async fn run<T>(
     coordinator: &Coordinator,
     logins: &Logins,
     sockets: &[SocketConfig],
+    audit: &Audit,
     ready: impl FnOnce(&[PathBuf]) -> T,
 ) -> Result<T, LifecycleError> {
     // Signals are listened to before anything is there to be cleaned up.
@@ -226,14 +233,16 @@ async fn run<T>(
     for socket in sockets {
         let listener = Listener::bind(&socket.name, &socket.path, Peers::of(&socket.uids))
             .map_err(|source| LifecycleError::Bind { name: socket.name.clone(), source })?;
-        listeners.push((Arc::new(listener), socket.policy.clone()));
+        listeners.push((Arc::new(listener), socket));
     }
     let (stop, mut serving) = (CancellationToken::new(), JoinSet::new());
-    for (listener, policy) in &listeners {
-        let state = AppState::new(coordinator.clone(), policy.clone());
-        let router = server::router(state.beside_others(logins.clone(), listener.name()));
+    for (listener, socket) in &listeners {
+        let state = AppState::new(coordinator.clone(), socket.policy.clone());
+        let state = state.beside_others(logins.clone(), listener.name());
+        let router = server::router(state.watched(audit.clone(), socket.limits.forced_refreshes));
+        let terms = Terms { limits: socket.limits, share, audit: audit.clone() };
         let (listener, stop) = (Arc::clone(listener), stop.clone());
-        serving.spawn(async move { listener.serve(router, share, stop).await });
+        serving.spawn(async move { listener.serve(router, terms, stop).await });
     }
     let paths: Vec<PathBuf> = listeners.iter().map(|(listener, _)| listener.path().to_owned()).collect();
     tracing::info!(sockets = ?paths, "ready");

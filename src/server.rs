@@ -7,6 +7,7 @@
 //! 1. Every answer has `Cache-Control: no-store`; every refusal is a problem of the contract.
 //! 2. Nothing leaves but sanitized views, statuses and problems.
 //! 3. Policy is asked before the coordinator, so that a refusal touches nothing and tells nothing.
+//! 4. Every request passes the gate first: limits, and one line in the audit log.
 //!
 //! Must not know: SQL, a provider's wire form, how a refresh is made. It is the only home of axum.
 
@@ -15,22 +16,30 @@ use std::{any::Any, sync::Arc, time::Duration};
 use axum::{
     Router,
     extract::FromRef,
+    middleware,
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
 use http::{HeaderValue, StatusCode, header};
 use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
 
-use crate::{login::Logins, policy::Policy, refresh::Coordinator};
+use crate::{audit::Audit, limits::Rate, login::Logins, policy::Policy, refresh::Coordinator};
 
+mod connection;
 pub mod dev;
+mod gate;
 pub mod listener;
+mod operations;
 pub mod peer;
 pub mod problem;
 mod request;
 mod routes;
+mod seats;
 mod stall;
 
+pub use operations::OPERATIONS;
+
+use gate::Gate;
 use problem::{Code, Problem};
 use routes::{document, health, logins, providers, tokens};
 
@@ -41,23 +50,39 @@ pub struct AppState {
     logins: Logins,
     socket: Arc<str>,
     policy: Arc<Policy>,
+    gate: Arc<Gate>,
 }
 
 /// For a router that shares its logins with no other.
 const LOGIN_LIFETIME: Duration = Duration::from_mins(10);
 
 impl AppState {
-    /// The state for one socket, with logins of its own.
+    /// The state for one socket, with logins of its own, without an audit log, and without limits.
     #[must_use]
     pub fn new(coordinator: Coordinator, policy: Policy) -> Self {
         let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-        Self { coordinator, logins, socket: Arc::from(""), policy: Arc::new(policy) }
+        let gate = Gate::new(Arc::clone(coordinator.clock()), Audit::default(), "", None);
+        Self { coordinator, logins, socket: Arc::from(""), policy: Arc::new(policy), gate: Arc::new(gate) }
     }
 
     /// The same for the socket of that name, beside others. Whoever made the logins ends them.
     #[must_use]
     pub fn beside_others(self, logins: Logins, socket: &str) -> Self {
         Self { logins, socket: Arc::from(socket), ..self }
+    }
+
+    /// The same, every request written down in `audit`, and so many refreshes of each account at its peers' wish. To be
+    /// called once the socket has its name.
+    #[must_use]
+    pub fn watched(self, audit: Audit, forced_refreshes: Option<Rate>) -> Self {
+        let gate = Gate::new(Arc::clone(self.coordinator.clock()), audit, &self.socket, forced_refreshes);
+        Self { gate: Arc::new(gate), ..self }
+    }
+}
+
+impl FromRef<AppState> for Audit {
+    fn from_ref(state: &AppState) -> Self {
+        state.gate.audit().clone()
     }
 }
 
@@ -111,6 +136,7 @@ pub fn router(state: AppState) -> Router {
         })
         .layer(SetResponseHeaderLayer::overriding(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn_with_state(Arc::clone(&state.gate), gate::pass))
         .with_state(state)
 }
 

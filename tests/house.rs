@@ -14,7 +14,7 @@ use std::{
 
 /// How high a room stands; it may import what stands lower. `provider` and `store` are traits, which the coordinator
 /// knows; what implements them (`CHILDREN_RANK`) stands above it.
-const RANKS: [(&str, u8); 21] = [
+const RANKS: [(&str, u8); 22] = [
     ("secret", 0),
     ("clock", 0),
     ("private", 0),
@@ -22,6 +22,7 @@ const RANKS: [(&str, u8); 21] = [
     ("faults", 1),
     ("grant", 2),
     ("limits", 2),
+    ("audit", 2),
     ("provider", 3),
     ("store", 3),
     ("policy", 4),

@@ -114,8 +114,15 @@ fn the_configuration_is_accepted_and_names_every_key() {
     assert!(check.status.success(), "{check:?}");
 
     let read: toml::Table = toml.parse().unwrap();
-    let tables: [&[&str]; 6] =
-        [&["store"], &["refresh"], &["logins"], &["limits"], &["sockets", "agents"], &["providers", "corp"]];
+    let tables: [&[&str]; 7] = [
+        &["store"],
+        &["refresh"],
+        &["logins"],
+        &["audit"],
+        &["limits"],
+        &["sockets", "agents"],
+        &["providers", "corp"],
+    ];
     for table in tables {
         let named = table.iter().fold(&read, |found, name| found[*name].as_table().unwrap());
         let broken = format!("{here}\n[{}.canary]\n", table.join("."));

@@ -173,6 +173,27 @@ impl<'a> Entry<'a> {
         number.ok_or_else(|| self.refuse(format!("must be a whole number from {} to {}", limits.start(), limits.end())))
     }
 
+    /// A size within limits, written like `10MiB`, in bytes.
+    pub(super) fn size(&self, limits: RangeInclusive<u64>) -> Result<u64, ConfigError> {
+        const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+        let form = "must be a size in quotes, like \"10MiB\"";
+        let text = self.value.as_str().ok_or_else(|| self.refuse(form))?;
+        let parsed = UNITS.iter().find_map(|(name, unit)| {
+            let number = text.strip_suffix(name)?;
+            let digits = number.bytes().all(|byte| byte.is_ascii_digit());
+            Some((number.parse::<u64>().ok().filter(|_| digits)?).saturating_mul(*unit))
+        });
+        let size = parsed.ok_or_else(|| self.refuse(form))?;
+        if limits.contains(&size) {
+            return Ok(size);
+        }
+        let [least, most] = [limits.start(), limits.end()].map(|limit| {
+            let (name, unit) = UNITS.iter().find(|(_, unit)| limit % unit == 0).unwrap_or(&("", 1));
+            format!("{}{name}", limit / unit)
+        });
+        Err(self.refuse(format!("must be from {least} to {most}")))
+    }
+
     /// Whether it is the word `off`.
     pub(super) fn is_off(&self) -> bool {
         self.value.as_str() == Some("off")

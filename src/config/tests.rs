@@ -183,7 +183,7 @@ const BROKEN: &[(&str, &str)] = &[
     ("store = \"canary\"", "1: store: must be a table"),
     (
         "[renewal]\nmode = \"used\"",
-        "1: renewal: unknown key; known here: store, refresh, logins, limits, sockets, providers",
+        "1: renewal: unknown key; known here: store, refresh, logins, limits, audit, sockets, providers",
     ),
     ("[[providers]]\nname = \"canary\"", "1: providers: must be a table"),
     ("[refresh]\ncooldown = 30", "2: refresh.cooldown: must be a duration in quotes, like \"30s\""),

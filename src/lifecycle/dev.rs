@@ -10,6 +10,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{LifecycleError, run};
 use crate::{
     account::Account,
+    audit::Audit,
     clock::{Clock, SystemClock},
     config::SocketConfig,
     login::Logins,
@@ -44,7 +45,7 @@ pub async fn serve<T>(socket: SocketConfig, ready: impl FnOnce(&[PathBuf]) -> T)
     serving.spawn(issuer.serve(stop.clone()));
     serving.close();
     let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-    let served = run(&coordinator, &logins, &[socket], ready).await;
+    let served = run(&coordinator, &logins, &[socket], &Audit::default(), ready).await;
     stop.cancel();
     serving.wait().await;
     served

@@ -6,7 +6,7 @@
 //! 2. A living daemon's socket is never replaced; a dead one's is. What is not a socket is never touched.
 //! 3. On the way out, only the socket that this listener made is removed.
 //! 4. No peer can hold more than its socket's share of the open files, nor hold a connection without asking anything or
-//!    without reading the answers.
+//!    without reading the answers. One that asks nothing makes room for one that does.
 
 use std::{
     fs::{self, DirBuilder, File, Permissions},
@@ -20,8 +20,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, extract::Request, middleware, response::IntoResponse as _};
-use http::{Version, header};
+use axum::{Router, extract::Request};
 use hyper::{
     body::Incoming,
     server::conn::http1,
@@ -37,13 +36,20 @@ use rustix::{
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
 };
-use tokio::{
-    net::{UnixListener, UnixStream},
-    sync::Semaphore,
-};
+use tokio::net::{UnixListener, UnixStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{peer::Peers, problem::Problem, stall::Stalling};
+use super::{
+    connection::Connection,
+    peer::{Peer, Peers},
+    problem::Code,
+    seats::{Held, Seat, Seats},
+    stall::Stalling,
+};
+use crate::{
+    audit::{Audit, Event, Origin, Subject, words},
+    limits::SocketLimits,
+};
 
 /// The room for a path in `sockaddr_un`, less the closing zero byte.
 const LONGEST_PATH: usize = 107;
@@ -98,6 +104,17 @@ pub enum BindError {
         #[source]
         source: io::Error,
     },
+}
+
+/// How a socket serves.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// How much its peers may ask for.
+    pub limits: SocketLimits,
+    /// Its part of the open files.
+    pub share: usize,
+    /// Where they are written down.
+    pub audit: Audit,
 }
 
 /// Who is at a socket's path.
@@ -164,38 +181,51 @@ impl Listener {
         &self.path
     }
 
-    /// Serves at most `share` connections at once until `stop`, then lets the requests under way finish.
-    pub async fn serve(&self, router: Router, share: usize, stop: CancellationToken) {
-        let service = TowerToHyperService::new(router.layer(middleware::from_fn(one_host)));
+    /// Serves until `stop`, then lets the requests under way finish.
+    pub async fn serve(&self, router: Router, terms: Terms, stop: CancellationToken) {
+        let service = TowerToHyperService::new(router);
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(LONGEST_HEAD).half_close(true);
         let connections = TaskTracker::new();
         let graceful = GracefulShutdown::new();
-        let seats = Arc::new(Semaphore::new(share));
+        let seats = self.seats(&terms);
         loop {
-            let accepted = tokio::select! {
+            let seated = tokio::select! {
                 () = stop.cancelled() => break,
-                accepted = self.accept(&seats) => accepted,
+                seated = self.accept(&seats, &terms.audit) => seated,
             };
-            let (stream, seat) = match accepted {
-                Ok(accepted) => accepted,
+            let (stream, peer, seat) = match seated {
+                Ok(Some(seated)) => seated,
+                Ok(None) => continue,
                 Err(error) => {
                     tracing::warn!(socket = self.name, %error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
-            let Some(peer) = self.peers.admitted(&stream, &self.name) else { continue };
-            let service = service.clone();
-            let known = service_fn(move |mut request: Request<Incoming>| {
-                request.extensions_mut().insert(peer);
-                service.call(request)
+            let origin = terms.audit.is_on().then(|| Origin::of_peer(&self.name, peer.uid, peer.pid));
+            let known = Connection::new(peer, origin, terms.limits.rate);
+            let (service, usher) = (service.clone(), seat.usher());
+            let asked = service_fn(move |mut request: Request<Incoming>| {
+                request.extensions_mut().insert(known.clone());
+                let (busy, answer) = (usher.begin(), service.call(request));
+                async move {
+                    // It was idle for longest, and is closed; nothing was done.
+                    let busy = busy.ok_or(io::ErrorKind::ConnectionAborted)?;
+                    let answer = answer.await.unwrap_or_else(|never| match never {});
+                    Ok::<_, io::Error>(answer.map(|body| Held::new(body, busy)))
+                }
             });
             let stream = TokioIo::new(Stalling::new(stream, UNREAD));
-            let connection = graceful.watch(builder.serve_connection(stream, known));
+            let connection = graceful.watch(builder.serve_connection(stream, asked));
             connections.spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "a connection broke");
+                tokio::select! {
+                    served = connection => {
+                        if let Err(error) = served {
+                            tracing::debug!(%error, "a connection broke");
+                        }
+                    }
+                    () = seat.evicted() => tracing::debug!("an idle connection makes room"),
                 }
                 drop(seat);
             });
@@ -205,10 +235,42 @@ impl Listener {
         connections.wait().await;
     }
 
-    async fn accept(&self, seats: &Arc<Semaphore>) -> io::Result<(UnixStream, tokio::sync::OwnedSemaphorePermit)> {
-        let seat = Arc::clone(seats).acquire_owned().await.map_err(io::Error::other)?;
+    fn seats(&self, terms: &Terms) -> Arc<Seats> {
+        let most = terms.limits.connections.unwrap_or(usize::MAX).min(terms.share);
+        let half = if self.peers.are_several() { most.div_ceil(2) } else { most };
+        Seats::new(most, terms.limits.connections_per_user.unwrap_or(half).min(most))
+    }
+
+    /// The next connection; `None` for one that was turned away.
+    async fn accept(&self, seats: &Arc<Seats>, audit: &Audit) -> io::Result<Option<(UnixStream, Peer, Seat)>> {
         let (stream, _) = self.accepting.accept().await?;
-        Ok((stream, seat))
+        let peer = match self.peers.admitted(&stream, &self.name) {
+            Ok(peer) => peer,
+            Err(stranger) => {
+                self.turned_away(stranger, Code::Unauthorized, audit);
+                return Ok(None);
+            }
+        };
+        let seat = seats.take(peer.uid).await;
+        if seat.is_none() {
+            tracing::debug!(socket = self.name, uid = peer.uid, "closed a connection of a user who has his share");
+            self.turned_away(Some(peer), Code::RateLimited, audit);
+        }
+        Ok(seat.map(|seat| (stream, peer, seat)))
+    }
+
+    fn turned_away(&self, peer: Option<Peer>, code: Code, audit: &Audit) {
+        if let Some(peer) = peer.filter(|_| audit.is_on()) {
+            audit.note(&Event {
+                origin: &Origin::of_peer(&self.name, peer.uid, peer.pid),
+                operation: words::CONNECT,
+                subject: &Subject::default(),
+                outcome: code.as_str(),
+                status: None,
+                latency: Duration::ZERO,
+                provider_called: false,
+            });
+        }
     }
 }
 
@@ -223,14 +285,6 @@ impl Drop for Listener {
             tracing::warn!(socket = self.name, %error, "the socket's file stays behind");
         }
     }
-}
-
-/// RFC 9112 section 3.2: a request of HTTP/1.1 has exactly one `Host`. What it says does not matter on a Unix socket.
-async fn one_host(request: Request<Body>, next: middleware::Next) -> axum::response::Response {
-    if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
-        return Problem::invalid("a request of HTTP/1.1 has exactly one Host header").into_response();
-    }
-    next.run(request).await
 }
 
 fn directory(socket: &Path) -> Result<&Path, BindError> {

@@ -13,13 +13,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, StatusCode, header};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::{account::Account, login::LoginError, refresh::RefreshError, store::Outcome};
 
 /// The `code` of a problem: the contract's, and what a program decides by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
     /// The request is malformed; nothing was touched.
     InvalidRequest,
@@ -33,7 +32,7 @@ pub enum Code {
     RefreshNotAvailable,
     /// `If-Match` does not hold.
     PreconditionFailed,
-    /// Inside the cooldown or a backoff.
+    /// Inside the cooldown or a backoff, or at a limit.
     RateLimited,
     /// A fault of ours.
     InternalError,
@@ -73,6 +72,28 @@ impl Code {
         Self::ExchangeFailed,
     ];
 
+    /// Its name in the contract.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "INVALID_REQUEST",
+            Self::ReauthRequired => "REAUTH_REQUIRED",
+            Self::Unauthorized => "UNAUTHORIZED",
+            Self::NotFound => "NOT_FOUND",
+            Self::RefreshNotAvailable => "REFRESH_NOT_AVAILABLE",
+            Self::PreconditionFailed => "PRECONDITION_FAILED",
+            Self::RateLimited => "RATE_LIMITED",
+            Self::InternalError => "INTERNAL_ERROR",
+            Self::ProviderNotConfigured => "PROVIDER_NOT_CONFIGURED",
+            Self::RefreshFailed => "REFRESH_FAILED",
+            Self::StoreUnavailable => "STORE_UNAVAILABLE",
+            Self::SessionNotFound => "SESSION_NOT_FOUND",
+            Self::SessionExpired => "SESSION_EXPIRED",
+            Self::SessionAlreadyUsed => "SESSION_ALREADY_USED",
+            Self::ExchangeFailed => "EXCHANGE_FAILED",
+        }
+    }
+
     const fn status(self) -> StatusCode {
         match self {
             Self::InvalidRequest => StatusCode::BAD_REQUEST,
@@ -91,7 +112,13 @@ impl Code {
     }
 }
 
-/// A refusal.
+impl Serialize for Code {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+/// A refusal. Its answer carries the code as an extension, for the audit log.
 #[derive(Debug, Clone)]
 pub(crate) struct Problem {
     code: Code,
@@ -131,6 +158,18 @@ impl Problem {
     /// The one answer for whatever a socket may not do, whether or not it exists.
     pub(crate) fn unauthorized() -> Self {
         Self::new(Code::Unauthorized, "this socket may not do that")
+    }
+
+    /// More requests than the connection may make.
+    pub(super) fn too_fast(wait: Duration) -> Self {
+        Self::new(Code::RateLimited, "more requests than this connection may make").retry_after(wait)
+    }
+
+    /// The audit log cannot be written, and nothing is to be done without a line in it. It is a store that cannot be
+    /// written, to a caller: nothing was done, and waiting may help; no fault of the program's (500), which waiting
+    /// would not cure.
+    pub(super) fn unaudited() -> Self {
+        Self::new(Code::StoreUnavailable, "the audit log cannot be written").soon()
     }
 
     /// A store or lease is usually back within seconds, and asking again costs no provider anything.
@@ -222,6 +261,7 @@ impl IntoResponse for Problem {
         // Strings and numbers always serialize.
         let mut response = Response::new(Body::from(serde_json::to_vec(&wire).unwrap_or_default()));
         *response.status_mut() = self.status;
+        response.extensions_mut().insert(self.code);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -15,9 +15,10 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode, Uri, header, request::Parts};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 
-use super::{AppState, peer::Peer, problem::Problem};
+use super::{AppState, connection::Connection, gate::Errand, peer::Peer, problem::Problem};
 use crate::{
     account::{Account, Bucket, ProviderName},
+    audit::Kind,
     login::{LoginError, LoginId, Owner},
     policy::Policy,
     refresh::condition::{IfMatch, Tag},
@@ -60,7 +61,7 @@ impl Query {
     }
 
     /// The account that the path's provider and the query's `bucket` make.
-    pub(super) fn account(&self, provider: &str) -> Result<Account, Problem> {
+    fn account(&self, provider: &str) -> Result<Account, Problem> {
         let provider: ProviderName =
             provider.parse().map_err(|error| Problem::invalid(format!("provider: {error}")))?;
         let bucket = match self.get("bucket") {
@@ -73,33 +74,47 @@ impl Query {
 
 /// The provider that the path names, not yet looked at.
 #[derive(Debug)]
-pub(super) struct ProviderSegment(pub(super) String);
+pub(super) struct ProviderSegment {
+    provider: String,
+    pub(super) errand: Errand,
+}
 
-impl<S: Send + Sync> FromRequestParts<S> for ProviderSegment {
+impl ProviderSegment {
+    /// The account that it and the query's `bucket` make, which the request is about.
+    pub(super) fn account(&self, query: &Query) -> Result<Account, Problem> {
+        query.account(&self.provider).inspect(|account| self.errand.about(account))
+    }
+}
+
+impl FromRequestParts<AppState> for ProviderSegment {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
+        let Ok(errand) = Errand::from_request_parts(parts, state).await;
         match Path::from_request_parts(parts, state).await {
-            Ok(Path(provider)) => Ok(Self(provider)),
+            Ok(Path(provider)) => Ok(Self { provider, errand }),
             Err(_) => Err(Problem::invalid("the provider in the path is not UTF-8 text")),
         }
     }
 }
 
-/// Who asks, and what that socket may do.
+/// Who asks, what for, and what that socket may do.
 #[derive(Debug)]
 pub(super) struct Caller {
     pub(super) owner: Owner,
     pub(super) policy: Arc<Policy>,
+    pub(super) errand: Errand,
 }
 
 impl FromRequestParts<AppState> for Caller {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
-        let peer = parts.extensions.get().copied().unwrap_or_else(Peer::own);
+        let errand = Errand::from_request_parts(parts, state).await?;
+        let connected = parts.extensions.get().map(Connection::peer);
+        let peer = connected.or_else(|| parts.extensions.get().copied()).unwrap_or_else(Peer::own);
         let owner = Owner { socket: Arc::clone(&state.socket), uid: peer.uid };
-        Ok(Self { owner, policy: Arc::clone(&state.policy) })
+        Ok(Self { owner, policy: Arc::clone(&state.policy), errand })
     }
 }
 
@@ -107,14 +122,17 @@ impl FromRequestParts<AppState> for Caller {
 #[derive(Debug)]
 pub(super) struct LoginSegment(pub(super) LoginId);
 
-impl<S: Send + Sync> FromRequestParts<S> for LoginSegment {
+impl FromRequestParts<AppState> for LoginSegment {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
         // What has no form of an id is none: there is nothing to tell apart.
         let unknown = || Problem::login(None, &LoginError::NotFound);
         let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| unknown())?;
-        text.parse().map(Self).map_err(|_| unknown())
+        let id = text.parse().map_err(|_| unknown())?;
+        let Ok(errand) = Errand::from_request_parts(parts, state).await;
+        errand.about_named(Kind::Login, &text);
+        Ok(Self(id))
     }
 }
 

@@ -368,7 +368,7 @@ async fn a_login_is_nobody_elses() {
     let host = Api::beside(&world.coordinator, &logins, "host");
     let (location, login) = host.begun(&paste()).await;
     let back = agreed(&world, &login);
-    let stranger = Api::as_peer(&world.coordinator, &logins, "host", Peer { uid: 4_000_000 });
+    let stranger = Api::as_peer(&world.coordinator, &logins, "host", Peer { uid: 4_000_000, pid: None });
     let elsewhere = Api::beside(&world.coordinator, &logins, "other");
     for api in [&stranger, &elsewhere] {
         for answer in [

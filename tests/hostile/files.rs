@@ -233,9 +233,10 @@ async fn a_wrong_value_is_named_by_its_place_and_never_shown() {
     let config = daemon.config();
     let provider = "[providers.corp]\nissuer = \"https://h.example\"\nclient_id = \"me\"\n";
     let sandbox = "[sockets.s]\npath = \"/run/x/s\"\nrole = \"sandbox\"\n";
-    let tables: [(&str, &[&str]); 5] = [
+    let tables: [(&str, &[&str]); 6] = [
         ("[store]\n", &["url", "key"]),
         ("[refresh]\n", &["cooldown", "request_timeout"]),
+        ("[audit]\n", &["path", "max_size", "keep", "on_failure"]),
         ("[limits]\n", &["logins", "logins_per_socket"]),
         (
             sandbox,
@@ -273,6 +274,7 @@ async fn a_wrong_value_is_named_by_its_place_and_never_shown() {
     ];
     // Of these, a small number is right.
     let numbers = [
+        "keep",
         "logins",
         "logins_per_socket",
         "connections",

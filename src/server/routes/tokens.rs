@@ -36,12 +36,12 @@ pub(super) const LONGEST_WAIT: Duration = Duration::from_mins(1);
 pub(in crate::server) async fn refresh(
     State(coordinator): State<Coordinator>,
     State(policy): State<Arc<Policy>>,
-    ProviderSegment(provider): ProviderSegment,
+    provider: ProviderSegment,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let account = Query::parse(&uri, &["bucket"])?.account(&provider)?;
+    let account = provider.account(&Query::parse(&uri, &["bucket"])?)?;
     let if_match = if_match(&headers)?;
     if if_match.is_foreign() {
         return Err(Problem::invalid("if-match holds no entity tag of this daemon's"));
@@ -51,7 +51,7 @@ pub(in crate::server) async fn refresh(
         return Err(Problem::invalid("a refresh takes no body but an empty JSON object"));
     }
     permitted(&policy, Operation::Refresh, &account)?;
-    match coordinator.refresh(&account, &if_match).await {
+    match coordinator.refresh_with(&account, &if_match, provider.errand.ticket()).await {
         Ok(snapshot) => Ok(token(&snapshot)),
         Err(error) => Err(Problem::refresh(&account, &error)),
     }
@@ -61,13 +61,13 @@ pub(in crate::server) async fn refresh(
 pub(in crate::server) async fn get(
     State(coordinator): State<Coordinator>,
     State(policy): State<Arc<Policy>>,
-    ProviderSegment(provider): ProviderSegment,
+    provider: ProviderSegment,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let query = Query::parse(&uri, &["bucket", "min_validity"])?;
-    let account = query.account(&provider)?;
+    let account = provider.account(&query)?;
     let min_validity = query.get("min_validity").map(seconds).transpose()?;
     none_match(&headers, "")?;
     permitted(&policy, Operation::Read, &account)?;
@@ -75,12 +75,13 @@ pub(in crate::server) async fn get(
     if method == Method::HEAD {
         return coordinator.peek(&account).await.map(|snapshot| token(&snapshot)).map_err(problem);
     }
-    let mut snapshot = coordinator.token(&account, min_validity).await.map_err(problem)?;
+    let mut snapshot =
+        coordinator.token_with(&account, min_validity, provider.errand.ticket()).await.map_err(problem)?;
     if none_match(&headers, &snapshot.tag)?
         && let Some(wait) = preferred_wait(&headers)
     {
         coordinator.changed(&account, &snapshot.tag, LONGEST_WAIT.min(Duration::from_secs(wait))).await;
-        snapshot = coordinator.token(&account, min_validity).await.map_err(problem)?;
+        snapshot = coordinator.token_with(&account, min_validity, provider.errand.ticket()).await.map_err(problem)?;
     }
     if none_match(&headers, &snapshot.tag)? {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, entity_tag(&snapshot.tag))]).into_response());
@@ -92,12 +93,12 @@ pub(in crate::server) async fn get(
 pub(in crate::server) async fn put(
     State(coordinator): State<Coordinator>,
     State(policy): State<Arc<Policy>>,
-    ProviderSegment(provider): ProviderSegment,
+    provider: ProviderSegment,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let account = Query::parse(&uri, &["bucket"])?.account(&provider)?;
+    let account = provider.account(&Query::parse(&uri, &["bucket"])?)?;
     let if_match = if_match(&headers)?;
     if !policy.may_write() {
         return Err(Problem::unauthorized());
@@ -120,12 +121,12 @@ pub(in crate::server) async fn put(
 pub(in crate::server) async fn delete(
     State(coordinator): State<Coordinator>,
     State(policy): State<Arc<Policy>>,
-    ProviderSegment(provider): ProviderSegment,
+    provider: ProviderSegment,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Problem> {
     let query = Query::parse(&uri, &["bucket", "revoke"])?;
-    let account = query.account(&provider)?;
+    let account = provider.account(&query)?;
     let revoke = match query.get("revoke") {
         None | Some("false") => false,
         Some("true") => true,
@@ -135,7 +136,7 @@ pub(in crate::server) async fn delete(
     if !policy.may_write() {
         return Err(Problem::unauthorized());
     }
-    match coordinator.delete(&account, &if_match, revoke).await {
+    match coordinator.delete_with(&account, &if_match, revoke, provider.errand.ticket()).await {
         Ok(revoked) => Ok(Json(json!({"revoked": revoked}))),
         Err(error) => Err(Problem::refresh(&account, &error)),
     }
