@@ -1,4 +1,4 @@
-//! Names: which provider, which bucket, and the account the two make.
+//! Names: which provider, which bucket, the account the two make, and what else is called something.
 //!
 //! Invariants:
 //! 1. A name matches `[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}`, so it is safe in a path, a header, a log line and a file.
@@ -92,6 +92,26 @@ name! {
 name! {
     /// A named account slot under a provider; `default` when none is named.
     Bucket
+}
+name! {
+    /// A static API key, as the person who set it calls it.
+    KeyName
+}
+name! {
+    /// What is kept in the store beside the grants is called this, among others of its kind.
+    ItemName
+}
+
+impl From<KeyName> for ItemName {
+    fn from(name: KeyName) -> Self {
+        Self(name.0)
+    }
+}
+
+impl From<ItemName> for KeyName {
+    fn from(name: ItemName) -> Self {
+        Self(name.0)
+    }
 }
 
 impl Default for Bucket {

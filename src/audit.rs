@@ -38,7 +38,7 @@ pub mod reader;
 pub use line::Origin;
 
 use file::{Rotated, Stdout};
-use queue::Queue;
+use queue::{Pending, Queue};
 
 /// Where lines go, and what if they cannot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,6 +190,19 @@ impl From<PrivateError> for AuditError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unwritten;
 
+/// A line that is not written yet.
+pub struct Waiting {
+    log: Arc<Log>,
+    pending: Pending,
+}
+
+impl Waiting {
+    /// Waits until it is, or as long as it is worth it.
+    pub async fn settled(self) -> Result<(), Unwritten> {
+        self.log.queue.settle(self.pending).await
+    }
+}
+
 /// What keeps the log from being whole, in words for a person.
 const UNWRITABLE: &str = "the audit log cannot be written";
 const UNROTATABLE: &str = "the audit log cannot be rotated";
@@ -250,12 +263,11 @@ impl Audit {
         self.0.as_ref().is_none_or(|log| log.queue.admits())
     }
 
-    /// Writes a line, or hands it to the writer; see invariant 4.
-    pub async fn write(&self, event: &Event<'_>) -> Result<(), Unwritten> {
-        match &self.0 {
-            Some(log) => log.queue.write(event).await,
-            None => Ok(()),
-        }
+    /// Hands a line to the writer. What there is to wait for before the answer may go out, if anything (invariant 4).
+    #[must_use]
+    pub fn write(&self, event: &Event<'_>) -> Option<Waiting> {
+        let log = self.0.as_ref()?;
+        log.queue.take_in(event).map(|pending| Waiting { log: Arc::clone(log), pending })
     }
 
     /// Hands a line to the writer, for whom nobody can wait.

@@ -33,6 +33,7 @@ mod refresh;
 mod serve;
 mod status;
 mod store;
+mod terminal;
 mod token;
 
 pub use check::print_findings;

@@ -33,7 +33,7 @@ pub use command::COMMAND_LIMIT;
 pub use environment::Environment;
 pub use key_source::{GivenKey, GivenKeyError, KeySource};
 pub use limits::LimitsConfig;
-pub use provider::ProviderConfig;
+pub use provider::{Authentication, ClientKeyConfig, ProviderConfig};
 pub use secret_source::{SecretSource, SecretSourceError};
 pub use socket::SocketConfig;
 
@@ -193,16 +193,16 @@ impl Config {
     /// Whether the daemon runs commands when it starts.
     #[must_use]
     pub fn runs_commands(&self) -> bool {
-        let secrets = self.providers.iter().filter_map(|provider| provider.client_secret.as_ref());
+        let mut secrets = self.providers.iter().filter_map(|provider| provider.authentication.source());
         matches!(self.store.key, KeySource::Given(GivenKey::Command(_)))
-            || secrets.into_iter().any(|source| matches!(source, SecretSource::Command(_)))
+            || secrets.any(|source| matches!(source, SecretSource::Command(_)))
     }
 
     /// The files that the daemon reads when it starts, beside the store and its key.
     #[must_use]
     pub fn files_read(&self) -> Vec<PathBuf> {
         let files = self.providers.iter().flat_map(|provider| {
-            let secret = match &provider.client_secret {
+            let secret = match provider.authentication.source() {
                 Some(SecretSource::File(path)) => Some(path.clone()),
                 Some(SecretSource::Env(_) | SecretSource::Command(_)) | None => None,
             };

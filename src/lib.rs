@@ -11,8 +11,8 @@
 //!
 //! # Rooms
 //! Imports run from the right to the left, never back; `tests/house.rs` holds the sources against that.
-//! `secret, clock, private <- account <- grant, limits, audit <- provider, store (the traits) <- refresh, policy <-
-//! login <- provider::*, store::*, server, client, config, cli <- lifecycle <- main`
+//! `secret, clock, private <- account <- grant, item, registration, limits, audit <- provider, store (the traits) <-
+//! refresh, policy, keys <- login <- provider::*, store::*, server, client, config, cli <- lifecycle <- main`
 //!
 //! `faults` is there only with the feature of that name, for `tests/faults`: places to stop the program at.
 
@@ -28,6 +28,8 @@ mod faults;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod grant;
+pub mod item;
+pub mod keys;
 pub mod lifecycle;
 pub mod limits;
 pub mod login;
@@ -35,6 +37,7 @@ pub mod policy;
 mod private;
 pub mod provider;
 pub mod refresh;
+pub mod registration;
 pub mod secret;
 pub mod server;
 pub mod store;

@@ -18,20 +18,21 @@ use crate::{
     account::ProviderName,
     audit::{Audit, AuditError},
     clock::Clock,
-    config::{Config, Environment, ProviderConfig, SecretSourceError, SocketConfig},
+    config::{self, Config, Environment, ProviderConfig, SecretSourceError, SocketConfig},
+    keys::Keys,
     login::Logins,
     provider::{
         Provider, Providers, Rules,
-        oauth2::{Endpoints, LoginSettings, OAuth2, Settings, SetupError},
+        oauth2::{Authentication, Endpoints, LoginSettings, OAuth2, Settings, SetupError},
     },
     refresh::Coordinator,
-    secret::ClientSecret,
+    registration::SecretPlace,
     server::{
         self, AppState,
         listener::{BindError, Listener, Terms},
         peer::Peers,
     },
-    store::{Store, StoreError, key::passphrase::Ask, sqlite::Sqlite},
+    store::{Shelf, StoreError, key::passphrase::Ask, sqlite::Sqlite},
 };
 
 pub mod check;
@@ -115,10 +116,11 @@ pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Res
     let providers = providers(&config.providers, environment, config.refresh.request_timeout, &clock).await?;
     confined.close();
     tracing::info!(confined = %confined.extent);
-    let shared: Arc<dyn Store> = Arc::<Sqlite>::clone(&store);
+    let shared: Arc<dyn Shelf> = Arc::<Sqlite>::clone(&store);
+    let keys = Keys::new(Arc::clone(&shared), Arc::clone(&clock));
     let coordinator = Coordinator::new(shared, providers, clock, config.refresh.cooldown);
     let logins = Logins::within(coordinator.clone(), config.logins.lifetime, config.limits.logins);
-    let served = run(&coordinator, &logins, &config.sockets, &audit, |_| ()).await;
+    let served = run(&coordinator, &keys, &logins, &config.sockets, &audit, |_| ()).await;
     audit.close().await;
     let closed = store.close().await;
     served?;
@@ -153,12 +155,12 @@ async fn providers(
 ) -> Result<Providers, LifecycleError> {
     let mut providers: Vec<(ProviderName, Arc<dyn Provider>)> = Vec::with_capacity(configured.len());
     for provider in configured {
-        let client_secret = client_secret(provider, environment).await;
-        if let Some(Err(error)) = &client_secret {
+        let (authentication, missing) = authentication(provider, environment).await;
+        if let Some(error) = missing {
             // This provider fails, and says so at every refresh; the others do not.
-            tracing::error!(provider = %provider.name, error = chain(error), "no client secret");
+            tracing::error!(provider = %provider.name, error = chain(&error), "no client secret");
         }
-        let settings = settings(provider, client_secret, request_timeout);
+        let settings = settings(provider, authentication, request_timeout);
         let built = OAuth2::new(settings, Arc::clone(clock))
             .map_err(|source| LifecycleError::Provider { name: provider.name.clone(), source })?;
         providers.push((provider.name.clone(), Arc::new(built)));
@@ -166,21 +168,29 @@ async fn providers(
     Ok(providers.into_iter().collect())
 }
 
-/// The provider's client secret, where one is configured.
-async fn client_secret(
+/// How the provider's client authenticates, and why it cannot, where its secret is not to be had.
+async fn authentication(
     provider: &ProviderConfig,
     environment: &Environment,
-) -> Option<Result<ClientSecret, SecretSourceError>> {
-    let source = provider.client_secret.as_ref()?;
-    Some(source.read(environment).await)
+) -> (Authentication, Option<SecretSourceError>) {
+    match &provider.authentication {
+        config::Authentication::None => (Authentication::None, None),
+        config::Authentication::Secret { place, source } => match source.read(environment).await {
+            Ok(secret) => (Authentication::Secret { place: *place, secret: Ok(secret) }, None),
+            Err(error) => {
+                let secret = Err("the client secret could not be read");
+                (Authentication::Secret { place: *place, secret }, Some(error))
+            }
+        },
+        config::Authentication::Key(_) => {
+            let secret = Err("private_key_jwt is not in this version");
+            (Authentication::Secret { place: SecretPlace::Body, secret }, None)
+        }
+    }
 }
 
 /// What the configuration says of a provider, in the provider client's words.
-fn settings(
-    provider: &ProviderConfig,
-    client_secret: Option<Result<ClientSecret, SecretSourceError>>,
-    request_timeout: Duration,
-) -> Settings {
+fn settings(provider: &ProviderConfig, authentication: Authentication, request_timeout: Duration) -> Settings {
     Settings {
         endpoints: Endpoints {
             // The configuration has seen that it is a URL; discovery compares its text (RFC 8414 section 3.3).
@@ -191,13 +201,13 @@ fn settings(
             revocation: provider.revocation_endpoint.clone(),
         },
         client_id: provider.client_id.clone(),
-        client_secret: client_secret.map(|secret| secret.map_err(|_| "the client secret could not be read")),
-        client_auth: provider.client_auth,
-        request_format: provider.request_format,
+        authentication,
+        dialect: provider.dialect.clone(),
         request_timeout,
         ca_file: provider.ca_file.clone(),
         rules: Rules {
             dead_grant_codes: provider.dead_grant_codes.clone(),
+            dead_grant_statuses: provider.dead_grant_statuses.clone(),
             reuse_grace: provider.reuse_grace,
             expose: provider.expose.clone(),
             concurrent_refreshes: provider.concurrent_refreshes,
@@ -221,6 +231,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// every socket is open; what it gives is given back.
 async fn run<T>(
     coordinator: &Coordinator,
+    keys: &Keys,
     logins: &Logins,
     sockets: &[SocketConfig],
     audit: &Audit,
@@ -237,9 +248,9 @@ async fn run<T>(
     }
     let (stop, mut serving) = (CancellationToken::new(), JoinSet::new());
     for (listener, socket) in &listeners {
-        let state = AppState::new(coordinator.clone(), socket.policy.clone());
+        let state = AppState::new(coordinator.clone(), keys.clone(), socket.policy.clone());
         let state = state.beside_others(logins.clone(), listener.name());
-        let router = server::router(state.watched(audit.clone(), socket.limits.forced_refreshes));
+        let router = server::router(state.audited(audit.clone()));
         let terms = Terms { limits: socket.limits, share, audit: audit.clone() };
         let (listener, stop) = (Arc::clone(listener), stop.clone());
         serving.spawn(async move { listener.serve(router, terms, stop).await });
@@ -253,6 +264,7 @@ async fn run<T>(
     // A login's grant that is being stored is the coordinator's to finish.
     let ended = async {
         logins.shut_down().await;
+        keys.shut_down().await;
         coordinator.shut_down().await;
     };
     let finished = tokio::time::timeout(LAST_WAIT, ended).await;

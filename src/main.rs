@@ -81,7 +81,7 @@ fn store(options: &Options, command: &StoreCommand, env: &Environment) -> Result
             let rekeyed = lifecycle::store::rekey(&config, env, &ask_passphrase, source.as_ref());
             let done = runtime.block_on(rekeyed).map_err(failed)?;
             let moved = source.is_some_and(|source| source != config.store.key);
-            cli::print_rekeyed(done.records, (done.before, done.now), &done.place, moved, options.json)
+            cli::print_rekeyed(done.sealed, done.before, &done.place, moved, options.json)
         }
     }
 }

@@ -1,12 +1,12 @@
 //! What a socket may do.
 //!
-//! Owns: roles, operations, the allow-list, and the decisions made of them. Pure: no state, no time.
+//! Owns: roles, operations, the lists of what is allowed, and the decisions made of them. Pure: no state, no time.
 //!
-//! Invariant: what is not allowed is refused. A sandbox socket without an allow-list sees nothing.
+//! Invariant: what is not allowed is refused. A sandbox socket without a list sees nothing.
 
 use std::str::FromStr;
 
-use crate::account::{Account, NameError, ProviderName};
+use crate::account::{Account, KeyName, NameError, ProviderName};
 
 /// What kind of peer a socket is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub enum Role {
     Sandbox,
 }
 
-/// What a sandbox socket may be allowed to do with an account.
+/// What a sandbox socket may be allowed to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     /// Get its token, which includes the refresh that this may cause; see how it stands.
@@ -26,6 +26,37 @@ pub enum Operation {
     Refresh,
     /// Begin a login, and see it through.
     Login,
+    /// Get an API key.
+    Keys,
+}
+
+impl Operation {
+    /// Every operation.
+    pub const ALL: [Self; 4] = [Self::Read, Self::Refresh, Self::Login, Self::Keys];
+
+    /// Its name in a configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Refresh => "refresh",
+            Self::Login => "login",
+            Self::Keys => "keys",
+        }
+    }
+}
+
+/// The text names no operation. It is not repeated: it may be anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be \"read\", \"refresh\", \"login\" or \"keys\"")]
+pub struct OperationError;
+
+impl FromStr for Operation {
+    type Err = OperationError;
+
+    fn from_str(text: &str) -> Result<Self, OperationError> {
+        Self::ALL.into_iter().find(|known| known.as_str() == text).ok_or(OperationError)
+    }
 }
 
 /// One entry of an allow-list.
@@ -64,25 +95,36 @@ impl Pattern {
     }
 }
 
+/// What a sandbox is allowed: what is on no list here is refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Allowed {
+    /// The accounts.
+    pub allow: Vec<Pattern>,
+    /// What may be done with them, and with the keys.
+    pub operations: Vec<Operation>,
+    /// The API keys.
+    pub keys: Vec<KeyName>,
+}
+
 /// A socket's policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     role: Role,
-    allow: Vec<Pattern>,
-    operations: Vec<Operation>,
+    /// For a sandbox alone.
+    allowed: Allowed,
 }
 
 impl Policy {
     /// Everything.
     #[must_use]
     pub const fn host() -> Self {
-        Self { role: Role::Host, allow: Vec::new(), operations: Vec::new() }
+        Self { role: Role::Host, allowed: Allowed { allow: Vec::new(), operations: Vec::new(), keys: Vec::new() } }
     }
 
-    /// These operations on these accounts.
+    /// This much.
     #[must_use]
-    pub const fn sandbox(allow: Vec<Pattern>, operations: Vec<Operation>) -> Self {
-        Self { role: Role::Sandbox, allow, operations }
+    pub const fn sandbox(allowed: Allowed) -> Self {
+        Self { role: Role::Sandbox, allowed }
     }
 
     /// The role.
@@ -102,11 +144,11 @@ impl Policy {
     pub fn may(&self, operation: Operation) -> bool {
         match self.role {
             Role::Host => true,
-            Role::Sandbox => self.operations.contains(&operation),
+            Role::Sandbox => self.allowed.operations.contains(&operation),
         }
     }
 
-    /// Whether grants may be put and deleted.
+    /// Whether grants and API keys may be put and deleted.
     #[must_use]
     pub fn may_write(&self) -> bool {
         self.role == Role::Host
@@ -117,7 +159,7 @@ impl Policy {
     pub fn sees(&self, account: &Account) -> bool {
         match self.role {
             Role::Host => true,
-            Role::Sandbox => self.allow.iter().any(|pattern| pattern.covers(account)),
+            Role::Sandbox => self.allowed.allow.iter().any(|pattern| pattern.covers(account)),
         }
     }
 
@@ -126,7 +168,16 @@ impl Policy {
     pub fn sees_provider(&self, provider: &ProviderName) -> bool {
         match self.role {
             Role::Host => true,
-            Role::Sandbox => self.allow.iter().any(|pattern| pattern.provider() == provider),
+            Role::Sandbox => self.allowed.allow.iter().any(|pattern| pattern.provider() == provider),
+        }
+    }
+
+    /// Whether the API key may be had, or so much as known of.
+    #[must_use]
+    pub fn permits_key(&self, key: &KeyName) -> bool {
+        match self.role {
+            Role::Host => true,
+            Role::Sandbox => self.may(Operation::Keys) && self.allowed.keys.contains(key),
         }
     }
 }
@@ -142,7 +193,7 @@ mod tests {
     #[test]
     fn a_sandbox_reaches_its_list_and_nothing_else() {
         let allow = ["anthropic", "github/work", "corp/*"].map(|text| text.parse().unwrap()).to_vec();
-        let policy = Policy::sandbox(allow, vec![Operation::Read]);
+        let policy = Policy::sandbox(Allowed { allow, operations: vec![Operation::Read], ..Allowed::default() });
         for seen in ["anthropic", "github/work", "corp", "corp/any"] {
             assert!(policy.permits(Operation::Read, &account(seen)), "{seen}");
             assert!(!policy.permits(Operation::Refresh, &account(seen)), "{seen}");
@@ -156,10 +207,38 @@ mod tests {
 
     #[test]
     fn a_sandbox_without_a_list_sees_nothing_and_the_host_everything() {
-        let nothing = Policy::sandbox(vec![], vec![Operation::Read, Operation::Refresh]);
-        assert!(!nothing.sees(&account("corp")));
+        let nothing = Policy::sandbox(Allowed { operations: Operation::ALL.to_vec(), ..Allowed::default() });
+        assert!(!nothing.sees(&account("corp")) && !nothing.permits_key(&"openai".parse().unwrap()));
         let host = Policy::host();
         assert!(host.permits(Operation::Refresh, &account("corp")) && host.may_write());
+        assert!(host.permits_key(&"openai".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_key_needs_the_operation_and_its_name_on_the_list() {
+        let keys = vec!["openai".parse().unwrap()];
+        let allow = vec!["other".parse().unwrap()];
+        let policy = Policy::sandbox(Allowed { allow, operations: vec![Operation::Keys], keys: keys.clone() });
+        assert!(policy.permits_key(&keys[0]));
+        for unseen in ["other", "OpenAI", "openai2", "open"] {
+            assert!(!policy.permits_key(&unseen.parse().unwrap()), "{unseen}");
+        }
+        let others = vec![Operation::Read, Operation::Refresh, Operation::Login];
+        assert!(
+            !Policy::sandbox(Allowed { operations: others, keys, ..Allowed::default() })
+                .permits_key(&"openai".parse().unwrap())
+        );
+    }
+
+    #[test]
+    fn an_operation_has_one_name() {
+        for operation in Operation::ALL {
+            assert_eq!(operation.as_str().parse(), Ok(operation));
+            assert!(OperationError.to_string().contains(operation.as_str()));
+        }
+        for bad in ["", "Read", "write", "keys "] {
+            assert_eq!(bad.parse::<Operation>(), Err(OperationError), "{bad:?}");
+        }
     }
 
     #[test]

@@ -108,6 +108,8 @@ pub enum Reply {
 pub struct Rules {
     /// Error codes beside `invalid_grant` that mean a dead grant.
     pub dead_grant_codes: Vec<String>,
+    /// Statuses that mean a dead grant, whatever the body says.
+    pub dead_grant_statuses: Vec<u16>,
     /// For this long the provider accepts a refresh token again after it was spent.
     pub reuse_grace: Duration,
     /// Members of an answer, beside the standard ones, that a caller may see.
@@ -124,33 +126,12 @@ impl Default for Rules {
     fn default() -> Self {
         Self {
             dead_grant_codes: Vec::new(),
+            dead_grant_statuses: Vec::new(),
             reuse_grace: Duration::ZERO,
             expose: Vec::new(),
             concurrent_refreshes: CONCURRENT_REFRESHES,
         }
     }
-}
-
-/// How the client authenticates at the token endpoint (RFC 6749 section 2.3.1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClientAuth {
-    /// It only names itself: `client_id` in the body.
-    None,
-    /// Id and secret in the body.
-    Post,
-    /// HTTP Basic, id and secret form-encoded first, as the RFC has it.
-    Basic,
-    /// HTTP Basic without that encoding, for servers that do not decode it.
-    BasicRaw,
-}
-
-/// The form of a token request's body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RequestFormat {
-    /// `application/x-www-form-urlencoded`, as RFC 6749 has it.
-    Form,
-    /// A JSON object with the same members, for the few providers that want it.
-    Json,
 }
 
 /// A way to log in.

@@ -13,10 +13,10 @@
 //!
 //! Must not know: what the secrets are for on the wire or on disk.
 
-use std::fmt;
+use std::{fmt, io};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use secrecy::{ExposeSecret, SecretBox, SecretString, zeroize::Zeroize};
+use secrecy::{ExposeSecret, SecretBox, SecretSlice, SecretString, zeroize::Zeroize};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
@@ -38,10 +38,13 @@ pub enum SecretError {
     /// RFC 6749 appendix A.12 allows printable ASCII only; anything else could not travel in an HTTP header.
     #[error("holds a character outside printable ASCII")]
     NotPrintable,
+    /// An API key is a line, or some lines as in PEM (RFC 7468); anything else in it is an accident.
+    #[error("holds a control character other than a newline or a tab")]
+    ControlCharacter,
     /// The text is longer than [`MAX_LENGTH`].
     #[error("is longer than 64 KiB")]
     TooLong,
-    /// An access token with the text `refresh_token` in it cannot be handed out.
+    /// An access token or API key with the text `refresh_token` in it cannot be handed out.
     #[error("holds a text that never leaves over a socket")]
     Forbidden,
 }
@@ -77,6 +80,10 @@ secret! {
 secret! {
     /// What the client authenticates with at the token endpoint (RFC 6749 section 2.3.1).
     ClientSecret
+}
+secret! {
+    /// What opens a resource until its owner changes it. It may leave over a socket, as it is.
+    ApiKey
 }
 secret! {
     /// What a person types to open the store.
@@ -235,6 +242,26 @@ impl ClientSecret {
     }
 }
 
+impl ApiKey {
+    /// Accepts text of at most 64 KiB without control characters but newline and tab, for keys of several lines. A
+    /// carriage return is refused: it comes from an editor, and breaks the header that the key is meant for.
+    pub fn new(mut text: String) -> Result<Self, SecretError> {
+        let reason = if text.is_empty() {
+            SecretError::Empty
+        } else if text.len() > MAX_LENGTH {
+            SecretError::TooLong
+        } else if text.contains(|letter: char| letter.is_control() && !matches!(letter, '\n' | '\t')) {
+            SecretError::ControlCharacter
+        } else if holds_forbidden_text(&text) {
+            SecretError::Forbidden
+        } else {
+            return Ok(Self(SecretString::from(text)));
+        };
+        text.zeroize();
+        Err(reason)
+    }
+}
+
 impl Passphrase {
     /// Accepts any text that is not empty.
     pub fn new(mut text: String) -> Result<Self, SecretError> {
@@ -270,6 +297,40 @@ fn printable(text: &str) -> Result<(), SecretError> {
         Ok(())
     } else {
         Err(SecretError::NotPrintable)
+    }
+}
+
+/// Counts what is written, so that the buffer for a secret is made in one piece: one that grows leaves copies behind.
+#[derive(Debug, Default)]
+pub(crate) struct Length(pub(crate) usize);
+
+impl io::Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What an item of the store holds, in a form that only the item's owner reads: a secret, or what has one in it.
+#[derive(Debug)]
+pub struct Content(SecretSlice<u8>);
+
+impl Content {
+    /// Takes the bytes over. A vector with room to spare is copied once more, and its old place not wiped.
+    #[must_use]
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(SecretSlice::from(bytes))
+    }
+}
+
+impl ExposeSecret<[u8]> for Content {
+    #[expect(clippy::disallowed_methods, reason = "passes the question on to the inner secret")]
+    fn expose_secret(&self) -> &[u8] {
+        self.0.expose_secret()
     }
 }
 
@@ -312,13 +373,18 @@ mod tests {
             StoreKey::new([0x41; 32]),
         );
         let shown = format!(
-            "{shown} {:?} {:?} {:?} {:?}",
+            "{shown} {:?} {:?} {:?} {:?} {:?} {:?}",
+            ApiKey::new("canary-k".into()).unwrap(),
+            Content::new(b"canary-i".to_vec()),
             AuthorizationCode::new("canary-c".into()).unwrap(),
             DeviceCode::new("canary-d".into()).unwrap(),
             CodeVerifier::from_bytes([0; LOGIN_BYTES]),
             LoginState::from_bytes([0; LOGIN_BYTES]),
         );
-        assert!(!shown.contains("canary") && !shown.contains("AAAA") && !shown.contains("65"), "{shown}");
+        assert!(
+            !shown.contains("canary") && !shown.contains("AAAA") && !shown.contains("65") && !shown.contains("97"),
+            "{shown}"
+        );
     }
 
     #[test]
@@ -332,6 +398,25 @@ mod tests {
             assert_eq!(AccessToken::new(text.into()).unwrap_err(), reason, "{text:?}");
         }
         assert_eq!(AccessToken::new("x".repeat(MAX_LENGTH + 1)).unwrap_err(), SecretError::TooLong);
+    }
+
+    #[test]
+    fn an_api_key_that_could_not_leave_or_be_used_is_refused() {
+        for (text, reason) in [
+            ("", SecretError::Empty),
+            ("key\r\n", SecretError::ControlCharacter),
+            ("\rrefresh_token", SecretError::ControlCharacter),
+            ("a\0b", SecretError::ControlCharacter),
+            ("a\u{9b}b", SecretError::ControlCharacter),
+            ("x-Refresh_Token", SecretError::Forbidden),
+        ] {
+            assert_eq!(ApiKey::new(text.into()).unwrap_err(), reason, "{text:?}");
+        }
+        assert_eq!(ApiKey::new("x".repeat(MAX_LENGTH + 1)).unwrap_err(), SecretError::TooLong);
+        let longest = "x".repeat(MAX_LENGTH);
+        for text in [" ", "sk-1", "-----BEGIN KEY-----\n\tAA==\n", "Schlüssel ✓", &longest] {
+            assert!(ApiKey::new(text.into()).is_ok(), "{text:?}");
+        }
     }
 
     #[test]

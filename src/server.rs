@@ -4,30 +4,29 @@
 //! authorization server of `serve --dev`.
 //!
 //! Invariants:
-//! 1. Every answer has `Cache-Control: no-store`; every refusal is a problem of the contract.
+//! 1. Every answer has `Cache-Control: no-store` (`envelope.rs`); every refusal is a problem of the contract.
 //! 2. Nothing leaves but sanitized views, statuses and problems.
 //! 3. Policy is asked before the coordinator, so that a refusal touches nothing and tells nothing.
-//! 4. Every request passes the gate first: limits, and one line in the audit log.
+//! 4. Every request passes the gate first (`gate.rs`): limits, and one line in the audit log.
 //!
 //! Must not know: SQL, a provider's wire form, how a refresh is made. It is the only home of axum.
 
-use std::{any::Any, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
     extract::FromRef,
-    middleware,
-    response::{IntoResponse as _, Response},
     routing::{get, post},
 };
-use http::{HeaderValue, StatusCode, header};
-use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
+use http::StatusCode;
 
-use crate::{audit::Audit, limits::Rate, login::Logins, policy::Policy, refresh::Coordinator};
+use crate::{audit::Audit, keys::Keys, login::Logins, policy::Policy, refresh::Coordinator};
 
 mod connection;
 pub mod dev;
+mod envelope;
 mod gate;
+mod head_timer;
 pub mod listener;
 mod operations;
 pub mod peer;
@@ -41,72 +40,84 @@ pub use operations::OPERATIONS;
 
 use gate::Gate;
 use problem::{Code, Problem};
-use routes::{document, health, logins, providers, tokens};
+use routes::{document, health, keys, logins, providers, tokens};
 
-/// What a router needs: the coordinator, the logins under way, this socket's name and what it may do.
+/// What a router needs. It is cloned several times per request, so it is one pointer.
 #[derive(Debug, Clone)]
-pub struct AppState {
+pub struct AppState(Arc<Parts>);
+
+/// The coordinator, the API keys, the logins under way, this socket's name and what it may do.
+#[derive(Debug, Clone)]
+struct Parts {
     coordinator: Coordinator,
+    keys: Keys,
     logins: Logins,
     socket: Arc<str>,
     policy: Arc<Policy>,
-    gate: Arc<Gate>,
+    gate: Gate,
 }
 
 /// For a router that shares its logins with no other.
 const LOGIN_LIFETIME: Duration = Duration::from_mins(10);
 
 impl AppState {
-    /// The state for one socket, with logins of its own, without an audit log, and without limits.
+    /// The state for one socket, with logins of its own and without an audit log.
     #[must_use]
-    pub fn new(coordinator: Coordinator, policy: Policy) -> Self {
+    pub fn new(coordinator: Coordinator, keys: Keys, policy: Policy) -> Self {
         let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-        let gate = Gate::new(Arc::clone(coordinator.clock()), Audit::default(), "", None);
-        Self { coordinator, logins, socket: Arc::from(""), policy: Arc::new(policy), gate: Arc::new(gate) }
+        let gate = Gate::new(Arc::clone(coordinator.clock()), Audit::default(), "");
+        Self(Arc::new(Parts { coordinator, keys, logins, socket: Arc::from(""), policy: Arc::new(policy), gate }))
     }
 
     /// The same for the socket of that name, beside others. Whoever made the logins ends them.
     #[must_use]
     pub fn beside_others(self, logins: Logins, socket: &str) -> Self {
-        Self { logins, socket: Arc::from(socket), ..self }
+        Self(Arc::new(Parts { logins, socket: Arc::from(socket), ..Parts::clone(&self.0) }))
     }
 
-    /// The same, every request written down in `audit`, and so many refreshes of each account at its peers' wish. To be
-    /// called once the socket has its name.
+    /// The same with a line in `audit` for every request. The socket has its name before.
     #[must_use]
-    pub fn watched(self, audit: Audit, forced_refreshes: Option<Rate>) -> Self {
-        let gate = Gate::new(Arc::clone(self.coordinator.clock()), audit, &self.socket, forced_refreshes);
-        Self { gate: Arc::new(gate), ..self }
+    pub fn audited(self, audit: Audit) -> Self {
+        let gate = Gate::new(Arc::clone(self.0.coordinator.clock()), audit, &self.0.socket);
+        Self(Arc::new(Parts { gate, ..Parts::clone(&self.0) }))
     }
 }
 
 impl FromRef<AppState> for Audit {
-    fn from_ref(state: &AppState) -> Self {
-        state.gate.audit().clone()
+    fn from_ref(AppState(parts): &AppState) -> Self {
+        parts.gate.audit().clone()
     }
 }
 
 impl FromRef<AppState> for Coordinator {
-    fn from_ref(state: &AppState) -> Self {
-        state.coordinator.clone()
+    fn from_ref(AppState(parts): &AppState) -> Self {
+        parts.coordinator.clone()
+    }
+}
+
+impl FromRef<AppState> for Keys {
+    fn from_ref(AppState(parts): &AppState) -> Self {
+        parts.keys.clone()
     }
 }
 
 impl FromRef<AppState> for Logins {
-    fn from_ref(state: &AppState) -> Self {
-        state.logins.clone()
+    fn from_ref(AppState(parts): &AppState) -> Self {
+        parts.logins.clone()
     }
 }
 
 impl FromRef<AppState> for Arc<Policy> {
-    fn from_ref(state: &AppState) -> Self {
-        Arc::clone(&state.policy)
+    fn from_ref(AppState(parts): &AppState) -> Self {
+        Arc::clone(&parts.policy)
     }
 }
 
 /// The paths of the API, for the comparison with the OpenAPI document.
-pub const PATHS: [&str; 9] = [
+pub const PATHS: [&str; 11] = [
     "/openapi.yaml",
+    "/v1/api-keys",
+    "/v1/api-keys/{name}",
     "/v1/health",
     "/v1/logins",
     "/v1/logins/{id}",
@@ -119,8 +130,11 @@ pub const PATHS: [&str; 9] = [
 
 /// The whole API, as one socket offers it.
 pub fn router(state: AppState) -> Router {
+    let gate = state.0.gate.clone();
     Router::new()
         .route("/openapi.yaml", get(document::openapi))
+        .route("/v1/api-keys", get(keys::list))
+        .route("/v1/api-keys/{name}", get(keys::get).put(keys::put).delete(keys::delete))
         .route("/v1/health", get(health::health))
         .route("/v1/logins", post(logins::start))
         .route("/v1/logins/{id}", get(logins::get).delete(logins::cancel))
@@ -134,14 +148,6 @@ pub fn router(state: AppState) -> Router {
             Problem::invalid("this route has no such method; see the Allow header")
                 .with_status(StatusCode::METHOD_NOT_ALLOWED)
         })
-        .layer(SetResponseHeaderLayer::overriding(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(middleware::from_fn_with_state(Arc::clone(&state.gate), gate::pass))
+        .layer(gate)
         .with_state(state)
-}
-
-/// What a panic said is not shown: nobody knows what was in it.
-fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
-    tracing::error!("a request handler panicked");
-    Problem::new(Code::InternalError, "internal error").into_response()
 }

@@ -1,13 +1,14 @@
 //! Stores: where grants live, and the lease that makes this daemon's flight the only one.
 //!
-//! Owns: the trait [`Store`], the [`Record`] it keeps, its [`Marks`], and its errors.
+//! Owns: the trait [`Store`], the [`Record`] it keeps, its [`Marks`], and its errors; and the trait [`Shelf`], for what
+//! is kept beside the grants.
 //!
 //! Invariants:
 //! 1. A call that returned `Ok` is durable: it survives the loss of the process, and on disk the loss of power.
 //! 2. Every change is one commit, and a compare-and-set: on the [`Revision`] before a flight sends, on the [`Version`]
 //!    after. A caller that was overtaken changes nothing.
 //! 3. At most one living owner holds an account's lease. No clock decides whether an owner is alive.
-//! 4. One unreadable record does not hide the others, and is never written over but by `put` and `delete`.
+//! 4. One unreadable record or item does not hide the others, and is never written over but by a put and a delete.
 //!
 //! Must not know: what a refresh is, HTTP. Its children are the only home of SQL and of encryption.
 
@@ -17,9 +18,10 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    account::Account,
+    account::{Account, ItemName},
     clock::Timestamp,
     grant::{Grant, GrantId, Version},
+    item::{Item, ItemKind, ItemTag},
     private::{FileError, PrivateError},
 };
 
@@ -127,20 +129,20 @@ pub enum Claim {
     Changed,
 }
 
-/// What must be there for a `put` or `delete` to be carried out.
+/// What must be there for a `put` or `delete` to be carried out. Items have an [`ItemTag`] for a version.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Expect {
+pub enum Expect<V = Version> {
     /// Anything, or nothing.
     Whatever,
     /// Some record, readable or not (`If-Match: *`).
     Present,
     /// A grant in one of these versions.
-    OneOf(Vec<Version>),
+    OneOf(Vec<V>),
 }
 
-impl Expect {
+impl<V: PartialEq> Expect<V> {
     /// Whether a record that is there will do; its version is `None` when damage made it unreadable.
-    pub(crate) fn allows(&self, found: Option<Version>) -> bool {
+    pub(crate) fn allows(&self, found: Option<V>) -> bool {
         match self {
             Self::Whatever | Self::Present => true,
             Self::OneOf(versions) => found.is_some_and(|version| versions.contains(&version)),
@@ -153,7 +155,7 @@ impl Expect {
     }
 }
 
-/// The answer to [`Store::put`].
+/// The answer to [`Store::put`] and [`Shelf::put_item`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Put {
     /// There was no record.
@@ -184,6 +186,26 @@ pub struct Entry {
     pub record: Result<Record, StoreError>,
 }
 
+/// The answer to [`Shelf::delete_item`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removed {
+    /// The item is gone.
+    Gone,
+    /// There was none, whatever was expected.
+    Missing,
+    /// The expectation was not met; nothing changed.
+    Conflict,
+}
+
+/// One line of [`Shelf::items`].
+#[derive(Debug)]
+pub struct ItemEntry {
+    /// What it is called.
+    pub name: ItemName,
+    /// The item, or why it cannot be read.
+    pub item: Result<Item, StoreError>,
+}
+
 /// What goes wrong with a store. No variant holds a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -205,6 +227,26 @@ pub enum StoreError {
     NewerRecord {
         /// Whose record.
         account: Account,
+        /// The format found.
+        format: u32,
+    },
+    /// This one item does not open: damaged, or moved here from elsewhere.
+    #[error(
+        "the {kind} {name} cannot be read: it is damaged, or was sealed with another key; remove it and make it again"
+    )]
+    UnreadableItem {
+        /// What it is.
+        kind: ItemKind,
+        /// What it is called.
+        name: ItemName,
+    },
+    /// This one item was written by a later version of the program.
+    #[error("the {kind} {name} has format {format}, which this version does not know; use the version that wrote it")]
+    NewerItem {
+        /// What it is.
+        kind: ItemKind,
+        /// What it is called.
+        name: ItemName,
         /// The format found.
         format: u32,
     },
@@ -307,6 +349,33 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// Grows whenever another owner may have changed anything; what was read before is then to be read again.
     fn epoch(&self) -> u64;
+}
+
+/// A store that keeps other things beside the grants, each sealed for itself: its kind, name and tag.
+#[async_trait]
+pub trait Shelf: Store {
+    /// Reads one item.
+    async fn item(&self, kind: ItemKind, name: &ItemName) -> Result<Option<Item>, StoreError>;
+
+    /// Reads all items of a kind, in the order of their names.
+    async fn items(&self, kind: ItemKind) -> Result<Vec<ItemEntry>, StoreError>;
+
+    /// Stores a whole item, in the place of the one of that name.
+    async fn put_item(
+        &self,
+        kind: ItemKind,
+        name: &ItemName,
+        item: &Item,
+        expect: &Expect<ItemTag>,
+    ) -> Result<Put, StoreError>;
+
+    /// Deletes an item, an unreadable one too.
+    async fn delete_item(
+        &self,
+        kind: ItemKind,
+        name: &ItemName,
+        expect: &Expect<ItemTag>,
+    ) -> Result<Removed, StoreError>;
 }
 
 /// A grant id from the operating system's generator.

@@ -14,7 +14,7 @@ use std::{
 
 /// How high a room stands; it may import what stands lower. `provider` and `store` are traits, which the coordinator
 /// knows; what implements them (`CHILDREN_RANK`) stands above it.
-const RANKS: [(&str, u8); 22] = [
+const RANKS: [(&str, u8); 25] = [
     ("secret", 0),
     ("clock", 0),
     ("private", 0),
@@ -23,9 +23,12 @@ const RANKS: [(&str, u8); 22] = [
     ("grant", 2),
     ("limits", 2),
     ("audit", 2),
+    ("item", 2),
+    ("registration", 2),
     ("provider", 3),
     ("store", 3),
     ("policy", 4),
+    ("keys", 4),
     ("refresh", 4),
     ("login", 5),
     ("server", 6),
@@ -44,13 +47,14 @@ const CHILDREN_RANK: [(&str, u8); 2] = [("provider", 6), ("store", 6)];
 const STRANGERS: [(&str, &str); 1] = [("lifecycle", "cli")];
 
 /// Crates and macros, and where alone they may stand: under a folder, or in a file.
-const HOMES: [(&str, &[&str]); 11] = [
+const HOMES: [(&str, &[&str]); 12] = [
     ("axum", &["server/", "server.rs"]),
     ("reqwest", &["provider/"]),
     ("sqlx", &["store/"]),
     ("chacha20poly1305", &["store/"]),
     ("argon2", &["store/"]),
     ("rpassword", &["cli/"]),
+    ("qrcodegen", &["cli/"]),
     ("hyperlocal", &["client/", "client.rs"]),
     ("print!", &["cli/", "cli.rs"]),
     ("println!", &["cli/", "cli.rs"]),

@@ -17,13 +17,14 @@ use std::{
 };
 
 use credproxy::{
-    account::Account,
+    account::{Account, ItemName},
     clock::Timestamp,
     grant::{Extra, Grant, GrantId, Version},
-    secret::{AccessToken, RefreshToken, StoreKey},
+    item::{Item, ItemKind, ItemTag},
+    secret::{AccessToken, Content, RefreshToken, StoreKey},
     store::{
-        Attempt, Claim, Deleted, Expect, Latch, Marks, Outcome, Presented, Put, Record, Revision, Store, StoreError,
-        key, memory::Memory, random_grant_id, sqlite::Sqlite,
+        Attempt, Claim, Deleted, Expect, Latch, Marks, Outcome, Presented, Put, Record, Removed, Revision, Shelf,
+        Store, StoreError, key, memory::Memory, random_grant_id, sqlite::Sqlite,
     },
 };
 use futures_util::{FutureExt as _, future::join_all};
@@ -35,7 +36,7 @@ use tokio::task::JoinSet;
 /// One store under test. An owner that is dropped has died.
 trait Bench {
     async fn new() -> Self;
-    async fn owner(&self) -> Arc<dyn Store>;
+    async fn owner(&self) -> Arc<dyn Shelf>;
 }
 
 struct InMemory(Memory);
@@ -45,7 +46,7 @@ impl Bench for InMemory {
         Self(Memory::new().unwrap())
     }
 
-    async fn owner(&self) -> Arc<dyn Store> {
+    async fn owner(&self) -> Arc<dyn Shelf> {
         Arc::new(self.0.second_owner())
     }
 }
@@ -82,7 +83,7 @@ impl Bench for OnDisk {
         Self(tempfile::tempdir().unwrap())
     }
 
-    async fn owner(&self) -> Arc<dyn Store> {
+    async fn owner(&self) -> Arc<dyn Shelf> {
         Arc::new(self.open().await)
     }
 }
@@ -115,6 +116,31 @@ fn grant(id: u8, generation: u64) -> Grant {
         refresh_token: Some(RefreshToken::new(format!("canary-refresh-{id}-{generation}")).unwrap()),
         extra: extra.into(),
     }
+}
+
+fn name(text: &str) -> ItemName {
+    text.parse().unwrap()
+}
+
+/// Neither a text nor an object, so that no store makes something of it.
+fn item(tag: u8) -> Item {
+    let content = [&[0, 0xff, b'"', b'\n'][..], format!("canary-item-{tag}").as_bytes()].concat();
+    Item { tag: ItemTag::from_bytes([tag; 16]), content: Content::new(content) }
+}
+
+#[track_caller]
+#[expect(clippy::disallowed_methods, reason = "compares contents in a test")]
+fn assert_item(found: Option<Item>, tag: u8) {
+    let (found, expected) = (found.expect("an item"), item(tag));
+    assert_eq!((found.tag, found.content.expose_secret()), (expected.tag, expected.content.expose_secret()));
+}
+
+async fn put_item(store: &dyn Shelf, name: &ItemName, tag: u8) {
+    store.put_item(ItemKind::ApiKey, name, &item(tag), &Expect::Whatever).await.unwrap();
+}
+
+async fn load_item(store: &dyn Shelf, name: &ItemName) -> Option<Item> {
+    store.item(ItemKind::ApiKey, name).await.unwrap()
 }
 
 fn bare_grant() -> Grant {
@@ -472,6 +498,97 @@ async fn a_caller_that_hangs_up_leaves_no_change_half_made(bench: &impl Bench) {
     assert_same(&load(&*bench.owner().await, &corp).await.grant, &grant(3, 1));
 }
 
+async fn an_item_comes_back_and_has_its_kind_for_itself(bench: &impl Bench) {
+    let (store, other) = (bench.owner().await, bench.owner().await);
+    let one = name("one");
+    put(&*store, &account("one"), &grant(1, 1)).await;
+    store.put_item(ItemKind::ApiKey, &one, &item(1), &Expect::Whatever).await.unwrap();
+    store.put_item(ItemKind::Sandbox, &one, &item(2), &Expect::Whatever).await.unwrap();
+    let empty = Item { content: Content::new(Vec::new()), ..item(3) };
+    store.put_item(ItemKind::ApiKey, &name("empty"), &empty, &Expect::Whatever).await.unwrap();
+    for reader in [&store, &other] {
+        assert_item(reader.item(ItemKind::ApiKey, &one).await.unwrap(), 1);
+        assert_item(reader.item(ItemKind::Sandbox, &one).await.unwrap(), 2);
+        assert!(reader.item(ItemKind::Sandbox, &name("empty")).await.unwrap().is_none());
+        assert!(reader.item(ItemKind::ApiKey, &name("empty")).await.unwrap().is_some());
+    }
+    assert_eq!(other.delete_item(ItemKind::ApiKey, &one, &Expect::Whatever).await.unwrap(), Removed::Gone);
+    assert!(load_item(&*store, &one).await.is_none());
+    assert_item(store.item(ItemKind::Sandbox, &one).await.unwrap(), 2);
+    assert_same(&load(&*store, &account("one")).await.grant, &grant(1, 1));
+}
+
+async fn a_put_of_an_item_tells_what_it_found(bench: &impl Bench) {
+    let store = bench.owner().await;
+    let one = name("one");
+    let tag = |tag| item(tag).tag;
+    let put =
+        async |tag, expect: Expect<ItemTag>| store.put_item(ItemKind::ApiKey, &one, &item(tag), &expect).await.unwrap();
+
+    assert_eq!(put(1, Expect::Present).await, Put::Conflict);
+    assert_eq!(put(1, Expect::OneOf(vec![tag(1)])).await, Put::Conflict);
+    assert!(load_item(&*store, &one).await.is_none());
+    assert_eq!(put(1, Expect::Whatever).await, Put::Created);
+    assert_eq!(put(2, Expect::Whatever).await, Put::Replaced);
+    assert_eq!(put(3, Expect::Present).await, Put::Replaced);
+    for others in [vec![], vec![tag(1), tag(2)]] {
+        assert_eq!(put(4, Expect::OneOf(others)).await, Put::Conflict);
+    }
+    assert_item(load_item(&*store, &one).await, 3);
+    assert_eq!(put(4, Expect::OneOf(vec![tag(9), tag(3)])).await, Put::Replaced);
+    assert_item(load_item(&*store, &one).await, 4);
+}
+
+async fn a_delete_of_an_item_tells_what_it_found(bench: &impl Bench) {
+    let store = bench.owner().await;
+    let one = name("one");
+    let delete = async |expect: Expect<ItemTag>| store.delete_item(ItemKind::ApiKey, &one, &expect).await.unwrap();
+
+    for expect in [Expect::Whatever, Expect::Present, Expect::OneOf(vec![item(1).tag])] {
+        assert_eq!(delete(expect.clone()).await, Removed::Missing);
+        put_item(&*store, &one, 1).await;
+        assert_eq!(delete(Expect::OneOf(vec![item(2).tag])).await, Removed::Conflict);
+        assert_item(load_item(&*store, &one).await, 1);
+        assert_eq!(delete(expect).await, Removed::Gone);
+        assert!(load_item(&*store, &one).await.is_none());
+    }
+}
+
+async fn the_items_of_a_kind_are_in_the_order_of_names(bench: &impl Bench) {
+    let store = bench.owner().await;
+    let mut names = ["b", "a", "B", "a.b", "a-b", "ab", "a+b", "A", "10", "9"];
+    for (tag, text) in (1..).zip(names) {
+        put_item(&*store, &name(text), tag).await;
+    }
+    store.put_item(ItemKind::Sandbox, &name("c"), &item(99), &Expect::Whatever).await.unwrap();
+    let entries = store.items(ItemKind::ApiKey).await.unwrap();
+    names.sort_unstable();
+    assert_eq!(entries.iter().map(|entry| entry.name.as_str()).collect::<Vec<_>>(), names);
+    for entry in entries {
+        let loaded = load_item(&*store, &entry.name).await.unwrap();
+        assert_eq!(entry.item.unwrap().tag, loaded.tag);
+    }
+    assert_eq!(store.items(ItemKind::Sandbox).await.unwrap().len(), 1);
+}
+
+async fn items_outlive_their_owner_and_others_are_told_of_each_change(bench: &impl Bench) {
+    let keeper = bench.owner().await;
+    let (store, other) = (bench.owner().await, bench.owner().await);
+    let (own, seen) = (store.epoch(), other.epoch());
+    put_item(&*store, &name("one"), 1).await;
+    let seen = epoch_after(&*other, seen).await;
+    put_item(&*store, &name("one"), 2).await;
+    let seen = epoch_after(&*other, seen).await;
+    put_item(&*store, &name("two"), 3).await;
+    store.delete_item(ItemKind::ApiKey, &name("two"), &Expect::Whatever).await.unwrap();
+    epoch_after(&*other, seen).await;
+    assert_eq!(store.epoch(), own);
+    drop((store, other, keeper));
+    let store = bench.owner().await;
+    assert_item(load_item(&*store, &name("one")).await, 2);
+    assert!(load_item(&*store, &name("two")).await.is_none());
+}
+
 macro_rules! conformance {
     ($($case:ident)*) => {
         mod in_memory {
@@ -514,6 +631,11 @@ conformance! {
     the_list_is_in_the_order_of_accounts
     names_that_differ_in_the_place_of_the_slash_stay_apart
     a_caller_that_hangs_up_leaves_no_change_half_made
+    an_item_comes_back_and_has_its_kind_for_itself
+    a_put_of_an_item_tells_what_it_found
+    a_delete_of_an_item_tells_what_it_found
+    the_items_of_a_kind_are_in_the_order_of_names
+    items_outlive_their_owner_and_others_are_told_of_each_change
 }
 
 fn mode(path: &Path) -> u32 {
@@ -583,6 +705,7 @@ async fn no_secret_reaches_the_disk_in_clear() {
     put(&store, &corp, &grant(1, 1)).await;
     assert!(is_taken(claim(&store, &corp).await));
     assert!(store.save(&corp, grant(1, 1).version, &grant(1, 2), &marks()).await.unwrap());
+    put_item(&store, &name("one"), 1).await;
     let clean = |path: &Path| {
         let content = fs::read(path).unwrap();
         assert!(!content.windows(6).any(|window| window == b"canary"), "{}", path.display());
@@ -613,10 +736,36 @@ async fn a_wrong_key_is_told_and_does_no_harm() {
 async fn a_later_format_of_the_store_is_told() {
     let bench = OnDisk::new().await;
     bench.open().await.close().await.unwrap();
+    bench.sql("PRAGMA user_version = 3").await;
+    assert!(matches!(bench.open_with(KEY).await, Err(StoreError::NewerStore { format: 3, .. })));
     bench.sql("PRAGMA user_version = 2").await;
-    assert!(matches!(bench.open_with(KEY).await, Err(StoreError::NewerStore { format: 2, .. })));
-    bench.sql("PRAGMA user_version = 1").await;
     bench.open().await;
+}
+
+#[tokio::test]
+async fn a_store_of_the_format_before_is_brought_up_to_date_by_who_has_its_key() {
+    let bench = OnDisk::new().await;
+    let corp = account("corp");
+    let store = bench.open().await;
+    put(&store, &corp, &grant(1, 1)).await;
+    assert!(store.settle(&corp, grant(1, 1).version, &marks()).await.unwrap());
+    let revision = load(&store, &corp).await.revision;
+    store.close().await.unwrap();
+    // As the version before made it.
+    bench.sql("DROP TABLE items; PRAGMA user_version = 1").await;
+    let before = fs::read(bench.file()).unwrap();
+    assert!(matches!(bench.open_with([0; 32]).await, Err(StoreError::WrongKey { .. })));
+    assert_eq!(fs::read(bench.file()).unwrap(), before);
+
+    let stores = join_all((0..4).map(|_| bench.open())).await;
+    for store in &stores {
+        let record = load(store, &corp).await;
+        assert_same(&record.grant, &grant(1, 1));
+        assert_eq!((record.revision, record.marks), (revision, marks()));
+        assert!(store.items(ItemKind::ApiKey).await.unwrap().is_empty());
+    }
+    put_item(&stores[0], &name("one"), 1).await;
+    assert_item(load_item(&stores[3], &name("one")).await, 1);
 }
 
 #[tokio::test]
@@ -696,6 +845,58 @@ async fn a_damaged_record_leaves_the_others_usable() {
 }
 
 #[tokio::test]
+async fn a_damaged_item_leaves_the_others_and_the_records_usable() {
+    let (bad, good) = (name("bad"), name("good"));
+    for damage in [
+        "UPDATE items SET sealed = zeroblob(length(sealed)) WHERE name = 'bad'",
+        "UPDATE items SET sealed = x'' WHERE name = 'bad'",
+        "UPDATE items SET sealed = (SELECT sealed FROM items WHERE name = 'good') WHERE name = 'bad'",
+        "UPDATE items SET tag = x'00' WHERE name = 'bad'",
+        "UPDATE items SET tag = zeroblob(16) WHERE name = 'bad'",
+        "DELETE FROM items WHERE name = 'bad'; UPDATE items SET name = 'bad' WHERE name = 'other'",
+        "UPDATE OR REPLACE items SET kind = 'api_key' WHERE kind = 'sandbox'",
+    ] {
+        let bench = OnDisk::new().await;
+        let store = bench.open().await;
+        for (tag, name) in (1..).zip([&bad, &good, &name("other")]) {
+            put_item(&store, name, tag).await;
+        }
+        store.put_item(ItemKind::Sandbox, &bad, &item(1), &Expect::Whatever).await.unwrap();
+        put(&store, &account("corp"), &grant(1, 1)).await;
+        bench.sql(damage).await;
+
+        let found = store.item(ItemKind::ApiKey, &bad).await;
+        let Err(StoreError::UnreadableItem { kind: ItemKind::ApiKey, name }) = found else { panic!("{damage}") };
+        assert_eq!(name, bad);
+        let entries = store.items(ItemKind::ApiKey).await.unwrap();
+        let opens: Vec<_> = entries.iter().map(|entry| (entry.name.as_str(), entry.item.is_ok())).collect();
+        assert_eq!(opens[..2], [("bad", false), ("good", true)], "{damage}");
+        assert_item(load_item(&store, &good).await, 2);
+        assert_same(&load(&store, &account("corp")).await.grant, &grant(1, 1));
+
+        let delete = store.delete_item(ItemKind::ApiKey, &bad, &Expect::Present).await;
+        assert_eq!(delete.unwrap(), Removed::Gone, "{damage}");
+        put_item(&store, &bad, 9).await;
+        assert_item(load_item(&store, &bad).await, 9);
+    }
+}
+
+#[tokio::test]
+async fn an_item_of_a_later_format_or_with_a_damaged_name_is_left_alone() {
+    let bench = OnDisk::new().await;
+    let store = bench.open().await;
+    for (tag, text) in (1..).zip(["good", "newer", "renamed"]) {
+        put_item(&store, &name(text), tag).await;
+    }
+    bench.sql("UPDATE items SET sealed = x'0700' WHERE name = 'newer'").await;
+    bench.sql("UPDATE items SET name = '../x' WHERE name = 'renamed'").await;
+    let entries = store.items(ItemKind::ApiKey).await.unwrap();
+    assert_eq!(entries.len(), 2);
+    assert!(entries[0].item.is_ok());
+    assert!(matches!(entries[1].item, Err(StoreError::NewerItem { format: 7, .. })), "{:?}", entries[1]);
+}
+
+#[tokio::test]
 async fn a_record_of_a_later_format_or_with_a_damaged_name_is_left_alone() {
     let bench = OnDisk::new().await;
     let store = bench.open().await;
@@ -719,16 +920,23 @@ async fn a_write_that_failed_changes_nothing_and_the_next_one_works() {
     bench.sql("CREATE TRIGGER no_put BEFORE INSERT ON records BEGIN SELECT RAISE(FAIL, 'no'); END").await;
     bench.sql("CREATE TRIGGER no_save BEFORE UPDATE ON records BEGIN SELECT RAISE(FAIL, 'no'); END").await;
     bench.sql("CREATE TRIGGER no_delete BEFORE DELETE ON records BEGIN SELECT RAISE(FAIL, 'no'); END").await;
+    let one = name("one");
+    put_item(&store, &one, 1).await;
+    bench.sql("CREATE TRIGGER no_item BEFORE INSERT ON items BEGIN SELECT RAISE(FAIL, 'no'); END").await;
+    bench.sql("CREATE TRIGGER no_removal BEFORE DELETE ON items BEGIN SELECT RAISE(FAIL, 'no'); END").await;
     for _ in 0..2 {
         let failures = [
             store.put(&corp, &grant(2, 1), &Expect::Whatever).await.unwrap_err(),
             store.delete(&corp, &Expect::Whatever).await.unwrap_err(),
             store.save(&corp, grant(1, 1).version, &grant(1, 2), &marks()).await.unwrap_err(),
             store.settle(&corp, grant(1, 1).version, &marks()).await.unwrap_err(),
+            store.put_item(ItemKind::ApiKey, &one, &item(2), &Expect::Whatever).await.unwrap_err(),
+            store.delete_item(ItemKind::ApiKey, &one, &Expect::Whatever).await.unwrap_err(),
         ];
         assert!(failures.iter().all(StoreError::is_transient), "{failures:?}");
     }
     assert_same(&load(&store, &corp).await.grant, &grant(1, 1));
+    assert_item(load_item(&store, &one).await, 1);
     bench.sql("DROP TRIGGER no_put; DROP TRIGGER no_save; DROP TRIGGER no_delete").await;
     put(&other, &corp, &grant(1, 2)).await;
     assert!(store.save(&corp, grant(1, 2).version, &grant(1, 3), &marks()).await.unwrap());

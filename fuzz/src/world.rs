@@ -17,11 +17,12 @@ use credproxy::{
     account::Account,
     clock::{Clock, Monotonic, Timestamp},
     grant::Grant,
-    policy::{Operation, Policy},
+    keys::Keys,
+    policy::{Allowed, Operation, Policy},
     provider::{Body as ProviderBody, Provider, Reply, Rules, wire::answer},
     refresh::Coordinator,
     server::{AppState, router},
-    store::{Expect, Store, memory::Memory},
+    store::{Expect, Shelf, Store, memory::Memory},
 };
 use http::{HeaderMap, Method, Request, Uri, header};
 use http_body_util::BodyExt as _;
@@ -132,7 +133,7 @@ impl Provider for Scripted {
 pub enum Socket {
     /// May do everything.
     Host,
-    /// May read `corp/*` and `github`.
+    /// May read `corp/*` and `github`, and have the key `openai`.
     Sandbox,
 }
 
@@ -199,8 +200,11 @@ impl World {
             COOLDOWN,
         );
         let allow = ["corp/*", "github"].map(|text| text.parse().unwrap()).to_vec();
-        let sandbox = Policy::sandbox(allow, vec![Operation::Read, Operation::Refresh]);
-        let of = |policy| router(AppState::new(coordinator.clone(), policy));
+        let operations = vec![Operation::Read, Operation::Refresh, Operation::Keys];
+        let keys = vec!["openai".parse().unwrap()];
+        let sandbox = Policy::sandbox(Allowed { allow, operations, keys });
+        let keys = Keys::new(Arc::clone(&store) as Arc<dyn Shelf>, Arc::clone(&clocks) as Arc<dyn Clock>);
+        let of = |policy| router(AppState::new(coordinator.clone(), keys.clone(), policy));
         Self { host: of(Policy::host()), sandbox: of(sandbox), clocks, provider, store, coordinator }
     }
 
@@ -270,7 +274,8 @@ fn check_form(method: &Method, path: &str, answer: &Answer, headers: &HeaderMap,
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap());
     let health = path == "/v1/health" && answer.status == 503;
     if (200..300).contains(&answer.status) || health {
-        if answer.status == 200 && answer.etag.is_some() && method != Method::HEAD {
+        let token = path.starts_with("/v1/tokens/");
+        if token && answer.status == 200 && answer.etag.is_some() && method != Method::HEAD {
             check_view(body, None);
         }
         return;

@@ -1,16 +1,21 @@
 //! `credproxy login`.
+//!
+//! Invariants:
+//! 1. Whatever ends the command before the login has ended cancels the login at the daemon, too.
+//! 2. Standard output gets the result alone, and only with `--json`.
 
-use std::{io, process::Stdio, time::Duration};
+use std::{io, pin::pin, process::Stdio, time::Duration};
 
 use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::Command,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
+    time::timeout,
 };
 use zeroize::Zeroizing;
 
-use super::{Exit, Failure, output};
+use super::{Exit, Failure, output, terminal::Terminal};
 use crate::{
     account::Account,
     client::{Client, ClientError, Login},
@@ -19,8 +24,14 @@ use crate::{
     provider::Flow,
 };
 
+mod prompt;
+mod qr;
+
 /// How long one question waits for the end. The next follows at once.
 const PATIENCE: Duration = Duration::from_secs(25);
+
+/// Who has pressed Ctrl-C does not want to wait, and the daemon answers within milliseconds.
+const LAST_WORD: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(
     client: &Client,
@@ -29,27 +40,19 @@ pub(super) async fn run(
     env: &Environment,
     json: bool,
 ) -> Result<Exit, Failure> {
-    let fail = |error| Failure::of(error, Some(account));
     let flow = match flow {
         Some(flow) => flow,
         None => best(client, account, env.has_display()).await?,
     };
     // From here on an interrupt must reach the daemon, too.
-    let mut interrupts = signal(SignalKind::interrupt()).map_err(|error| Failure::new(Exit::Failure, error))?;
-    let login = client.start_login(account, flow).await.map_err(fail)?;
-    let seen_through = async {
-        show(&login, account, env.has_display());
-        match flow {
-            Flow::Paste => paste(client, &login).await,
-            Flow::Browser | Flow::Device => wait(client, &login).await.map_err(fail),
-        }
-    };
+    let mut interrupts = Interrupts::new().map_err(|error| Failure::new(Exit::Failure, error))?;
+    let dialogue = Dialogue { client, account, terminal: Terminal::of(env), display: env.has_display() };
+    let login = dialogue.begin(flow, &mut interrupts).await?;
     let ended = tokio::select! {
-        ended = seen_through => ended?,
-        _ = interrupts.recv() => {
-            // The daemon may be gone, or the login over: nothing is left to cancel then.
-            client.cancel_login(&login.id).await.ok();
-            return Err(Failure::new(Exit::Failure, "cancelled"));
+        ended = dialogue.see_through(&login, flow) => ended?,
+        () = interrupts.next() => {
+            dialogue.cancel(&login, &mut interrupts).await;
+            return Err(cancelled());
         }
     };
     report(account, &ended, json)
@@ -74,68 +77,153 @@ async fn best(client: &Client, account: &Account, display: bool) -> Result<Flow,
     })
 }
 
-/// Tells the person what to do, and opens the browser where that may help.
-fn show(login: &Login, account: &Account, display: bool) {
-    output::note(&format!("log in to {account}"));
-    if let Some(url) = &login.authorization_url {
-        output::note(&format!("\nopen this address in a browser:\n\n  {url}\n"));
-        if login.flow == Flow::Browser.name() && display {
-            open(url);
-        }
-    }
-    if let (Some(url), Some(code)) = (&login.verification_uri, &login.user_code) {
-        output::note(&format!("\nopen this address on any device:\n\n  {url}\n\nand type in this code:\n\n  {code}\n"));
-        if let Some(complete) = &login.verification_uri_complete {
-            output::note(&format!("or open both at once:\n\n  {complete}\n"));
-            if display {
-                open(complete);
+/// What the parts of one login share.
+struct Dialogue<'a> {
+    client: &'a Client,
+    account: &'a Account,
+    terminal: Terminal,
+    display: bool,
+}
+
+impl Dialogue<'_> {
+    async fn begin(&self, flow: Flow, interrupts: &mut Interrupts) -> Result<Login, Failure> {
+        let mut begun = pin!(self.client.start_login(self.account, flow));
+        let asked = || format!("asking {}", self.account.provider);
+        tokio::select! {
+            begun = self.terminal.wait(asked, &mut begun) => begun.map_err(|error| Failure::of(error, Some(self.account))),
+            () = interrupts.next() => {
+                self.terminal.wipe_line();
+                // What the daemon has begun can be cancelled only by its name.
+                if let Ok(Ok(login)) = timeout(LAST_WORD, begun).await {
+                    self.cancel(&login, interrupts).await;
+                }
+                Err(cancelled())
             }
         }
     }
-    let left = Timestamp::from_secs(login.expires_at).since(SystemClock::new().now());
-    output::note(&format!("waiting, for {} at most; Ctrl-C cancels", output::in_words(left)));
-}
 
-/// Best effort: the address is on the screen as well.
-fn open(url: &str) {
-    let program = if cfg!(target_os = "macos") { "open" } else { "xdg-open" };
-    let silent = || Stdio::null();
-    // Not waited for: some browsers stay in the foreground for as long as they live.
-    Command::new(program).arg(url).stdin(silent()).stdout(silent()).stderr(silent()).spawn().map(drop).ok();
-}
+    async fn see_through(&self, login: &Login, flow: Flow) -> Result<Login, Failure> {
+        output::note(&prompt::text(login, self.account, &self.terminal));
+        self.open_browser(login);
+        let ended = match flow {
+            Flow::Paste => self.paste(login).await?,
+            Flow::Browser | Flow::Device => {
+                let expires_at = Timestamp::from_secs(login.expires_at);
+                let left = || output::in_words(expires_at.since(SystemClock::new().now()));
+                if !self.terminal.is_there() {
+                    output::note(&format!("waiting, for {} at most; Ctrl-C cancels", left()));
+                }
+                let waiting = || format!("waiting, for {} more at most; Ctrl-C cancels", left());
+                self.terminal.wait(waiting, self.end_of(login)).await
+            }
+        };
+        ended.map_err(|error| self.broken(error))
+    }
 
-async fn wait(client: &Client, login: &Login) -> Result<Login, ClientError> {
-    loop {
-        let now = client.login(&login.id, PATIENCE).await?;
-        if now.status != "pending" {
-            return Ok(now);
+    /// Best effort: the address is on the screen as well.
+    fn open_browser(&self, login: &Login) {
+        let authorization_url = login.authorization_url.as_ref().filter(|_| login.flow == Flow::Browser.name());
+        let Some(url) = authorization_url.or(login.verification_uri_complete.as_ref()).filter(|_| self.display) else {
+            return;
+        };
+        let program = if cfg!(target_os = "macos") { "open" } else { "xdg-open" };
+        let mut command = Command::new(program);
+        command.arg(url).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        // Not waited for: some browsers stay in the foreground for as long as they live. A Ctrl-C is not for them.
+        command.process_group(0).spawn().map(drop).ok();
+    }
+
+    async fn end_of(&self, login: &Login) -> Result<Login, ClientError> {
+        loop {
+            let now = self.client.login(&login.id, PATIENCE).await?;
+            if now.status != "pending" {
+                return Ok(now);
+            }
         }
     }
-}
 
-async fn paste(client: &Client, login: &Login) -> Result<Login, Failure> {
-    let fail = |error| Failure::of(error, None);
-    output::note("paste the code, or the whole address that the browser ended at, and press Enter:");
-    let mut lines = BufReader::new(tokio::io::stdin()).lines();
-    loop {
-        let line = tokio::select! {
-            line = lines.next_line() => line.map_err(|error| unreadable(&error))?,
-            // It may expire, or be finished from elsewhere.
-            ended = wait(client, login) => return ended.map_err(fail),
-        };
-        let Some(line) = line.map(Zeroizing::new) else {
-            client.cancel_login(&login.id).await.ok();
-            return Err(Failure::new(Exit::Failure, "no code was given: standard input is at its end"));
-        };
-        match client.finish_login(&login.id, line.trim()).await {
-            Err(ClientError::Problem { code, detail, .. }) if code == "INVALID_REQUEST" => output::note(&detail),
-            ended => return ended.map_err(fail),
+    async fn paste(&self, login: &Login) -> Result<Result<Login, ClientError>, Failure> {
+        output::note("paste the code, or the whole address that the browser ended at, and press Enter:");
+        let mut lines = BufReader::new(tokio::io::stdin()).lines();
+        loop {
+            let line = tokio::select! {
+                line = lines.next_line() => line.map_err(|error| unreadable(&error)),
+                // It may expire, or be finished from elsewhere.
+                ended = self.end_of(login) => return Ok(ended),
+            };
+            let line = match line {
+                Ok(Some(line)) => Zeroizing::new(line),
+                Ok(None) => {
+                    self.client.cancel_login(&login.id).await.ok();
+                    return Err(Failure::new(Exit::Failure, "no code was given: standard input is at its end"));
+                }
+                Err(failure) => {
+                    self.client.cancel_login(&login.id).await.ok();
+                    return Err(failure);
+                }
+            };
+            let exchanging = || format!("waiting for {}", self.account.provider);
+            match self.terminal.wait(exchanging, self.client.finish_login(&login.id, line.trim())).await {
+                Err(ClientError::Problem { code, detail, .. }) if code == "INVALID_REQUEST" => output::note(&detail),
+                ended => return Ok(ended),
+            }
+        }
+    }
+
+    /// A second interrupt, or a daemon that does not answer, ends the wait for it.
+    async fn cancel(&self, login: &Login, interrupts: &mut Interrupts) {
+        self.terminal.wipe_line();
+        tokio::select! {
+            // The daemon may be gone, or the login over: nothing is left to cancel then.
+            _ = timeout(LAST_WORD, self.client.cancel_login(&login.id)) => {}
+            () = interrupts.next() => {}
+        }
+    }
+
+    /// A login that had begun, and of whose end nothing was heard.
+    fn broken(&self, error: ClientError) -> Failure {
+        let again = format!("begin again: `credproxy login {}`", self.account);
+        match error {
+            ClientError::Unreachable { .. } | ClientError::Interrupted(_) => {
+                Failure::new(Exit::Unreachable, "the daemon went away, and the login with it")
+                    .hint(format!("start it with `credproxy serve`, and {again}"))
+            }
+            ClientError::Problem { code, .. } if code == "SESSION_NOT_FOUND" => {
+                let why =
+                    "the daemon knows nothing of this login any more: it was started again, or the login cancelled";
+                Failure::new(Exit::Failure, why).hint(again)
+            }
+            ClientError::Problem { .. } | ClientError::TimedOut | ClientError::Protocol(_) => {
+                Failure::of(error, Some(self.account)).hint(again)
+            }
         }
     }
 }
 
 fn unreadable(error: &io::Error) -> Failure {
     Failure::new(Exit::Failure, format!("cannot read standard input: {error}"))
+}
+
+fn cancelled() -> Failure {
+    Failure::new(Exit::Failure, "cancelled")
+}
+
+/// What may end the command from without: Ctrl-C, a service manager, a terminal that is closed.
+struct Interrupts([Signal; 3]);
+
+impl Interrupts {
+    fn new() -> io::Result<Self> {
+        Ok(Self([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?]))
+    }
+
+    async fn next(&mut self) {
+        let [interrupt, terminate, hang_up] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hang_up.recv() => {}
+        }
+    }
 }
 
 fn report(account: &Account, ended: &Login, json: bool) -> Result<Exit, Failure> {

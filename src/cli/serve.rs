@@ -37,7 +37,10 @@ Try these in another terminal; Ctrl-C ends the daemon, and nothing is kept.
 # how the accounts stand
 {curl} http://localhost/v1/tokens
 
-# or by the command line
+# a login of your own: with a display a browser opens, else a code is shown
+{program} --socket {socket} login {provider}/mine
+
+# how the accounts stand, by the command line
 {program} --socket {socket} status"
     )
 }

@@ -95,10 +95,14 @@ impl<'a> Section<'a> {
 
     /// Takes a table of named tables out, in the order of the names.
     pub(super) fn sections(&mut self, name: &str) -> Result<Vec<(String, Self)>, ConfigError> {
-        let mut outer = self.section(name)?;
-        let names: Vec<String> = outer.table.keys().map(|key| key.get_ref().to_string()).collect();
-        let inner = names.into_iter().map(|name| Ok((name.clone(), outer.section(&name)?)));
-        inner.collect()
+        let entries = self.section(name)?.entries().into_iter();
+        entries.map(|(name, entry)| Ok((name, entry.section("must be a table")?))).collect()
+    }
+
+    /// Takes out every key that is left, in the order of the keys.
+    pub(super) fn entries(&mut self) -> Vec<(String, Entry<'a>)> {
+        let names: Vec<String> = self.table.keys().map(|key| key.get_ref().to_string()).collect();
+        names.into_iter().filter_map(|name| Some((name.clone(), self.take(&name)?))).collect()
     }
 
     /// Refuses what nobody took.

@@ -113,6 +113,26 @@ impl Environment {
         cfg!(target_os = "macos") || ["DISPLAY", "WAYLAND_DISPLAY"].iter().any(|name| self.lookup(name).is_some())
     }
 
+    /// Whether the person wants no colour: `$NO_COLOR` is set.
+    #[must_use]
+    pub fn refuses_colour(&self) -> bool {
+        self.lookup("NO_COLOR").is_some()
+    }
+
+    /// Whether a terminal does more than print letter after letter, by `$TERM`.
+    #[must_use]
+    pub fn has_able_terminal(&self) -> bool {
+        self.lookup("TERM").is_some_and(|name| name != "dumb")
+    }
+
+    /// Whether text is UTF-8 here: the first of `$LC_ALL`, `$LC_CTYPE` and `$LANG` that is set says so.
+    #[must_use]
+    pub fn speaks_utf8(&self) -> bool {
+        let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| self.lookup(name));
+        let locale = locale.unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+        locale.contains("utf-8") || locale.contains("utf8")
+    }
+
     /// What to log: `$CREDPROXY_LOG`, in the form of `tracing`'s filters; `info` unless told.
     #[must_use]
     pub fn log_filter(&self) -> String {
@@ -179,6 +199,19 @@ mod tests {
         let odd = Environment::of([("HOME", "/h"), ("XDG_DATA_HOME", ""), ("XDG_RUNTIME_DIR", "run")]);
         assert_eq!(odd.store_path().unwrap(), Path::new("/h/.local/share/credproxy/credproxy.db"));
         assert_eq!(odd.host_socket().unwrap(), Path::new("/h/.local/state/credproxy/host/credproxy.sock"));
+    }
+
+    #[test]
+    fn the_first_locale_that_is_set_says_whether_text_is_utf_8() {
+        for (variables, expected) in [
+            (&[("LANG", "en_US.UTF-8")][..], true),
+            (&[("LANG", "en_US.UTF-8"), ("LC_CTYPE", "C.utf8")], true),
+            (&[("LANG", "en_US.UTF-8"), ("LC_ALL", ""), ("LC_CTYPE", "C")], false),
+            (&[("LANG", "en_US.UTF-8"), ("LC_ALL", "POSIX")], false),
+            (&[], false),
+        ] {
+            assert_eq!(Environment::of(variables.iter().copied()).speaks_utf8(), expected, "{variables:?}");
+        }
     }
 
     #[test]

@@ -4,13 +4,19 @@ use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use url::{Host, Url};
 
+mod authentication;
+mod dialect;
+
+pub use authentication::{Authentication, ClientKeyConfig};
+
 use super::{
-    ConfigError, SecretSource,
+    ConfigError,
     document::{Entry, Section},
 };
 use crate::{
     account::ProviderName,
-    provider::{ClientAuth, RedirectUri, RedirectUriError, RequestFormat, Rules},
+    provider::{RedirectUri, RedirectUriError, Rules},
+    registration::{Dialect, SecondExchange},
     secret::holds_forbidden_text,
 };
 
@@ -23,6 +29,8 @@ pub struct ProviderConfig {
     pub issuer: Option<String>,
     /// RFC 6749 section 3.2; there is one when there is no issuer.
     pub token_endpoint: Option<Url>,
+    /// Where refreshes go, if not to the token endpoint.
+    pub refresh_endpoint: Option<Url>,
     /// RFC 6749 section 3.1.
     pub authorization_endpoint: Option<Url>,
     /// RFC 8628 section 3.1.
@@ -31,12 +39,12 @@ pub struct ProviderConfig {
     pub revocation_endpoint: Option<Url>,
     /// The client's name at the provider.
     pub client_id: String,
-    /// Where the client's secret is; there is one when `client_auth` is not [`ClientAuth::None`], and only then.
-    pub client_secret: Option<SecretSource>,
     /// How the client authenticates.
-    pub client_auth: ClientAuth,
-    /// The form of its token requests.
-    pub request_format: RequestFormat,
+    pub authentication: Authentication,
+    /// How the provider speaks OAuth 2.0.
+    pub dialect: Dialect,
+    /// Where the access token comes from, if a login's token only opens that place.
+    pub second_exchange: Option<SecondExchange>,
     /// What a login asks for.
     pub scopes: Vec<String>,
     /// Where a login's browser is sent back to, as it is registered.
@@ -49,6 +57,8 @@ pub struct ProviderConfig {
     pub expose: Vec<String>,
     /// Error codes beside `invalid_grant` that mean a dead grant.
     pub dead_grant_codes: Vec<String>,
+    /// Statuses that mean a dead grant, whatever the body says.
+    pub dead_grant_statuses: Vec<u16>,
     /// For this long the provider accepts a refresh token again after it was spent.
     pub reuse_grace: Duration,
     /// How many of its accounts may be refreshed at once.
@@ -68,6 +78,7 @@ pub(super) fn read(name: &str, mut section: Section<'_>) -> Result<ProviderConfi
     let issuer = section.take("issuer").map(|entry| issuer(&entry)).transpose()?;
     let mut url = |key: &str| section.take(key).map(|entry| endpoint(&entry)).transpose();
     let token_endpoint = url("token_endpoint")?;
+    let refresh_endpoint = url("refresh_endpoint")?;
     let authorization_endpoint = url("authorization_endpoint")?;
     let device_authorization_endpoint = url("device_authorization_endpoint")?;
     let revocation_endpoint = url("revocation_endpoint")?;
@@ -75,26 +86,28 @@ pub(super) fn read(name: &str, mut section: Section<'_>) -> Result<ProviderConfi
         return Err(section.refuse("needs an issuer or a token_endpoint"));
     }
     let client_id = section.required("client_id")?.text()?.to_owned();
-    let (client_auth, client_secret) = authentication(&mut section)?;
-    let request_format = match section.take("request_format") {
-        None => RequestFormat::Form,
-        Some(entry) => entry.parsed(
-            |text| match text {
-                "form" => Some(RequestFormat::Form),
-                "json" => Some(RequestFormat::Json),
-                _ => None,
-            },
-            "must be \"form\" or \"json\"",
-        )?,
-    };
+    let authentication = authentication::read(&mut section)?;
+    let dialect = dialect::read(&mut section)?;
+    let second_exchange = dialect::second_exchange(&mut section, &dialect.requests, refresh_endpoint.is_some())?;
     let mut texts = |key: &str, fit: fn(&str) -> bool, problem: &'static str| match section.take(key) {
         None => Ok(Vec::new()),
         Some(entry) => entry.texts(|text| fit(text).then(|| text.to_owned()), problem),
     };
-    let scopes = texts("scopes", is_scope, "one scope has no space, quote or backslash in it")?;
     let expose = texts("expose", |name| !holds_forbidden_text(name), "this member never leaves over a socket")?;
     let dead_grant_codes =
         texts("dead_grant_codes", is_code, "an error code has at most 64 letters, digits and ._- in it")?;
+    let dead_grant_statuses = match section.take("dead_grant_statuses") {
+        None => Vec::new(),
+        Some(entry) => entry.list()?.iter().map(dead_grant_status).collect::<Result<_, _>>()?,
+    };
+    let scopes = match section.take("scopes") {
+        None => Vec::new(),
+        Some(entry) => {
+            let fit = |text: &str| is_scope(text) && !text.contains(dialect.requests.scope_separator);
+            let problem = "one scope has no space, quote, backslash or scope_separator in it";
+            entry.texts(|text| fit(text).then(|| text.to_owned()), problem)?
+        }
+    };
     let redirect_uri = match section.take("redirect_uri") {
         None => RedirectUri::default(),
         Some(entry) => entry.text()?.parse().map_err(|error: RedirectUriError| entry.refuse(error.to_string()))?,
@@ -115,70 +128,32 @@ pub(super) fn read(name: &str, mut section: Section<'_>) -> Result<ProviderConfi
         name,
         issuer,
         token_endpoint,
+        refresh_endpoint,
         authorization_endpoint,
         device_authorization_endpoint,
         revocation_endpoint,
         client_id,
-        client_secret,
-        client_auth,
-        request_format,
+        authentication,
+        dialect,
+        second_exchange,
         scopes,
         redirect_uri,
         pkce,
         device_pkce,
         expose,
         dead_grant_codes,
+        dead_grant_statuses,
         reuse_grace,
         concurrent_refreshes,
         ca_file,
     })
 }
 
-/// With a secret and no word on its use it goes into the body: the form on which servers agree (the two ways to
-/// encode a Basic header shut each other out).
-fn authentication(section: &mut Section<'_>) -> Result<(ClientAuth, Option<SecretSource>), ConfigError> {
-    let auth = section.take("client_auth");
-    let secret = section.take("client_secret").map(secret_source).transpose()?;
-    let Some(auth) = auth else {
-        return Ok((if secret.is_some() { ClientAuth::Post } else { ClientAuth::None }, secret));
-    };
-    let method = match auth.text()? {
-        "none" => ClientAuth::None,
-        "post" => ClientAuth::Post,
-        "basic" => ClientAuth::Basic,
-        "basic_raw" => ClientAuth::BasicRaw,
-        "private_key_jwt" => return Err(auth.refuse("private_key_jwt is not in this version")),
-        _ => return Err(auth.refuse("must be \"none\", \"post\", \"basic\" or \"basic_raw\"")),
-    };
-    match (method, &secret) {
-        (ClientAuth::None, Some(_)) => Err(auth.refuse("is \"none\", but there is a client_secret")),
-        (ClientAuth::Post | ClientAuth::Basic | ClientAuth::BasicRaw, None) => {
-            Err(auth.refuse("needs a client_secret"))
-        }
-        (ClientAuth::None, None) | (ClientAuth::Post | ClientAuth::Basic | ClientAuth::BasicRaw, Some(_)) => {
-            Ok((method, secret))
-        }
-    }
-}
-
-/// A key that is not one of the three is not repeated: it may be the secret itself.
-fn secret_source(entry: Entry<'_>) -> Result<SecretSource, ConfigError> {
-    const FORM: &str = "must be one of { env = \"NAME\" }, { file = \"/path\" } and { command = \"…\" }";
-    let mut section = entry.section(FORM)?;
-    let source = match (section.take("env"), section.take("file"), section.take("command")) {
-        (Some(name), None, None) => SecretSource::Env(name.parsed(variable, "must be the name of a variable")?),
-        (None, Some(path), None) => SecretSource::File(path.path()?),
-        (None, None, Some(command)) => SecretSource::Command(command.text()?.to_owned()),
-        _ => return Err(section.refuse(FORM)),
-    };
-    if section.is_empty() { Ok(source) } else { Err(section.refuse(FORM)) }
-}
-
-/// The form of POSIX (Base Definitions 8.1), small letters too.
-fn variable(name: &str) -> Option<String> {
-    let fit = !name.starts_with(|first: char| first.is_ascii_digit())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    fit.then(|| name.to_owned())
+/// 408 and 429 say that it is too early to tell; what is not between 400 and 499 is no refusal.
+fn dead_grant_status(entry: &Entry<'_>) -> Result<u16, ConfigError> {
+    let status = entry.id().ok().and_then(|number| u16::try_from(number).ok());
+    let fit = status.filter(|status| (400..500).contains(status) && ![408, 429].contains(status));
+    fit.ok_or_else(|| entry.refuse("must be a status from 400 to 499, other than 408 and 429"))
 }
 
 fn issuer(entry: &Entry<'_>) -> Result<String, ConfigError> {
@@ -217,3 +192,6 @@ fn is_scope(text: &str) -> bool {
 fn is_code(text: &str) -> bool {
     text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
+
+#[cfg(test)]
+mod tests;

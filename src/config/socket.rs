@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     limits::SocketLimits,
-    policy::{Operation, Policy, Role},
+    policy::{Allowed, Operation, Policy, Role},
 };
 
 /// One listening Unix socket.
@@ -71,7 +71,7 @@ pub(super) fn read(
         None => Vec::new(),
     };
     if role == Role::Host {
-        for key in ["allow", "operations"] {
+        for key in ["allow", "operations", "keys"] {
             if let Some(entry) = section.take(key) {
                 return Err(entry.refuse("only a socket of role \"sandbox\" is held to this; a host sees everything"));
             }
@@ -91,25 +91,26 @@ fn sandbox(section: &mut Section<'_>) -> Result<Policy, ConfigError> {
         None => Vec::new(),
     };
     let operations = match section.take("operations") {
-        Some(entry) => entry.texts(operation, "must be \"read\", \"refresh\" or \"login\"")?,
+        Some(entry) => entry.texts(|text| text.parse().ok(), "must be \"read\", \"refresh\", \"login\" or \"keys\"")?,
         None => vec![Operation::Read, Operation::Refresh],
     };
-    Ok(Policy::sandbox(allow, operations))
+    let keys = match section.take("keys") {
+        Some(entry) if !operations.contains(&Operation::Keys) => {
+            return Err(entry.refuse("is of no use unless \"keys\" is among the operations"));
+        }
+        Some(entry) => entry.texts(
+            |text| text.parse().ok(),
+            "must be names of API keys, in full; for every key, use a host's socket",
+        )?,
+        None => Vec::new(),
+    };
+    Ok(Policy::sandbox(Allowed { allow, operations, keys }))
 }
 
 fn role(text: &str) -> Option<Role> {
     match text {
         "host" => Some(Role::Host),
         "sandbox" => Some(Role::Sandbox),
-        _ => None,
-    }
-}
-
-fn operation(text: &str) -> Option<Operation> {
-    match text {
-        "read" => Some(Operation::Read),
-        "refresh" => Some(Operation::Refresh),
-        "login" => Some(Operation::Login),
         _ => None,
     }
 }

@@ -1,21 +1,18 @@
-use std::{io::Write as _, num::NonZeroUsize, path::Path, time::Duration};
+use std::{io::Write as _, path::Path, time::Duration};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
     limits::{LoginLimits, Rate, SocketLimits},
-    policy::{Operation, Policy},
-    provider::{ClientAuth, RequestFormat},
+    policy::{Allowed, Operation, Policy},
 };
-
-const PROVIDER: &str = "[providers.corp]\nissuer = \"https://login.example.com\"\nclient_id = \"me\"\n";
 
 fn environment() -> Environment {
     Environment::of([("HOME", "/home/me"), ("XDG_RUNTIME_DIR", "/run/user/1")])
 }
 
-fn parse(text: &str) -> Result<Config, ConfigError> {
+pub(super) fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(Path::new("/etc/x.toml"), text, &environment())
 }
 
@@ -80,41 +77,12 @@ burst = 7
 path = "/run/b.sock"
 role = "sandbox"
 allow = ["anthropic", "github/work", "corp/*"]
-operations = ["read"]
+operations = ["read", "keys"]
+keys = ["openai", "me@example.com"]
 connections = 10
 connections_per_user = 4
 rate = "off"
 forced_refreshes = 2
-
-[providers.corp]
-issuer = "https://login.example.com/"
-token_endpoint = "https://login.example.com/token?tenant=1"
-authorization_endpoint = "https://login.example.com/authorize"
-device_authorization_endpoint = "http://127.0.0.1:9/device"
-revocation_endpoint = "http://[::1]/revoke"
-client_id = "me"
-client_secret = { env = "CORP_SECRET" }
-client_auth = "basic_raw"
-request_format = "json"
-scopes = ["openid", "offline_access"]
-redirect_uri = "http://localhost:1455/auth/callback"
-pkce = false
-device_pkce = true
-expose = ["tenant_id"]
-dead_grant_codes = ["bad_refresh_token"]
-reuse_grace = "30s"
-concurrent_refreshes = 1
-ca_file = "/etc/ca.pem"
-
-[providers.public]
-token_endpoint = "http://localhost:8080/token"
-client_id = "me"
-client_auth = "none"
-
-[providers.posting]
-token_endpoint = "https://example.com/token"
-client_id = "me"
-client_secret.command = "pass corp"
 "#,
     )
     .unwrap();
@@ -131,8 +99,10 @@ client_secret.command = "pass corp"
         forced_refreshes: Some(Rate::per_hour(2)),
     };
     let host = SocketLimits { rate: Some(Rate::per_second(5, 7)), ..SocketLimits::HOST };
+    let operations = vec![Operation::Read, Operation::Keys];
+    let keys = ["openai", "me@example.com"].map(|text| text.parse().unwrap()).to_vec();
     let sockets = [
-        ("agents", "/run/b.sock", Policy::sandbox(allow, vec![Operation::Read]), vec![], agents),
+        ("agents", "/run/b.sock", Policy::sandbox(Allowed { allow, operations, keys }), vec![], agents),
         ("host", "/run/a.sock", Policy::host(), vec![0, 1000], host),
     ];
     let sockets = sockets.map(|(name, path, policy, uids, limits)| SocketConfig {
@@ -143,33 +113,6 @@ client_secret.command = "pass corp"
         limits,
     });
     assert_eq!(config.sockets, sockets);
-    let [corp, posting, public] = &config.providers[..] else { panic!("{:?}", config.providers) };
-    let url = |text: &str| Some(text.parse().unwrap());
-    let expected = ProviderConfig {
-        name: "corp".parse().unwrap(),
-        issuer: Some("https://login.example.com/".into()),
-        token_endpoint: url("https://login.example.com/token?tenant=1"),
-        authorization_endpoint: url("https://login.example.com/authorize"),
-        device_authorization_endpoint: url("http://127.0.0.1:9/device"),
-        revocation_endpoint: url("http://[::1]/revoke"),
-        client_id: "me".into(),
-        client_secret: Some(SecretSource::Env("CORP_SECRET".into())),
-        client_auth: ClientAuth::BasicRaw,
-        request_format: RequestFormat::Json,
-        scopes: vec!["openid".into(), "offline_access".into()],
-        redirect_uri: "http://localhost:1455/auth/callback".parse().unwrap(),
-        pkce: false,
-        device_pkce: true,
-        expose: vec!["tenant_id".into()],
-        dead_grant_codes: vec!["bad_refresh_token".into()],
-        reuse_grace: Duration::from_secs(30),
-        concurrent_refreshes: NonZeroUsize::MIN,
-        ca_file: Some("/etc/ca.pem".into()),
-    };
-    assert_eq!(*corp, expected);
-    assert_eq!((public.client_auth, &public.client_secret), (ClientAuth::None, &None));
-    assert_eq!(posting.client_auth, ClientAuth::Post);
-    assert_eq!(posting.client_secret, Some(SecretSource::Command("pass corp".into())));
 }
 
 /// Text, and the error without the file's name.
@@ -210,72 +153,22 @@ const BROKEN: &[(&str, &str)] = &[
         "[sockets.a]\npath = \"/s\"\nrole = \"sandbox\"\noperations = [\"write\"]",
         "4: sockets.a.operations: must be \"read\"",
     ),
-    ("[sockets.a]\npath = \"/s\"\nrole = \"sandbox\"\nkeys = [\"canary\"]", "4: sockets.a.keys: unknown key"),
+    ("[sockets.a]\npath = \"/s\"\nrole = \"sandbox\"\nkey = [\"canary\"]", "4: sockets.a.key: unknown key"),
+    ("[sockets.a]\npath = \"/s\"\nrole = \"sandbox\"\nkeys = [\"canary\"]", "4: sockets.a.keys: is of no use unless"),
+    (
+        "[sockets.a]\npath = \"/s\"\nrole = \"sandbox\"\noperations = [\"keys\"]\nkeys = [\"canary\", \"*\"]",
+        "5: sockets.a.keys: must be names of API keys",
+    ),
+    ("[sockets.a]\npath = \"/s\"\nrole = \"host\"\nkeys = []", "4: sockets.a.keys: only a socket of role"),
     ("[sockets.a]\npath = \"/s\"\nrole = \"host\"\nuids = [-1]", "4: sockets.a.uids: must be a whole number"),
     ("[sockets.a]\npath = \"/s\"\nrole = \"host\"\nuids = \"canary\"", "4: sockets.a.uids: must be a list"),
     (
         "[sockets.a]\npath = \"/s\"\nrole = \"host\"\n[sockets.b]\npath = \"/s\"\nrole = \"host\"",
         "5: sockets.b.path: is the path of the socket a too",
     ),
-    ("[providers.\"-x\"]", "1: providers.-x: a name starts with"),
-    ("[providers.\"refresh_token\"]", "1: providers.refresh_token: a name must not hold"),
-    ("[providers.a]\nclient_id = \"canary\"", "1: providers.a: needs an issuer or a token_endpoint"),
-    ("[providers.a]\nissuer = \"https://a\"", "1: providers.a.client_id: is missing"),
-    (
-        "[providers.a]\nissuer = \"https://a\"\nclient_id = \"\"",
-        "3: providers.a.client_id: must be a string that is not empty",
-    ),
-    ("[providers.a]\nissuer = \"https://a/?canary\"", "2: providers.a.issuer: must have no query"),
-    ("[providers.a]\nissuer = \"canary\"", "2: providers.a.issuer: must be an absolute URL"),
-    ("[providers.a]\ntoken_endpoint = 7", "2: providers.a.token_endpoint: must be a string"),
-    (
-        "[providers.a]\ntoken_endpoint = \"http://example.com/canary\"",
-        "2: providers.a.token_endpoint: must be https unless the host is loopback",
-    ),
-    (
-        "[providers.a]\ntoken_endpoint = \"http://127.0.0.1.example.com\"",
-        "2: providers.a.token_endpoint: must be https",
-    ),
-    ("[providers.a]\ntoken_endpoint = \"ftp://127.0.0.1/canary\"", "2: providers.a.token_endpoint: must be https"),
-    ("[providers.a]\ntoken_endpoint = \"https://canary@a/\"", "2: providers.a.token_endpoint: must hold no user name"),
-    ("[providers.a]\ntoken_endpoint = \"https://:canary@a/\"", "2: providers.a.token_endpoint: must hold no user name"),
-    ("[providers.a]\ntoken_endpoint = \"https://a/#canary\"", "2: providers.a.token_endpoint: must have no fragment"),
 ];
 
-/// Lines that follow [`PROVIDER`], and the error without the file's name.
-const BROKEN_PROVIDER: &[(&str, &str)] = &[
-    ("preset = \"canary\"", "4: providers.corp.preset: unknown key"),
-    ("client_secret = \"canary\"", "4: providers.corp.client_secret: must be one of { env = \"NAME\" }"),
-    ("client_secret = { canary = \"x\" }", "4: providers.corp.client_secret: must be one of"),
-    ("client_secret = { env = \"A\", canary = \"x\" }", "4: providers.corp.client_secret: must be one of"),
-    ("client_secret = { env = \"A\", file = \"/canary\" }", "4: providers.corp.client_secret: must be one of"),
-    (
-        "client_secret = { env = \"s3cret-canary\" }",
-        "4: providers.corp.client_secret.env: must be the name of a variable",
-    ),
-    ("client_secret = { file = \"canary\" }", "4: providers.corp.client_secret.file: must be an absolute path"),
-    ("client_secret = { command = [\"canary\"] }", "4: providers.corp.client_secret.command: must be a string"),
-    (
-        "client_secret = { env = \"A\" }\nclient_auth = \"none\"",
-        "5: providers.corp.client_auth: is \"none\", but there is",
-    ),
-    ("client_auth = \"post\"", "4: providers.corp.client_auth: needs a client_secret"),
-    ("client_auth = \"private_key_jwt\"", "4: providers.corp.client_auth: private_key_jwt is not in this version"),
-    ("client_auth = \"canary\"", "4: providers.corp.client_auth: must be \"none\""),
-    ("request_format = \"canary\"", "4: providers.corp.request_format: must be \"form\" or \"json\""),
-    ("scopes = [\"canary canary\"]", "4: providers.corp.scopes: one scope has no space"),
-    ("redirect_uri = \"http://canary.example\"", "4: providers.corp.redirect_uri: must be an https, loopback http"),
-    ("pkce = \"canary\"", "4: providers.corp.pkce: must be true or false"),
-    ("device_pkce = 1", "4: providers.corp.device_pkce: must be true or false"),
-    ("expose = [\"my_Refresh_Token\"]", "4: providers.corp.expose: this member never leaves"),
-    ("dead_grant_codes = [\"<canary>\"]", "4: providers.corp.dead_grant_codes: an error code has"),
-    ("dead_grant_codes = [\"\"]", "4: providers.corp.dead_grant_codes: must be a string that is not empty"),
-    ("reuse_grace = \"1day\"", "4: providers.corp.reuse_grace: must be from 0s to 1h"),
-    ("concurrent_refreshes = 0", "4: providers.corp.concurrent_refreshes: must be a whole number from 1 to 1000"),
-    ("ca_file = \"canary.pem\"", "4: providers.corp.ca_file: must be an absolute path"),
-];
-
-fn refused(text: &str) -> String {
+pub(super) fn refused(text: &str) -> String {
     let error = parse(text).expect_err(text);
     assert!(!format!("{error:?}").replace("a canary", "").contains("canary"), "{error:?}");
     error.to_string()
@@ -283,9 +176,8 @@ fn refused(text: &str) -> String {
 
 #[test]
 fn a_broken_file_is_refused_by_line_and_key_without_its_value() {
-    let provider = BROKEN_PROVIDER.iter().map(|(text, expected)| (format!("{PROVIDER}{text}\n"), *expected));
-    for (text, expected) in BROKEN.iter().map(|(text, expected)| ((*text).to_owned(), *expected)).chain(provider) {
-        let message = refused(&text);
+    for (text, expected) in BROKEN {
+        let message = refused(text);
         assert!(message.starts_with(&format!("/etc/x.toml:{expected}")), "{text}\n{message}\n{expected}");
     }
 }
@@ -377,7 +269,8 @@ path = "/run/canary.sock"
 role = "sandbox"
 uids = [1000]
 allow = ["canary", "canary/*"]
-operations = ["read"]
+operations = ["read", "keys"]
+keys = ["canary"]
 
 [providers.corp]
 issuer = "https://canary.example.com/"
@@ -388,6 +281,13 @@ canary"""
 client_secret = { command = 'canary "canary"' }
 client_auth = "basic"
 request_format = "json"
+member_names = { scope = "canary" }
+answer_path = "canary.canary"
+headers = { X-A = "canary" }
+requests.token = { params = { x = "canary" }, headers = { X-B = 'canary' } }
+scope_separator = ","
+resource = ["https://canary.example.com/"]
+default_lifetime = "1s"
 scopes = ["canary", 'canary']
 expose = ["canary"]
 dead_grant_codes = ["canary"]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{chain, client_secret, confine, key::Keeper, settings};
+use super::{authentication, chain, confine, key::Keeper, settings};
 use crate::{
     audit,
     clock::{Clock, SystemClock},
@@ -32,12 +32,11 @@ pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> 
     let mut findings = vec![Finding { subject: "store".to_owned(), result: store(config, environment, ask).await }];
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     for provider in &config.providers {
-        let secret = client_secret(provider, environment).await;
-        let no_secret = secret.as_ref().and_then(|secret| secret.as_ref().err()).map(|error| chain(error));
-        let settings = settings(provider, secret, config.refresh.request_timeout);
-        let result = match (OAuth2::new(settings, Arc::clone(&clock)), no_secret) {
+        let (authentication, missing) = authentication(provider, environment).await;
+        let settings = settings(provider, authentication, config.refresh.request_timeout);
+        let result = match (OAuth2::new(settings, Arc::clone(&clock)), missing) {
             (Err(error), _) => Err(chain(&error)),
-            (Ok(_), Some(reason)) => Err(reason),
+            (Ok(_), Some(error)) => Err(chain(&error)),
             (Ok(_), None) => Ok("configured".to_owned()),
         };
         findings.push(Finding { subject: format!("provider {}", provider.name), result });
@@ -68,8 +67,7 @@ async fn store(config: &Config, environment: &Environment, ask: Ask<'_>) -> Resu
     let keeper = Keeper { source: &config.store.key, store: path, copy: None, environment, ask };
     let found = keeper.with_key(async |key, place: &str| upkeep::examine(path, key, place).await).await;
     let found = found.map_err(|error| chain(&error))?;
-    let unreadable = found.records.iter().find_map(|(_, opens)| opens.as_ref().err());
-    match (unreadable, found.is_sound()) {
+    match (found.unreadable().next(), found.is_sound()) {
         (Some(error), _) => Err(chain(error)),
         (None, false) => Err(format!("{}: damaged; see `credproxy store verify`", path.display())),
         (None, true) => Ok(format!("{}: {} readable records", path.display(), found.records.len())),

@@ -13,12 +13,14 @@ use crate::{
     audit::Audit,
     clock::{Clock, SystemClock},
     config::SocketConfig,
+    keys::Keys,
     login::Logins,
     provider::{
-        ClientAuth, Provider, RequestFormat, Rules,
-        oauth2::{Endpoints, LoginSettings, OAuth2, Settings, endpoint},
+        Provider, Rules,
+        oauth2::{Authentication, Endpoints, LoginSettings, OAuth2, Settings, endpoint},
     },
     refresh::{Coordinator, condition::IfMatch},
+    registration::Dialect,
     server::dev::Issuer,
     store::memory::Memory,
 };
@@ -40,24 +42,30 @@ pub async fn serve<T>(socket: SocketConfig, ready: impl FnOnce(&[PathBuf]) -> T)
     let issuer = Issuer::bind()
         .await
         .map_err(|source| LifecycleError::Io { what: "start the built-in authorization server", source })?;
-    let coordinator = coordinator(&issuer).await.map_err(LifecycleError::Dev)?;
+    let (coordinator, keys) = parts(&issuer).await.map_err(LifecycleError::Dev)?;
     let (stop, serving) = (CancellationToken::new(), TaskTracker::new());
     serving.spawn(issuer.serve(stop.clone()));
     serving.close();
     let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-    let served = run(&coordinator, &logins, &[socket], &Audit::default(), ready).await;
+    let served = run(&coordinator, &keys, &logins, &[socket], &Audit::default(), ready).await;
     stop.cancel();
     serving.wait().await;
     served
 }
 
-async fn coordinator(issuer: &Issuer) -> Result<Coordinator, Box<dyn std::error::Error + Send + Sync>> {
+async fn parts(issuer: &Issuer) -> Result<(Coordinator, Keys), Box<dyn std::error::Error + Send + Sync>> {
+    let url = |name| endpoint(&issuer.endpoint(name)).map(Some);
     let settings = Settings {
-        endpoints: Endpoints { token: Some(endpoint(&issuer.token_endpoint()?)?), ..Endpoints::default() },
+        endpoints: Endpoints {
+            issuer: None,
+            token: url("token")?,
+            authorization: url("authorize")?,
+            device_authorization: url("device_authorization")?,
+            revocation: url("revoke")?,
+        },
         client_id: "credproxy-dev".to_owned(),
-        client_secret: None,
-        client_auth: ClientAuth::None,
-        request_format: RequestFormat::Form,
+        authentication: Authentication::None,
+        dialect: Dialect::default(),
         request_timeout: Duration::from_secs(15),
         ca_file: None,
         rules: Rules::default(),
@@ -67,8 +75,10 @@ async fn coordinator(issuer: &Issuer) -> Result<Coordinator, Box<dyn std::error:
     let provider: Arc<dyn Provider> = Arc::new(OAuth2::new(settings, Arc::clone(&clock))?);
     let (alive, dead): (Account, Account) = (ALIVE.parse()?, DEAD.parse()?);
     let providers = [(alive.provider.clone(), provider)].into_iter().collect();
-    let coordinator = Coordinator::new(Arc::new(Memory::new()?), providers, clock, COOLDOWN);
+    let store = Arc::new(Memory::new()?);
+    let keys = Keys::new(Arc::<Memory>::clone(&store), Arc::clone(&clock));
+    let coordinator = Coordinator::new(store, providers, clock, COOLDOWN);
     coordinator.put(&alive, issuer.login(true)?, &IfMatch::Absent).await?;
     coordinator.put(&dead, issuer.login(false)?, &IfMatch::Absent).await?;
-    Ok(coordinator)
+    Ok((coordinator, keys))
 }

@@ -10,7 +10,7 @@ use crate::{
         key::passphrase::Ask,
         sqlite::{
             Sqlite,
-            upkeep::{self, Examination, Rekeying},
+            upkeep::{self, Examination, Rekeying, SealedAnew},
         },
     },
 };
@@ -18,12 +18,10 @@ use crate::{
 /// What came of a change of the key.
 #[derive(Debug)]
 pub struct Rekeyed {
-    /// How many records are sealed anew.
-    pub records: usize,
+    /// What is sealed anew, and with which key.
+    pub sealed: SealedAnew,
     /// The key before.
     pub before: KeyId,
-    /// The key now.
-    pub now: KeyId,
     /// Where the key is now, as errors name it.
     pub place: String,
 }
@@ -70,10 +68,10 @@ pub async fn rekey(
     let mut rekeying =
         keeper.with_key(async |key, place: &str| Rekeying::begin(keeper.store, key, place).await).await?;
     let before = rekeying.key_id()?;
-    let (records, now) = rekeying.seal_anew(next.next().await?).await?;
+    let sealed = rekeying.seal_anew(next.next().await?).await?;
     next.finish().await?;
     rekeying.end().await?;
-    Ok(Rekeyed { records, before, now, place: next.source.place() })
+    Ok(Rekeyed { sealed, before, place: next.source.place() })
 }
 
 fn keeper<'a>(config: &'a Config, environment: &'a Environment, ask: Ask<'a>) -> Keeper<'a> {

@@ -1,6 +1,6 @@
 //! The provider of OAuth 2.0: refreshes (RFC 6749 section 6), revokes (RFC 7009), and in its child logs in.
 //!
-//! Owns: what a request says and how the client authenticates.
+//! Owns: what a request says; its child `client`, how the client authenticates.
 //!
 //! Invariants:
 //! 1. A refresh asks for no scope: what was granted stays granted, and nothing more is asked for.
@@ -18,29 +18,27 @@ use std::{
 };
 
 use async_trait::async_trait;
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use http::HeaderValue;
 use secrecy::ExposeSecret as _;
 use tokio::time::timeout;
-use url::{
-    Url,
-    form_urlencoded::{Serializer, byte_serialize},
-};
+use url::{Url, form_urlencoded::Serializer};
 use zeroize::Zeroizing;
 
 use crate::{
     clock::Clock,
     grant::Grant,
     provider::{
-        Body, ClientAuth, DeviceAuthorization, DevicePoll, Flow, Provider, RedirectUri, Refusal, Reply, RequestFormat,
-        Rules,
+        Body, DeviceAuthorization, DevicePoll, Flow, Provider, RedirectUri, Refusal, Reply, Rules,
         discovery::{Metadata, discover},
         wire::{CaFileError, Exchange, Http, JSON, Post, Progress, answer, check_endpoint},
     },
-    secret::{AuthorizationCode, ClientSecret, CodeVerifier, DeviceCode, LoginState, RefreshToken},
+    registration::{Dialect, RequestFormat},
+    secret::{AuthorizationCode, CodeVerifier, DeviceCode, LoginState, RefreshToken},
 };
 
+mod client;
 mod login;
+
+pub use client::Authentication;
 
 pub use crate::provider::wire::{EndpointError, endpoint};
 
@@ -66,12 +64,10 @@ pub struct Settings {
     pub endpoints: Endpoints,
     /// The client's public name.
     pub client_id: String,
-    /// The client's secret, or why it could not be read: that stops this provider's refreshes, not the daemon.
-    pub client_secret: Option<Result<ClientSecret, &'static str>>,
     /// How the client authenticates.
-    pub client_auth: ClientAuth,
-    /// The form of requests.
-    pub request_format: RequestFormat,
+    pub authentication: Authentication,
+    /// How the provider speaks OAuth 2.0.
+    pub dialect: Dialect,
     /// The time for one refresh from beginning to end.
     pub request_timeout: Duration,
     /// Root certificates in PEM form, beside the system's.
@@ -118,9 +114,6 @@ pub enum SetupError {
     /// The issuer has a query, which RFC 8414 section 2 forbids.
     #[error("the issuer holds a query")]
     IssuerQuery,
-    /// The kind of client authentication needs a secret.
-    #[error("this kind of client authentication needs a client secret")]
-    NoSecret,
     /// The file of root certificates is not fit for use.
     #[error(transparent)]
     CaFile(#[from] CaFileError),
@@ -155,9 +148,6 @@ impl OAuth2 {
         }
         if issuer.as_ref().is_some_and(|issuer| issuer.query().is_some()) {
             return Err(SetupError::IssuerQuery);
-        }
-        if settings.client_auth != ClientAuth::None && settings.client_secret.is_none() {
-            return Err(SetupError::NoSecret);
         }
         let http = Http::new(settings.ca_file.as_deref(), settings.request_timeout)?;
         Ok(Self { settings, clock, http, metadata: OnceLock::new() })
@@ -223,26 +213,11 @@ impl OAuth2 {
     }
 
     /// The request that says `parameters`, and who the client is.
-    #[expect(clippy::disallowed_methods, reason = "the client secret is for the provider's endpoints")]
     fn post(&self, parameters: &[(&str, &str)]) -> Result<Post, &'static str> {
-        let Settings { client_id, client_auth, request_format, .. } = &self.settings;
-        let secret = || match &self.settings.client_secret {
-            Some(Ok(secret)) => Ok(secret.expose_secret()),
-            Some(Err(why)) => Err(*why),
-            None => Ok(""),
-        };
+        let Settings { client_id, authentication, dialect, .. } = &self.settings;
         let mut members = parameters.to_vec();
-        let mut authorization = None;
-        match client_auth {
-            ClientAuth::None => members.push(("client_id", client_id)),
-            ClientAuth::Post => members.extend([("client_id", client_id.as_str()), ("client_secret", secret()?)]),
-            ClientAuth::Basic => {
-                let encode = |text: &str| Zeroizing::new(byte_serialize(text.as_bytes()).collect::<String>());
-                authorization = Some(basic(&encode(client_id), &encode(secret()?))?);
-            }
-            ClientAuth::BasicRaw => authorization = Some(basic(client_id, secret()?)?),
-        }
-        let (content_type, body) = match request_format {
+        let authorization = authentication.sign(client_id, &mut members)?;
+        let (content_type, body) = match dialect.requests.format {
             RequestFormat::Form => (answer::FORM, form(&members)),
             // A map of texts always serializes.
             RequestFormat::Json => {
@@ -251,13 +226,6 @@ impl OAuth2 {
         };
         Ok(Post { content_type, authorization, body: Zeroizing::new(body) })
     }
-}
-
-/// RFC 7617 section 2.
-fn basic(id: &str, secret: &str) -> Result<HeaderValue, &'static str> {
-    let pair = Zeroizing::new(format!("{id}:{secret}"));
-    let header = Zeroizing::new(format!("Basic {}", *Zeroizing::new(STANDARD.encode(pair.as_bytes()))));
-    HeaderValue::from_str(&header).map_err(|_| "the client's credentials do not fit a header")
 }
 
 fn form(members: &[(&str, &str)]) -> Vec<u8> {

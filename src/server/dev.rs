@@ -1,13 +1,14 @@
 //! A small authorization server on loopback, for `serve --dev` alone.
 //!
-//! It knows one grant of the token endpoint: refresh tokens are single-use, and the reuse of a spent one kills its
-//! whole family (RFC 9700 section 4.14.2), as strict providers do.
+//! A person agrees at its pages to a login by browser, pasted code or device, or refuses. Refresh tokens are single-use,
+//! and the reuse of a spent one kills its whole family (RFC 9700 section 4.14.2), as strict providers do. It is for
+//! trying things out: who can open its pages can agree.
 
 use std::{
     collections::HashMap,
     io,
-    net::Ipv4Addr,
-    sync::{Arc, Mutex, PoisonError},
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -16,7 +17,7 @@ use axum::{
     extract::State,
     http::StatusCode,
     response::{IntoResponse, Response},
-    routing::post,
+    routing::{get, post},
 };
 use http::header;
 use hyper::server::conn::http1;
@@ -29,6 +30,10 @@ use crate::{
     grant::{Extra, Issued, Lifetime},
     secret::{AccessToken, RefreshToken, SecretError},
 };
+
+mod consent;
+
+use consent::{Consents, Verdict};
 
 /// How long an access token lives: long enough to play with, short enough to see it expire.
 const LIFETIME: Duration = Duration::from_mins(10);
@@ -46,34 +51,76 @@ struct Families {
     next: u64,
 }
 
+impl Families {
+    /// The first refresh token of a new login.
+    fn begin(&mut self) -> String {
+        self.next += 1;
+        let token = random("dev-rt");
+        self.tokens.insert(token.clone(), Known { family: self.next, spent: false });
+        token
+    }
+
+    /// Spends the token, for its successor.
+    fn rotate(&mut self, presented: &str) -> Option<String> {
+        let known = self.tokens.get_mut(presented)?;
+        let Known { family, spent } = *known;
+        if spent {
+            self.end(family);
+            return None;
+        }
+        known.spent = true;
+        let successor = random("dev-rt");
+        self.tokens.insert(successor.clone(), Known { family, spent: false });
+        Some(successor)
+    }
+
+    fn end(&mut self, family: u64) {
+        self.tokens.retain(|_, token| token.family != family);
+    }
+}
+
+/// What the server knows.
+#[derive(Debug)]
+struct Memory {
+    address: SocketAddr,
+    families: Mutex<Families>,
+    consents: Mutex<Consents>,
+}
+
+impl Memory {
+    fn families(&self) -> MutexGuard<'_, Families> {
+        self.families.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn consents(&self) -> MutexGuard<'_, Consents> {
+        self.consents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The built-in authorization server.
 #[derive(Debug)]
 pub struct Issuer {
     listener: TcpListener,
-    families: Arc<Mutex<Families>>,
+    memory: Arc<Memory>,
 }
 
 impl Issuer {
     /// Listens on a free port of 127.0.0.1.
     pub async fn bind() -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        Ok(Self { listener, families: Arc::default() })
+        let (address, families, consents) = (listener.local_addr()?, Mutex::default(), Mutex::default());
+        Ok(Self { listener, memory: Arc::new(Memory { address, families, consents }) })
     }
 
-    /// Its token endpoint.
-    pub fn token_endpoint(&self) -> io::Result<String> {
-        Ok(format!("http://{}/token", self.listener.local_addr()?))
+    /// The address of one of its endpoints: `token`, `authorize`, `device_authorization` or `revoke`.
+    #[must_use]
+    pub fn endpoint(&self, name: &str) -> String {
+        format!("http://{}/{name}", self.memory.address)
     }
 
     /// Tokens of a new login, as a person would get them. `known` is false for a grant that the server has forgotten.
     pub fn login(&self, known: bool) -> Result<Issued, SecretError> {
-        let mut families = self.families.lock().unwrap_or_else(PoisonError::into_inner);
-        let family = families.next;
-        families.next += 1;
-        let refresh_token = random("dev-rt");
-        if known {
-            families.tokens.insert(refresh_token.clone(), Known { family, spent: false });
-        }
+        let refresh_token = if known { self.memory.families().begin() } else { random("dev-rt") };
         Ok(Issued {
             access_token: AccessToken::new(random("dev-at"))?,
             token_type: Some("Bearer".to_owned()),
@@ -86,7 +133,13 @@ impl Issuer {
 
     /// Answers until `stop`.
     pub async fn serve(self, stop: CancellationToken) {
-        let router = Router::new().route("/token", post(token)).with_state(Arc::clone(&self.families));
+        let router = Router::new()
+            .route("/token", post(token))
+            .route("/revoke", post(revoke))
+            .route("/authorize", get(consent::authorize).post(consent::decide))
+            .route("/device_authorization", post(consent::device_authorization))
+            .route("/device", get(consent::device).post(consent::decide_device))
+            .with_state(Arc::clone(&self.memory));
         let service = TowerToHyperService::new(router);
         let connections = TaskTracker::new();
         loop {
@@ -105,35 +158,59 @@ impl Issuer {
     }
 }
 
-/// RFC 6749 section 6, for a public client.
-async fn token(State(families): State<Arc<Mutex<Families>>>, body: String) -> Response {
-    let mut members: HashMap<String, String> = url::form_urlencoded::parse(body.as_bytes()).into_owned().collect();
-    if members.get("grant_type").is_none_or(|grant_type| grant_type != GRANT_TYPE) {
-        return refused("unsupported_grant_type");
+/// The members of a form or a query.
+fn members(text: &str) -> HashMap<String, String> {
+    url::form_urlencoded::parse(text.as_bytes()).into_owned().collect()
+}
+
+/// RFC 6749 sections 4.1.3 and 6, and RFC 8628 section 3.4, for a public client.
+async fn token(State(memory): State<Arc<Memory>>, body: String) -> Response {
+    let members = members(&body);
+    let given = |name: &str| members.get(name).map_or("", String::as_str);
+    let verdict = match given("grant_type") {
+        REFRESH => {
+            return match memory.families().rotate(given(REFRESH)) {
+                Some(successor) => tokens(&successor),
+                None => refused("invalid_grant"),
+            };
+        }
+        "authorization_code" => {
+            memory.consents().exchange(given("code"), given("redirect_uri"), given("code_verifier"))
+        }
+        "urn:ietf:params:oauth:grant-type:device_code" => memory.consents().ask(given("device_code")),
+        _ => return refused("unsupported_grant_type"),
+    };
+    match verdict {
+        Verdict::Agreed => tokens(&memory.families().begin()),
+        Verdict::Pending => refused("authorization_pending"),
+        Verdict::Refused => refused("access_denied"),
+        Verdict::Unknown => refused("invalid_grant"),
     }
-    let presented = members.remove(GRANT_TYPE).unwrap_or_default();
-    let mut families = families.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(known) = families.tokens.get_mut(&presented) else { return refused("invalid_grant") };
-    let Known { family, spent } = *known;
-    if spent {
-        families.tokens.retain(|_, token| token.family != family);
-        return refused("invalid_grant");
+}
+
+/// RFC 7009: a token that is not known is none already.
+async fn revoke(State(memory): State<Arc<Memory>>, body: String) -> StatusCode {
+    let mut families = memory.families();
+    let token = members(&body).remove("token").unwrap_or_default();
+    if let Some(known) = families.tokens.get(&token).copied() {
+        families.end(known.family);
     }
-    known.spent = true;
-    let successor = random("dev-rt");
-    families.tokens.insert(successor.clone(), Known { family, spent: false });
+    StatusCode::OK
+}
+
+fn tokens(refresh_token: &str) -> Response {
     let answer = json!({
         "access_token": random("dev-at"),
         "token_type": "Bearer",
         "expires_in": LIFETIME.as_secs(),
-        GRANT_TYPE: successor,
+        REFRESH: refresh_token,
         "scope": "dev",
     });
     ([(header::CACHE_CONTROL, "no-store")], Json(answer)).into_response()
 }
 
 /// The grant type and the member have the same name.
-const GRANT_TYPE: &str = crate::secret::FORBIDDEN_TEXT;
+const REFRESH: &str = crate::secret::FORBIDDEN_TEXT;
 
 fn refused(code: &str) -> Response {
     (StatusCode::BAD_REQUEST, Json(json!({"error": code}))).into_response()
@@ -141,10 +218,14 @@ fn refused(code: &str) -> Response {
 
 /// 128 random bits behind a prefix that tells what it is.
 fn random(prefix: &str) -> String {
-    let mut bytes = [0; 16];
+    format!("{prefix}-{:032x}", u128::from_be_bytes(random_bytes()))
+}
+
+fn random_bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
     // Without randomness the built-in server would only repeat itself; it guards nothing.
     if getrandom::fill(&mut bytes).is_err() {
         tracing::warn!("no randomness for the built-in authorization server");
     }
-    format!("{prefix}-{:032x}", u128::from_be_bytes(bytes))
+    bytes
 }

@@ -3,174 +3,218 @@
 //! Invariants:
 //! 1. A request makes one line in the audit log, whatever becomes of it: an answer, a panic, a connection that ends.
 //! 2. What is refused here has touched nothing.
+//!
+//! It is the one layer around the router, and does the work of `envelope.rs` as well: a layer costs a request some
+//! allocations and moves, whatever it does.
 
-use std::sync::Arc;
+use std::{
+    convert::Infallible,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
 use axum::{
-    extract::{FromRequestParts, Request, State},
-    middleware::Next,
+    extract::Request,
     response::{IntoResponse as _, Response},
 };
-use http::{Version, header, request::Parts};
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, CatchUnwind},
+};
+use http::{Version, header};
+use tower::{Layer, Service};
 
 use super::{
-    AppState,
-    connection::Connection,
+    connection::Errand,
+    envelope::enclose,
     operations,
     peer::Peer,
     problem::{Code, Problem},
 };
 use crate::{
-    account::Account,
-    audit::{Audit, Event, Kind, Origin, Subject, words},
+    audit::{Audit, Event, Origin, words},
     clock::{Clock, Monotonic},
-    limits::{Rate, Spending},
-    refresh::Ticket,
 };
 
 /// One socket's gate.
+#[derive(Debug, Clone)]
+pub(super) struct Gate(Arc<Post>);
+
 #[derive(Debug)]
-pub(super) struct Gate {
+struct Post {
     clock: Arc<dyn Clock>,
     audit: Audit,
     /// For requests without a connection.
     origin: Origin,
-    /// Of the new tokens that the socket's peers ask for.
-    spending: Option<Arc<Spending>>,
 }
 
 impl Gate {
-    /// The gate of that socket; `forced_refreshes` of each account.
-    pub(super) fn new(clock: Arc<dyn Clock>, audit: Audit, socket: &str, forced_refreshes: Option<Rate>) -> Self {
-        let origin = Origin::of_peer(socket, Peer::own().uid, None);
-        Self { clock, audit, origin, spending: forced_refreshes.map(|rate| Arc::new(Spending::new(rate))) }
+    pub(super) fn new(clock: Arc<dyn Clock>, audit: Audit, socket: &str) -> Self {
+        Self(Arc::new(Post { clock, audit, origin: Origin::of_peer(socket, Peer::own().uid, None) }))
     }
 
-    pub(super) const fn audit(&self) -> &Audit {
-        &self.audit
+    pub(super) fn audit(&self) -> &Audit {
+        &self.0.audit
     }
 
-    /// What a request is refused for before anything of it is looked at.
-    fn refusal(&self, request: &Request, operation: &str, started: Monotonic) -> Option<Problem> {
-        if let Some(connection) = request.extensions().get::<Connection>() {
+    /// What a request is refused for before anything else of it is looked at.
+    fn refusal(&self, request: &Request, errand: &Errand, operation: &str, now: Monotonic) -> Option<Problem> {
+        if let Some(connection) = errand.connection() {
             // RFC 9112 section 3.2. What it says does not matter on a Unix socket.
             if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
                 return Some(Problem::invalid("a request of HTTP/1.1 has exactly one Host header"));
             }
-            if let Err(wait) = connection.ask(started) {
+            if let Err(wait) = connection.ask(now) {
                 return Some(Problem::too_fast(wait));
             }
         }
-        (!self.audit.admits() && !operations::is_harmless(operation)).then(Problem::unaudited)
+        (!self.0.audit.admits() && !operations::is_harmless(operation)).then(Problem::unaudited)
     }
 }
 
-/// Lets a request through, or not, and writes it down.
-pub(super) async fn pass(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
-    let started = gate.clock.monotonic();
-    let operation = operations::of(&request);
-    let errand = Errand::new(gate.spending.clone());
-    request.extensions_mut().insert(errand.clone());
-    let refusal = gate.refusal(&request, operation, started);
-    let entry = gate.audit.is_on().then(|| Entry {
-        connection: request.extensions().get().cloned(),
-        gate: Arc::clone(&gate),
-        operation,
-        errand,
-        started,
-        open: true,
-    });
-    let response = match refusal {
-        Some(problem) => problem.into_response(),
-        None => next.run(request).await,
-    };
-    match entry {
-        Some(entry) => entry.close(response).await,
-        None => response,
+impl<S> Layer<S> for Gate {
+    type Service = Gated<S>;
+
+    fn layer(&self, inner: S) -> Gated<S> {
+        Gated { gate: self.clone(), inner }
+    }
+}
+
+/// A service behind a gate.
+#[derive(Debug, Clone)]
+pub(super) struct Gated<S> {
+    gate: Gate,
+    inner: S,
+}
+
+impl<S> Service<Request> for Gated<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible>,
+    S::Future: Unpin,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Passing<S::Future>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        let errand = request.extensions_mut().get_or_insert_default::<Errand>().clone();
+        let operation = operations::of(&request);
+        let started = self.gate.0.clock.monotonic();
+        let stage = match self.gate.refusal(&request, &errand, operation, started) {
+            Some(problem) => Stage::Refused(problem.into_response()),
+            None => Stage::Running(AssertUnwindSafe(self.inner.call(request)).catch_unwind()),
+        };
+        let entry = self.gate.0.audit.is_on();
+        Passing { stage, entry: entry.then(|| Entry { gate: self.gate.clone(), operation, errand, started }) }
+    }
+}
+
+/// A request on its way through.
+pub(super) struct Passing<F> {
+    stage: Stage<F>,
+    entry: Option<Entry>,
+}
+
+enum Stage<F> {
+    Refused(Response),
+    Running(CatchUnwind<AssertUnwindSafe<F>>),
+    /// Answered, and the answer waits for its line.
+    Writing(BoxFuture<'static, Response>),
+    Over,
+}
+
+impl<F: Future<Output = Result<Response, Infallible>> + Unpin> Future for Passing<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = match &mut self.stage {
+            Stage::Running(running) => enclose(ready!(Pin::new(running).poll(context))),
+            Stage::Writing(writing) => return writing.as_mut().poll(context).map(Ok),
+            Stage::Refused(_) | Stage::Over => match std::mem::replace(&mut self.stage, Stage::Over) {
+                Stage::Refused(answer) => answer,
+                // Nobody polls it again.
+                Stage::Running(_) | Stage::Writing(_) | Stage::Over => return Poll::Pending,
+            },
+        };
+        let Some(entry) = self.entry.take() else { return Poll::Ready(Ok(answer)) };
+        match entry.close(answer) {
+            Ok(answer) => Poll::Ready(Ok(answer)),
+            Err(mut writing) => {
+                let polled = writing.as_mut().poll(context).map(Ok);
+                self.stage = Stage::Writing(writing);
+                polled
+            }
+        }
+    }
+}
+
+/// It ends before there is an answer.
+impl<F> Drop for Passing<F> {
+    fn drop(&mut self) {
+        if let Some(entry) = self.entry.take() {
+            entry.gate.0.audit.note(&entry.event(words::ABANDONED, None));
+        }
     }
 }
 
 /// A line that is still to be written.
 struct Entry {
-    gate: Arc<Gate>,
-    connection: Option<Connection>,
+    gate: Gate,
     operation: &'static str,
     errand: Errand,
     started: Monotonic,
-    open: bool,
 }
 
 impl Entry {
-    /// Writes what was answered, and gives the answer if it may go out.
-    async fn close(mut self, response: Response) -> Response {
-        let code = response.extensions().get::<Code>();
-        let outcome = code.map_or(words::OK, |code| code.as_str());
-        self.open = false;
-        let written = self.gate.audit.write(&self.event(outcome, Some(response.status().as_u16()))).await;
-        if written.is_ok() || operations::is_harmless(self.operation) {
-            response
-        } else {
-            Problem::unaudited().into_response()
-        }
+    /// Writes what was answered; gives the answer, or what it waits for.
+    fn close(self, answer: Response) -> Result<Response, BoxFuture<'static, Response>> {
+        let code = answer.extensions().get::<Code>();
+        let event = self.event(code.map_or(words::OK, |code| code.as_str()), Some(answer.status().as_u16()));
+        let Some(waiting) = self.gate.0.audit.write(&event) else { return Ok(answer) };
+        Err(Box::pin(async move {
+            if waiting.settled().await.is_ok() || operations::is_harmless(self.operation) {
+                answer
+            } else {
+                Problem::unaudited().into_response()
+            }
+        }))
     }
 
     fn event(&self, outcome: &'static str, status: Option<u16>) -> Event<'_> {
+        let connection = self.errand.connection();
         Event {
-            origin: self.connection.as_ref().and_then(Connection::origin).unwrap_or(&self.gate.origin),
+            origin: connection.and_then(|connection| connection.origin.as_ref()).unwrap_or(&self.gate.0.origin),
             operation: self.operation,
-            subject: &self.errand.0.subject,
+            subject: self.errand.subject(),
             outcome,
             status,
-            latency: self.gate.clock.monotonic().since(self.started),
-            provider_called: self.errand.0.ticket.called(),
+            latency: self.gate.0.clock.monotonic().since(self.started),
+            provider_called: self.errand.ticket().called(),
         }
     }
 }
 
-impl Drop for Entry {
-    fn drop(&mut self) {
-        if self.open {
-            self.gate.audit.note(&self.event(words::ABANDONED, None));
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
 
-/// What becomes known of a request while it is carried out.
-#[derive(Debug, Clone)]
-pub(super) struct Errand(Arc<Known>);
-
-#[derive(Debug)]
-struct Known {
-    subject: Subject,
-    ticket: Ticket,
-}
-
-impl Errand {
-    fn new(spending: Option<Arc<Spending>>) -> Self {
-        Self(Arc::new(Known { subject: Subject::default(), ticket: Ticket::paid_from(spending) }))
-    }
-
-    /// It is about this account.
-    pub(super) fn about(&self, account: &Account) {
-        self.0.subject.account(account);
-    }
-
-    /// It is about this thing.
-    pub(super) fn about_named(&self, kind: Kind, name: &str) {
-        self.0.subject.named(kind, name);
-    }
-
-    /// For the coordinator.
-    pub(super) fn ticket(&self) -> &Ticket {
-        &self.0.ticket
-    }
-}
-
-impl FromRequestParts<AppState> for Errand {
-    type Rejection = std::convert::Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Self::Rejection> {
-        let passed = parts.extensions.get().cloned();
-        Ok(passed.unwrap_or_else(|| Self::new(state.gate.spending.clone())))
+    #[tokio::test]
+    async fn a_panic_is_answered_without_its_words() {
+        let panics = tower::service_fn(|_: Request| -> BoxFuture<'static, Result<Response, Infallible>> {
+            Box::pin(async { panic!("canary-in-a-panic") })
+        });
+        let gate = Gate::new(Arc::new(SystemClock::new()), Audit::default(), "s");
+        let answer = gate.layer(panics).call(Request::default()).await.unwrap();
+        assert_eq!(answer.status(), 500);
+        assert_eq!(answer.headers()["cache-control"], "no-store");
+        let body = axum::body::to_bytes(answer.into_body(), 1024).await.unwrap();
+        assert!(body.starts_with(b"{") && !String::from_utf8_lossy(&body).contains("canary"), "{body:?}");
     }
 }

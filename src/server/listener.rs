@@ -21,16 +21,8 @@ use std::{
 };
 
 use axum::{Router, extract::Request};
-use hyper::{
-    body::Incoming,
-    server::conn::http1,
-    service::{Service as _, service_fn},
-};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
-    service::TowerToHyperService,
-};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
@@ -38,9 +30,11 @@ use rustix::{
 };
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::Service as _;
 
 use super::{
-    connection::Connection,
+    connection::{Connection, Errand},
+    head_timer::HeadTimer,
     peer::{Peer, Peers},
     problem::Code,
     seats::{Held, Seat, Seats},
@@ -48,7 +42,7 @@ use super::{
 };
 use crate::{
     audit::{Audit, Event, Origin, Subject, words},
-    limits::SocketLimits,
+    limits::{SocketLimits, Spending},
 };
 
 /// The room for a path in `sockaddr_un`, less the closing zero byte.
@@ -113,7 +107,7 @@ pub struct Terms {
     pub limits: SocketLimits,
     /// Its part of the open files.
     pub share: usize,
-    /// Where they are written down.
+    /// Where peers that are turned away are written down; requests are by the router.
     pub audit: Audit,
 }
 
@@ -183,19 +177,19 @@ impl Listener {
 
     /// Serves until `stop`, then lets the requests under way finish.
     pub async fn serve(&self, router: Router, terms: Terms, stop: CancellationToken) {
-        let service = TowerToHyperService::new(router);
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(LONGEST_HEAD).half_close(true);
+        builder.header_read_timeout(IDLE).max_buf_size(LONGEST_HEAD).half_close(true);
         let connections = TaskTracker::new();
         let graceful = GracefulShutdown::new();
         let seats = self.seats(&terms);
+        let spending = terms.limits.forced_refreshes.map(|rate| Arc::new(Spending::new(rate)));
         loop {
-            let seated = tokio::select! {
+            let accepted = tokio::select! {
                 () = stop.cancelled() => break,
-                seated = self.accept(&seats, &terms.audit) => seated,
+                accepted = self.accept(&seats, &terms.audit) => accepted,
             };
-            let (stream, peer, seat) = match seated {
-                Ok(Some(seated)) => seated,
+            let (stream, peer, seat) = match accepted {
+                Ok(Some(accepted)) => accepted,
                 Ok(None) => continue,
                 Err(error) => {
                     tracing::warn!(socket = self.name, %error, "cannot accept a connection");
@@ -204,20 +198,21 @@ impl Listener {
                 }
             };
             let origin = terms.audit.is_on().then(|| Origin::of_peer(&self.name, peer.uid, peer.pid));
-            let known = Connection::new(peer, origin, terms.limits.rate);
-            let (service, usher) = (service.clone(), seat.usher());
-            let asked = service_fn(move |mut request: Request<Incoming>| {
-                request.extensions_mut().insert(known.clone());
-                let (busy, answer) = (usher.begin(), service.call(request));
+            let connection = Connection::new(peer, origin, terms.limits.rate, spending.clone());
+            let (router, usher) = (router.clone(), seat.usher());
+            let known = service_fn(move |mut request: Request<Incoming>| {
+                request.extensions_mut().insert(Errand::on(Arc::clone(&connection)));
+                let (busy, answer) = (usher.begin(), router.clone().call(request));
                 async move {
-                    // It was idle for longest, and is closed; nothing was done.
+                    // Idle for longest, it has just made room for another: nothing is done.
                     let busy = busy.ok_or(io::ErrorKind::ConnectionAborted)?;
-                    let answer = answer.await.unwrap_or_else(|never| match never {});
+                    let Ok(answer) = answer.await;
                     Ok::<_, io::Error>(answer.map(|body| Held::new(body, busy)))
                 }
             });
             let stream = TokioIo::new(Stalling::new(stream, UNREAD));
-            let connection = graceful.watch(builder.serve_connection(stream, asked));
+            let connection = builder.clone().timer(HeadTimer::default()).serve_connection(stream, known);
+            let connection = graceful.watch(connection);
             connections.spawn(async move {
                 tokio::select! {
                     served = connection => {

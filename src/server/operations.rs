@@ -6,12 +6,16 @@ use http::Method;
 use crate::audit::words;
 
 /// Method, path and `operationId` of every operation.
-pub const OPERATIONS: [(&str, &str, &str); 12] = [
+pub const OPERATIONS: &[(&str, &str, &str)] = &[
     ("GET", "/v1/tokens/{provider}", "getToken"),
     ("POST", "/v1/tokens/{provider}/refresh", "refreshToken"),
     ("GET", "/v1/tokens", "listTokens"),
     ("PUT", "/v1/tokens/{provider}", "putToken"),
     ("DELETE", "/v1/tokens/{provider}", "deleteToken"),
+    ("GET", "/v1/api-keys", "listApiKeys"),
+    ("GET", "/v1/api-keys/{name}", "getApiKey"),
+    ("PUT", "/v1/api-keys/{name}", "putApiKey"),
+    ("DELETE", "/v1/api-keys/{name}", "deleteApiKey"),
     ("POST", "/v1/logins", "startLogin"),
     ("GET", "/v1/logins/{id}", "getLogin"),
     ("POST", "/v1/logins/{id}/code", "finishLogin"),

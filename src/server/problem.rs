@@ -15,7 +15,13 @@ use axum::{
 use http::{HeaderValue, StatusCode, header};
 use serde::{Serialize, Serializer};
 
-use crate::{account::Account, login::LoginError, refresh::RefreshError, store::Outcome};
+use crate::{
+    account::Account,
+    keys::KeyError,
+    login::LoginError,
+    refresh::RefreshError,
+    store::{Outcome, StoreError},
+};
 
 /// The `code` of a problem: the contract's, and what a program decides by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +32,7 @@ pub enum Code {
     ReauthRequired,
     /// Outside the socket's policy.
     Unauthorized,
-    /// No such grant or route.
+    /// No such grant, API key or route.
     NotFound,
     /// The grant has no refresh token.
     RefreshNotAvailable,
@@ -210,10 +216,7 @@ impl Problem {
                     problem
                 }
             }
-            RefreshError::Store(source) => {
-                let problem = problem(Code::StoreUnavailable);
-                if source.is_transient() { problem.soon() } else { problem }
-            }
+            RefreshError::Store(source) => Self::store(source),
             RefreshError::LeaseHeld | RefreshError::Unsaved | RefreshError::ShuttingDown => {
                 problem(Code::StoreUnavailable).soon()
             }
@@ -240,6 +243,23 @@ impl Problem {
             LoginError::ShuttingDown => problem(Code::StoreUnavailable).soon(),
             LoginError::Internal => problem(Code::InternalError),
         }
+    }
+
+    /// What became of a request for an API key.
+    pub(crate) fn key(error: &KeyError) -> Self {
+        let problem = |code| Self::new(code, error.to_string());
+        match error {
+            KeyError::NotFound => problem(Code::NotFound),
+            KeyError::PreconditionFailed => problem(Code::PreconditionFailed),
+            KeyError::RevealsRefreshToken => problem(Code::InvalidRequest),
+            KeyError::Store(source) => Self::store(source),
+            KeyError::Internal => problem(Code::InternalError),
+        }
+    }
+
+    fn store(error: &StoreError) -> Self {
+        let problem = Self::new(Code::StoreUnavailable, error.to_string());
+        if error.is_transient() { problem.soon() } else { problem }
     }
 
     /// Code and detail, for an answer that tells of a refusal and is none.

@@ -1,4 +1,4 @@
-//! What a request says: account, parameters, conditions, body. Read strictly, because a mistyped parameter must not
+//! What a request says: account, name, parameters, conditions, body. Read strictly, because a mistyped parameter must not
 //! reach another account.
 //!
 //! Invariants:
@@ -14,14 +14,17 @@ use axum::{
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, Uri, header, request::Parts};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
 
-use super::{AppState, connection::Connection, gate::Errand, peer::Peer, problem::Problem};
+use super::{AppState, connection::Errand, peer::Peer, problem::Problem};
 use crate::{
-    account::{Account, Bucket, ProviderName},
+    account::{Account, Bucket, KeyName, ProviderName},
     audit::Kind,
+    item::ItemTag,
     login::{LoginError, LoginId, Owner},
     policy::Policy,
     refresh::condition::{IfMatch, Tag},
+    store::Expect,
 };
 
 /// The largest grant: one with a few long JWTs has some 20 KiB.
@@ -86,15 +89,33 @@ impl ProviderSegment {
     }
 }
 
-impl FromRequestParts<AppState> for ProviderSegment {
+impl<S: Send + Sync> FromRequestParts<S> for ProviderSegment {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let Ok(errand) = Errand::from_request_parts(parts, state).await;
         match Path::from_request_parts(parts, state).await {
             Ok(Path(provider)) => Ok(Self { provider, errand }),
             Err(_) => Err(Problem::invalid("the provider in the path is not UTF-8 text")),
         }
+    }
+}
+
+/// The API key that the path names.
+#[derive(Debug)]
+pub(super) struct KeySegment(pub(super) KeyName);
+
+impl<S: Send + Sync> FromRequestParts<S> for KeySegment {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|_| Problem::invalid("the name in the path is not UTF-8 text"))?;
+        let name: KeyName = text.parse().map_err(|error| Problem::invalid(format!("name: {error}")))?;
+        let Ok(errand) = Errand::from_request_parts(parts, state).await;
+        errand.about_named(Kind::Key, name.as_str());
+        Ok(Self(name))
     }
 }
 
@@ -111,10 +132,10 @@ impl FromRequestParts<AppState> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
         let errand = Errand::from_request_parts(parts, state).await?;
-        let connected = parts.extensions.get().map(Connection::peer);
+        let connected = errand.connection().map(|connection| connection.peer);
         let peer = connected.or_else(|| parts.extensions.get().copied()).unwrap_or_else(Peer::own);
-        let owner = Owner { socket: Arc::clone(&state.socket), uid: peer.uid };
-        Ok(Self { owner, policy: Arc::clone(&state.policy), errand })
+        let owner = Owner { socket: Arc::clone(&state.0.socket), uid: peer.uid };
+        Ok(Self { owner, policy: Arc::clone(&state.0.policy), errand })
     }
 }
 
@@ -122,16 +143,16 @@ impl FromRequestParts<AppState> for Caller {
 #[derive(Debug)]
 pub(super) struct LoginSegment(pub(super) LoginId);
 
-impl FromRequestParts<AppState> for LoginSegment {
+impl<S: Send + Sync> FromRequestParts<S> for LoginSegment {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         // What has no form of an id is none: there is nothing to tell apart.
         let unknown = || Problem::login(None, &LoginError::NotFound);
         let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| unknown())?;
-        let id = text.parse().map_err(|_| unknown())?;
+        let id: LoginId = text.parse().map_err(|_| unknown())?;
         let Ok(errand) = Errand::from_request_parts(parts, state).await;
-        errand.about_named(Kind::Login, &text);
+        errand.about_named(Kind::Login, &id.to_string());
         Ok(Self(id))
     }
 }
@@ -164,16 +185,31 @@ fn entity_tags(headers: &HeaderMap, name: &header::HeaderName) -> Result<Option<
     Ok(Some(tags))
 }
 
-/// `If-Match` (RFC 9110 section 13.1.1): strong comparison, so a weak tag cannot be meant.
+/// The tags of `If-Match` (RFC 9110 section 13.1.1): strong comparison, so a weak tag cannot be meant. `None` for `*`.
+fn strong_tags(headers: &HeaderMap) -> Result<Option<Vec<String>>, Problem> {
+    let Some(tags) = entity_tags(headers, &header::IF_MATCH)? else { return Ok(None) };
+    if tags.iter().any(|(weak, _)| *weak) {
+        return Err(Problem::invalid("if-match holds a weak entity tag"));
+    }
+    Ok(Some(tags.into_iter().map(|(_, tag)| tag).collect()))
+}
+
+/// `If-Match` for a grant.
 pub(super) fn if_match(headers: &HeaderMap) -> Result<IfMatch, Problem> {
     if !headers.contains_key(header::IF_MATCH) {
         return Ok(IfMatch::Absent);
     }
-    let Some(tags) = entity_tags(headers, &header::IF_MATCH)? else { return Ok(IfMatch::Any) };
-    if tags.iter().any(|(weak, _)| *weak) {
-        return Err(Problem::invalid("if-match holds a weak entity tag"));
+    let tags = strong_tags(headers)?;
+    Ok(tags.map_or(IfMatch::Any, |tags| IfMatch::Tags(tags.iter().map(|tag| Tag::parse(tag)).collect())))
+}
+
+/// `If-Match` for an item. A tag that is none of an item's names no state that any could be in.
+pub(super) fn if_match_item(headers: &HeaderMap) -> Result<Expect<ItemTag>, Problem> {
+    if !headers.contains_key(header::IF_MATCH) {
+        return Ok(Expect::Whatever);
     }
-    Ok(IfMatch::Tags(tags.iter().map(|(_, tag)| Tag::parse(tag)).collect()))
+    let tags = strong_tags(headers)?;
+    Ok(tags.map_or(Expect::Present, |tags| Expect::OneOf(tags.iter().filter_map(|tag| tag.parse().ok()).collect())))
 }
 
 /// Whether `If-None-Match` (RFC 9110 section 13.1.2, weak comparison) names the entity tag `current`.
@@ -220,6 +256,17 @@ pub(super) async fn json_body(headers: &HeaderMap, body: Body, largest: usize) -
     Ok(bytes)
 }
 
+/// The members of the body. The parser's own message would quote it; `known` says what there should be.
+pub(super) async fn members<T: DeserializeOwned>(
+    headers: &HeaderMap,
+    body: Body,
+    largest: usize,
+    known: &str,
+) -> Result<T, Problem> {
+    let body = json_body(headers, body, largest).await?;
+    serde_json::from_slice(&body).map_err(|_| Problem::invalid(format!("the body is a JSON object with {known}")))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -254,6 +301,17 @@ mod tests {
         for bad in ["", "a", "\"a", "W/\"a\"", "\"a\" \"b\"", "\"a\",", "\"a\",*"] {
             assert!(if_match(&headers(&[("if-match", bad)])).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn if_match_of_an_item_takes_what_could_be_its_tag() {
+        assert_eq!(if_match_item(&headers(&[])).unwrap(), Expect::Whatever);
+        assert_eq!(if_match_item(&headers(&[("if-match", "*")])).unwrap(), Expect::Present);
+        let tag = ItemTag::from_bytes([7; 16]);
+        let sent = format!("\"corp/default:00:1\", \"{tag}\"");
+        assert_eq!(if_match_item(&headers(&[("if-match", &sent)])).unwrap(), Expect::OneOf(vec![tag]));
+        assert_eq!(if_match_item(&headers(&[("if-match", "\"x\"")])).unwrap(), Expect::OneOf(vec![]));
+        assert!(if_match_item(&headers(&[("if-match", "W/\"x\"")])).is_err());
     }
 
     #[test]

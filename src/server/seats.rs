@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll},
 };
@@ -25,6 +25,8 @@ pub(super) struct Seats {
     state: Mutex<State>,
     /// Counts the ends of requests, so that it can be told who has been idle for longest.
     ends: AtomicU64,
+    /// Somebody waits for a seat. Only then do requests ring at their end.
+    waiting: AtomicBool,
     /// Rung when a seat is free or its holder idle.
     moved: Notify,
 }
@@ -38,6 +40,7 @@ struct State {
 
 #[derive(Debug)]
 struct Holder {
+    seats: Arc<Seats>,
     user: u32,
     /// How many requests are under way, or [`EVICTED`].
     requests: AtomicU32,
@@ -57,19 +60,36 @@ enum Asked {
 
 impl Seats {
     pub(super) fn new(most: usize, most_per_user: usize) -> Arc<Self> {
-        let (state, ends, moved) = (Mutex::default(), AtomicU64::default(), Notify::new());
-        Arc::new(Self { most, most_per_user, state, ends, moved })
+        Arc::new(Self {
+            most,
+            most_per_user,
+            state: Mutex::default(),
+            ends: AtomicU64::default(),
+            waiting: AtomicBool::default(),
+            moved: Notify::new(),
+        })
     }
 
-    /// Takes a seat for a connection of that user, as soon as there is one; `None` when the user has his share.
+    /// Takes a seat for a connection of that user, as soon as there is one; `None` when the user has his share. One
+    /// connection waits at a time.
     pub(super) async fn take(self: &Arc<Self>, user: u32) -> Option<Seat> {
-        loop {
+        let mut announced = false;
+        let seat = loop {
             match self.ask(user) {
-                Asked::Taken(seat) => return Some(seat),
-                Asked::OverShare => return None,
-                Asked::Full => self.moved.notified().await,
+                Asked::Taken(seat) => break Some(seat),
+                Asked::OverShare => break None,
+                Asked::Full if announced => self.moved.notified().await,
+                Asked::Full => {
+                    // And then looks again: whoever was busy then will ring.
+                    self.waiting.store(true, Ordering::SeqCst);
+                    announced = true;
+                }
             }
+        };
+        if announced {
+            self.waiting.store(false, Ordering::SeqCst);
         }
+        seat
     }
 
     fn ask(self: &Arc<Self>, user: u32) -> Asked {
@@ -82,6 +102,7 @@ impl Seats {
             return Asked::Full;
         }
         let holder = Arc::new(Holder {
+            seats: Arc::clone(self),
             user,
             requests: AtomicU32::default(),
             idle_since: AtomicU64::new(self.ends.fetch_add(1, Ordering::Relaxed)),
@@ -91,7 +112,7 @@ impl Seats {
         state.next += 1;
         state.taken.insert(number, Arc::clone(&holder));
         *state.of_user.entry(user).or_default() += 1;
-        Asked::Taken(Seat { seats: Arc::clone(self), number, holder })
+        Asked::Taken(Seat { number, holder })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -103,13 +124,13 @@ impl State {
     /// Takes a seat away from the longest idle of those; `false` when none of them is idle.
     fn evict(&mut self, of: impl Fn(&Holder) -> bool) -> bool {
         loop {
-            let idle = |holder: &Holder| of(holder) && holder.requests.load(Ordering::Relaxed) == 0;
+            let idle = |holder: &Holder| of(holder) && holder.requests.load(Ordering::SeqCst) == 0;
             let idle = self.taken.iter().filter(|(_, holder)| idle(holder));
             let longest = idle.min_by_key(|(_, holder)| holder.idle_since.load(Ordering::Relaxed));
             let Some((number, holder)) = longest.map(|(number, holder)| (*number, Arc::clone(holder))) else {
                 return false;
             };
-            if holder.requests.compare_exchange(0, EVICTED, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            if holder.requests.compare_exchange(0, EVICTED, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
                 holder.evicted.notify_one();
                 self.leave(number);
                 return true;
@@ -132,7 +153,6 @@ impl State {
 /// A connection's seat, free again when the value is dropped.
 #[derive(Debug)]
 pub(super) struct Seat {
-    seats: Arc<Seats>,
     number: u64,
     holder: Arc<Holder>,
 }
@@ -145,43 +165,43 @@ impl Seat {
 
     /// For the requests of the connection.
     pub(super) fn usher(&self) -> Usher {
-        Usher { seats: Arc::clone(&self.seats), holder: Arc::clone(&self.holder) }
+        Usher(Arc::clone(&self.holder))
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.seats.lock().leave(self.number);
-        self.seats.moved.notify_one();
+        let seats = &self.holder.seats;
+        seats.lock().leave(self.number);
+        seats.moved.notify_one();
     }
 }
 
 /// Keeps the seat of a connection for as long as one of its requests is under way.
-#[derive(Debug, Clone)]
-pub(super) struct Usher {
-    seats: Arc<Seats>,
-    holder: Arc<Holder>,
-}
+#[derive(Debug)]
+pub(super) struct Usher(Arc<Holder>);
 
 impl Usher {
     /// A request begins; `None` when the seat has just been taken away.
     pub(super) fn begin(&self) -> Option<Busy> {
         let one_more = |requests| (requests != EVICTED).then(|| requests + 1);
-        let begun = self.holder.requests.fetch_update(Ordering::AcqRel, Ordering::Relaxed, one_more);
-        begun.is_ok().then(|| Busy(self.clone()))
+        let begun = self.0.requests.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more);
+        begun.is_ok().then(|| Busy(Arc::clone(&self.0)))
     }
 }
 
 /// A request is under way until this value is dropped.
 #[derive(Debug)]
-pub(super) struct Busy(Usher);
+pub(super) struct Busy(Arc<Holder>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let Usher { seats, holder } = &self.0;
-        holder.idle_since.store(seats.ends.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
-        holder.requests.fetch_sub(1, Ordering::AcqRel);
-        seats.moved.notify_one();
+        let seats = &self.0.seats;
+        self.0.idle_since.store(seats.ends.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        self.0.requests.fetch_sub(1, Ordering::SeqCst);
+        if seats.waiting.load(Ordering::SeqCst) {
+            seats.moved.notify_one();
+        }
     }
 }
 

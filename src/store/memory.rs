@@ -1,4 +1,4 @@
-//! Records in the memory of this process: for tests, and for `serve --dev`.
+//! Records and items in the memory of this process: for tests, and for `serve --dev`.
 //!
 //! Owns: [`Memory`].
 //!
@@ -22,10 +22,14 @@ use async_trait::async_trait;
 use zeroize::Zeroizing;
 
 use crate::{
-    account::Account,
+    account::{Account, ItemName},
     grant::{Grant, Version},
+    item::{Item, ItemKind, ItemTag},
     secret::StoreKey,
-    store::{Claim, Deleted, Entry, Expect, Marks, Presented, Put, Record, Revision, Store, StoreError, seal::Sealer},
+    store::{
+        Claim, Deleted, Entry, Expect, ItemEntry, Marks, Presented, Put, Record, Removed, Revision, Shelf, Store,
+        StoreError, seal::Sealer,
+    },
 };
 
 /// One owner of records that live in memory.
@@ -46,6 +50,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     rows: BTreeMap<Account, Row>,
+    items: BTreeMap<(ItemKind, ItemName), (ItemTag, Vec<u8>)>,
     /// The living owners and their epochs.
     owners: BTreeMap<Owner, Arc<AtomicU64>>,
     last_owner: Owner,
@@ -212,5 +217,62 @@ impl Store for Memory {
 
     fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
+    }
+}
+
+#[async_trait]
+impl Shelf for Memory {
+    async fn item(&self, kind: ItemKind, name: &ItemName) -> Result<Option<Item>, StoreError> {
+        let found = self.shared.lock().items.get(&(kind, name.clone())).cloned();
+        found.map(|(tag, sealed)| self.shared.sealer.open_item(kind, name, tag, &sealed)).transpose()
+    }
+
+    async fn items(&self, kind: ItemKind) -> Result<Vec<ItemEntry>, StoreError> {
+        let state = self.shared.lock();
+        let of_kind = state.items.iter().filter(|((of, _), _)| *of == kind);
+        let entry = |((_, name), (tag, sealed)): (&(ItemKind, ItemName), &(ItemTag, Vec<u8>))| ItemEntry {
+            name: name.clone(),
+            item: self.shared.sealer.open_item(kind, name, *tag, sealed),
+        };
+        Ok(of_kind.map(entry).collect())
+    }
+
+    async fn put_item(
+        &self,
+        kind: ItemKind,
+        name: &ItemName,
+        item: &Item,
+        expect: &Expect<ItemTag>,
+    ) -> Result<Put, StoreError> {
+        let sealed = self.shared.sealer.seal_item(kind, name, item)?;
+        let state = &mut *self.shared.lock();
+        let at = (kind, name.clone());
+        let (met, put) = match state.items.get(&at) {
+            Some((tag, _)) => (expect.allows(Some(*tag)), Put::Replaced),
+            None => (expect.allows_none(), Put::Created),
+        };
+        if !met {
+            return Ok(Put::Conflict);
+        }
+        state.write(self.owner);
+        state.items.insert(at, (item.tag, sealed));
+        Ok(put)
+    }
+
+    async fn delete_item(
+        &self,
+        kind: ItemKind,
+        name: &ItemName,
+        expect: &Expect<ItemTag>,
+    ) -> Result<Removed, StoreError> {
+        let state = &mut *self.shared.lock();
+        let at = (kind, name.clone());
+        let Some((tag, _)) = state.items.get(&at) else { return Ok(Removed::Missing) };
+        if !expect.allows(Some(*tag)) {
+            return Ok(Removed::Conflict);
+        }
+        state.write(self.owner);
+        state.items.remove(&at);
+        Ok(Removed::Gone)
     }
 }

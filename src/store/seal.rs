@@ -1,20 +1,21 @@
-//! Sealing: a grant as bytes that only the store key opens.
+//! Sealing: a grant, or what is kept beside the grants, as bytes that only the store key opens.
 //!
-//! Owns: the format of a sealed record, and of the check value that tells a wrong key from a damaged record.
+//! Owns: the format of a sealed record and item, and of the check value that tells a wrong key from a damaged record.
 //!
 //! Invariants:
-//! 1. Sealed bytes open only for the account, grant id and generation they were sealed for: all three, and the format,
-//!    are associated data. A row copied or rolled back under another name does not open.
+//! 1. Sealed bytes open only for the account, grant id and generation, or the kind, name and tag, that they were sealed
+//!    for: all three, and the format, are associated data. A row copied or rolled back under another name does not open.
 //! 2. Every sealing has its own random nonce. 192 bits of it: no counter is needed, however many stores share a key.
 //! 3. Plaintext lies only in buffers that are wiped, and is never copied by one that grows.
 //!
 //! A record is one byte of format, 24 bytes of nonce, the ciphertext and 16 bytes of tag (XChaCha20-Poly1305,
 //! draft-irtf-cfrg-xchacha-03). The plaintext is two JSON objects: the members that are ours, and the provider's. These
 //! stand apart because a parser of JSON limits the depth, and a level around them could push them over that limit.
+//! An item is the same around the bytes that its owner gave.
 //!
 //! Must not know: where sealed bytes are kept.
 
-use std::io;
+use std::{io, mem};
 
 use chacha20poly1305::{AeadInOut as _, KeyInit as _, Tag, XChaCha20Poly1305, XNonce};
 use secrecy::ExposeSecret;
@@ -22,10 +23,11 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::{
-    account::Account,
+    account::{Account, ItemName},
     clock::Timestamp,
     grant::{Extra, Grant, Version},
-    secret::{AccessToken, RefreshToken, SecretError, StoreKey},
+    item::{Item, ItemKind, ItemTag},
+    secret::{AccessToken, Content, Length, RefreshToken, SecretError, StoreKey},
     store::{KeyId, StoreError},
 };
 
@@ -93,7 +95,7 @@ impl Sealer {
             scope: grant.scope.as_deref(),
             refresh_token: grant.refresh_token.as_ref().map(ExposeSecret::expose_secret),
         };
-        let mut length = Length(0);
+        let mut length = Length::default();
         plain.write(&grant.extra, &mut length)?;
         self.encrypt(&record_data(account, grant.version), length.0, |buffer| plain.write(&grant.extra, buffer))
     }
@@ -109,6 +111,35 @@ impl Sealer {
         self.decrypt(&record_data(account, version), sealed)
             .and_then(|plain| read(&plain, version))
             .map_err(|Refused| StoreError::Unreadable { account: account.clone() })
+    }
+
+    /// Seals an item. The only error is a generator of random numbers that fails.
+    #[expect(clippy::disallowed_methods, reason = "the content goes from here into the ciphertext alone")]
+    pub(crate) fn seal_item(&self, kind: ItemKind, name: &ItemName, item: &Item) -> Result<Vec<u8>, StoreError> {
+        let content = item.content.expose_secret();
+        self.encrypt(&item_data(kind, name, item.tag), content.len(), |buffer| {
+            buffer.extend_from_slice(content);
+            Ok(())
+        })
+    }
+
+    /// Opens what [`Sealer::seal_item`] made for this kind, name and tag.
+    pub(crate) fn open_item(
+        &self,
+        kind: ItemKind,
+        name: &ItemName,
+        tag: ItemTag,
+        sealed: &[u8],
+    ) -> Result<Item, StoreError> {
+        match sealed.first() {
+            Some(&format) if format > FORMAT => {
+                Err(StoreError::NewerItem { kind, name: name.clone(), format: format.into() })
+            }
+            _ => match self.decrypt(&item_data(kind, name, tag), sealed) {
+                Ok(mut plain) => Ok(Item { tag, content: Content::new(mem::take(&mut *plain)) }),
+                Err(Refused) => Err(StoreError::UnreadableItem { kind, name: name.clone() }),
+            },
+        }
     }
 
     /// A value by which [`Sealer::accepts`] knows this key again.
@@ -156,9 +187,9 @@ impl Sealer {
         let tag = self
             .cipher()
             .encrypt_inout_detached(&XNonce::from(nonce), associated, plain.into())
-            .map_err(|_| StoreError::unavailable("the grant is too large to seal"))?;
+            .map_err(|_| StoreError::unavailable("it is too large to seal"))?;
         sealed.extend_from_slice(&tag);
-        Ok(std::mem::take(&mut *sealed))
+        Ok(mem::take(&mut *sealed))
     }
 
     fn decrypt(&self, associated: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, Refused> {
@@ -198,16 +229,27 @@ pub(crate) fn read(plain: &[u8], version: Version) -> Result<Grant, Refused> {
     })
 }
 
-/// Each name is preceded by its length, so that `a/bc` and `ab/c` stay apart.
 fn record_data(account: &Account, version: Version) -> Vec<u8> {
     let mut data = associated_data(b"record");
-    for name in [account.provider.as_str(), account.bucket.as_str()] {
-        data.extend_from_slice(&u64::to_be_bytes(name.len() as u64));
-        data.extend_from_slice(name.as_bytes());
-    }
+    add_names(&mut data, [account.provider.as_str(), account.bucket.as_str()]);
     data.extend_from_slice(&version.id.to_bytes());
     data.extend_from_slice(&version.generation.to_be_bytes());
     data
+}
+
+fn item_data(kind: ItemKind, name: &ItemName, tag: ItemTag) -> Vec<u8> {
+    let mut data = associated_data(b"item");
+    add_names(&mut data, [kind.as_str(), name.as_str()]);
+    data.extend_from_slice(&tag.to_bytes());
+    data
+}
+
+/// Each name is preceded by its length, so that `a/bc` and `ab/c` stay apart.
+fn add_names(data: &mut Vec<u8>, names: [&str; 2]) {
+    for name in names {
+        data.extend_from_slice(&u64::to_be_bytes(name.len() as u64));
+        data.extend_from_slice(name.as_bytes());
+    }
 }
 
 fn check_data() -> Vec<u8> {
@@ -216,20 +258,6 @@ fn check_data() -> Vec<u8> {
 
 fn associated_data(purpose: &[u8]) -> Vec<u8> {
     [b"credproxy ", purpose, &[0, FORMAT]].concat()
-}
-
-/// Counts what is written, so that the buffer for it is made in one piece (invariant 3).
-struct Length(usize);
-
-impl io::Write for Length {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0 += bytes.len();
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -374,6 +402,36 @@ mod tests {
         assert!(unreadable(&sealer().open(&account("corp"), VERSION, &value)));
         assert!(!sealer().accepts(&sealer().seal(&account("corp"), &grant()).unwrap()));
         assert!(!sealer().accepts(&[]));
+    }
+
+    fn item() -> Item {
+        Item { tag: ItemTag::from_bytes([7; 16]), content: Content::new(b"canary-item".to_vec()) }
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "compares contents in a test")]
+    fn an_item_opens_for_its_own_kind_name_and_tag_only() {
+        let (name, tag) = ("one".parse().unwrap(), item().tag);
+        let sealed = sealer().seal_item(ItemKind::ApiKey, &name, &item()).unwrap();
+        let open = |kind, name: &str, tag| sealer().open_item(kind, &name.parse().unwrap(), tag, &sealed);
+        assert_eq!(open(ItemKind::ApiKey, "one", tag).unwrap().content.expose_secret(), b"canary-item");
+        for result in [
+            open(ItemKind::Sandbox, "one", tag),
+            open(ItemKind::ApiKey, "On", tag),
+            open(ItemKind::ApiKey, "one", ItemTag::from_bytes([8; 16])),
+            Sealer::new(StoreKey::new([8; 32])).open_item(ItemKind::ApiKey, &name, tag, &sealed),
+        ] {
+            assert!(matches!(result, Err(StoreError::UnreadableItem { .. })), "{result:?}");
+        }
+        assert!(unreadable(&sealer().open(&account("api_key/one"), VERSION, &sealed)));
+        assert_eq!(sealed.capacity(), sealed.len());
+        assert!(!sealed.windows(6).any(|window| window == b"canary"));
+        for place in 0..sealed.len() {
+            let mut damaged = sealed.clone();
+            damaged[place] ^= 1;
+            assert!(sealer().open_item(ItemKind::ApiKey, &name, tag, &damaged).is_err(), "byte {place}");
+            assert!(sealer().open_item(ItemKind::ApiKey, &name, tag, &sealed[..place]).is_err(), "{place} bytes");
+        }
     }
 
     proptest! {

@@ -1,6 +1,6 @@
 //! Records in a SQLite database: the store of one machine, for any number of processes.
 //!
-//! Owns: [`Sqlite`]; its children hold the file and schema, the statements, the owners of leases, and the upkeep.
+//! Owns: [`Sqlite`]; its children hold the file and schema, the statements, the items, the owners of leases, and the upkeep.
 //!
 //! Invariants:
 //! 1. One connection writes, one change at a time; each change is one commit in the write-ahead log with
@@ -38,6 +38,7 @@ use crate::{
 };
 
 mod database;
+mod items;
 mod owner;
 mod rows;
 pub mod upkeep;

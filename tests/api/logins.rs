@@ -2,11 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use credproxy::{
-    login::Logins,
-    policy::{Operation, Policy},
-    server::peer::Peer,
-};
+use credproxy::{login::Logins, policy::Operation, server::peer::Peer};
 use http::HeaderMap;
 use serde_json::{Value, json};
 use url::Url;
@@ -16,7 +12,7 @@ use crate::{
         http::{Connection, Response},
         issuer::{Answer as Scripted, Gate, Raw},
     },
-    world::{Answer, Api, World},
+    world::{self, Answer, Api, World},
 };
 
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -343,8 +339,7 @@ async fn a_cancelled_login_is_gone_at_once() {
 async fn a_login_that_nobody_finishes_expires_and_is_swept() {
     let world = World::new().await;
     world.issuer.decide((0..9).map(|_| Raw::error(400, "authorization_pending")));
-    let host =
-        Api::beside(&world.coordinator, &Logins::new(world.coordinator.clone(), Duration::from_millis(700)), "host");
+    let host = Api::beside(&world, &Logins::new(world.coordinator.clone(), Duration::from_millis(700)), "host");
     for body in [browser(), paste(), device()] {
         let (location, login) = host.begun(&body).await;
         let ended = host.end(&location).await;
@@ -365,11 +360,11 @@ async fn a_login_that_nobody_finishes_expires_and_is_swept() {
 async fn a_login_is_nobody_elses() {
     let world = World::new().await;
     let logins = Logins::new(world.coordinator.clone(), PATIENT);
-    let host = Api::beside(&world.coordinator, &logins, "host");
+    let host = Api::beside(&world, &logins, "host");
     let (location, login) = host.begun(&paste()).await;
     let back = agreed(&world, &login);
-    let stranger = Api::as_peer(&world.coordinator, &logins, "host", Peer { uid: 4_000_000, pid: None });
-    let elsewhere = Api::beside(&world.coordinator, &logins, "other");
+    let stranger = Api::as_peer(&world, &logins, "host", Peer { uid: 4_000_000, pid: None });
+    let elsewhere = Api::beside(&world, &logins, "other");
     for api in [&stranger, &elsewhere] {
         for answer in [
             api.get(&location).await,
@@ -384,16 +379,14 @@ async fn a_login_is_nobody_elses() {
         assert_eq!(host.get(&format!("/v1/logins/{id}")).await.status, 404, "{id}");
     }
     assert_eq!(host.bring(&location, back.as_str()).await.status, 200);
-    let unread = Api::beside(&world.coordinator, &Logins::new(world.coordinator.clone(), PATIENT), "host");
+    let unread = Api::beside(&world, &Logins::new(world.coordinator.clone(), PATIENT), "host");
     assert_eq!(unread.get(&location).await.code(), "SESSION_NOT_FOUND", "a restart");
 }
 
 #[tokio::test]
 async fn a_sandbox_logs_in_with_the_operation_and_to_its_own_accounts_alone() {
     let world = World::new().await;
-    let sandbox = |operations: &[Operation]| {
-        Api::new(&world.coordinator, Policy::sandbox(vec!["corp/new".parse().unwrap()], operations.to_vec()))
-    };
+    let sandbox = |operations: &[Operation]| Api::new(&world, world::sandbox(&["corp/new"], operations));
     let able = sandbox(&[Operation::Login]);
     for body in
         [json!({"provider": "corp"}), json!({"provider": "nowhere"}), json!({"provider": "corp", "bucket": "x"})]
@@ -542,7 +535,7 @@ async fn the_secrets_of_a_login_are_in_no_answer() {
 async fn a_daemon_that_ends_waits_for_no_login() {
     let world = World::new().await;
     let logins = Logins::new(world.coordinator.clone(), PATIENT);
-    let host = Arc::new(Api::beside(&world.coordinator, &logins, "host"));
+    let host = Arc::new(Api::beside(&world, &logins, "host"));
     world.issuer.decide((0..9).map(|_| Raw::error(400, "authorization_pending")));
     let mut begun = Vec::new();
     for body in [browser(), paste(), device()] {

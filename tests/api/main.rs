@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use credproxy::{
-    policy::{Operation, Policy},
+    policy::Operation,
     server::{PATHS, problem::Code},
 };
 use serde_json::{Value, json};
@@ -16,6 +16,7 @@ use support::{
 };
 use world::{Api, World};
 
+mod keys;
 mod logins;
 mod outcomes;
 #[path = "../support/mod.rs"]
@@ -282,9 +283,9 @@ async fn a_sandbox_reaches_what_it_is_allowed_and_learns_nothing_of_the_rest() {
     let world = World::new().await;
     world.log_in("corp?bucket=work").await;
     world.log_in("other").await;
-    let allow = vec!["corp/work".parse().unwrap()];
-    let sandbox =
-        Api::new(&world.coordinator, Policy::sandbox(allow.clone(), vec![Operation::Read, Operation::Refresh]));
+    let sandbox = |operations: &[Operation]| Api::new(&world, world::sandbox(&["corp/work"], operations));
+    let (reader, refresher) = (sandbox(&[Operation::Read]), sandbox(&[Operation::Refresh]));
+    let sandbox = sandbox(&[Operation::Read, Operation::Refresh]);
     sandbox.get("/v1/tokens/corp?bucket=work").await.access_token();
     sandbox.post("/v1/tokens/corp/refresh?bucket=work").await.access_token();
     let calls = world.issuer.presentations().len();
@@ -312,13 +313,11 @@ async fn a_sandbox_reaches_what_it_is_allowed_and_learns_nothing_of_the_rest() {
         sandbox.get("/v1/providers").await.json(),
         json!({"providers": [{"name": "corp", "flows": ["browser", "paste", "device"], "buckets": ["work"]}]})
     );
-    let reader = Api::new(&world.coordinator, Policy::sandbox(allow.clone(), vec![Operation::Read]));
     assert_eq!(reader.post("/v1/tokens/corp/refresh?bucket=work").await.code(), "UNAUTHORIZED");
-    let refresher = Api::new(&world.coordinator, Policy::sandbox(allow, vec![Operation::Refresh]));
     for target in ["/v1/tokens/corp?bucket=work", "/v1/tokens", "/v1/providers"] {
         assert_eq!(refresher.get(target).await.code(), "UNAUTHORIZED", "{target}");
     }
-    let nothing = Api::new(&world.coordinator, Policy::sandbox(vec![], vec![Operation::Read]));
+    let nothing = Api::new(&world, world::sandbox(&[], &[Operation::Read]));
     assert_eq!(nothing.get("/v1/tokens").await.json(), json!({"tokens": []}));
     assert_eq!(nothing.get("/v1/providers").await.json(), json!({"providers": []}));
 }
@@ -375,7 +374,7 @@ async fn routes_and_document_agree_both_ways() {
     let world = World::new().await;
     let methods = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"];
     for path in PATHS {
-        let target = path.replace("{provider}", "corp").replace("{id}", &"0".repeat(32));
+        let target = path.replace("{provider}", "corp").replace("{id}", &"0".repeat(32)).replace("{name}", "openai");
         let allowed: BTreeSet<String> = contract
             .operations()
             .into_iter()

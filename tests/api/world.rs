@@ -8,13 +8,15 @@ use axum_test::TestServer;
 use credproxy::{
     account::Account,
     clock::{Clock, SystemClock},
+    keys::Keys,
     login::Logins,
-    policy::Policy,
+    policy::{Allowed, Operation, Policy},
     provider::{
-        ClientAuth, Provider, RequestFormat, Rules,
-        oauth2::{Endpoints, LoginSettings, OAuth2, Settings, endpoint},
+        Provider, Rules,
+        oauth2::{Authentication, Endpoints, LoginSettings, OAuth2, Settings, endpoint},
     },
     refresh::Coordinator,
+    registration::Dialect,
     server::{AppState, peer::Peer, router},
     store::{Marks, Store as _, memory::Memory},
 };
@@ -33,6 +35,7 @@ pub(crate) struct World {
     pub(crate) issuer: Issuer,
     pub(crate) store: Arc<Memory>,
     pub(crate) coordinator: Coordinator,
+    keys: Keys,
     pub(crate) host: Api,
 }
 
@@ -66,22 +69,33 @@ impl Answer {
     }
 }
 
+/// A policy of these operations on these accounts.
+pub(crate) fn sandbox(allow: &[&str], operations: &[Operation]) -> Policy {
+    let allow = allow.iter().map(|text| text.parse().unwrap()).collect();
+    Policy::sandbox(Allowed { allow, operations: operations.to_vec(), ..Allowed::default() })
+}
+
 /// One socket's router.
 pub(crate) struct Api(TestServer);
 
 impl Api {
-    pub(crate) fn new(coordinator: &Coordinator, policy: Policy) -> Self {
-        Self(TestServer::new(router(AppState::new(coordinator.clone(), policy))).unwrap())
+    pub(crate) fn new(world: &World, policy: Policy) -> Self {
+        Self::of(AppState::new(world.coordinator.clone(), world.keys.clone(), policy))
+    }
+
+    fn of(state: AppState) -> Self {
+        Self(TestServer::new(router(state)).unwrap())
     }
 
     /// A host's socket of that name, which shares its logins with others.
-    pub(crate) fn beside(coordinator: &Coordinator, logins: &Logins, socket: &str) -> Self {
-        Self::as_peer(coordinator, logins, socket, Peer::own())
+    pub(crate) fn beside(world: &World, logins: &Logins, socket: &str) -> Self {
+        Self::as_peer(world, logins, socket, Peer::own())
     }
 
     /// The same, as another user meets it.
-    pub(crate) fn as_peer(coordinator: &Coordinator, logins: &Logins, socket: &str, peer: Peer) -> Self {
-        let state = AppState::new(coordinator.clone(), Policy::host()).beside_others(logins.clone(), socket);
+    pub(crate) fn as_peer(world: &World, logins: &Logins, socket: &str, peer: Peer) -> Self {
+        let state = AppState::new(world.coordinator.clone(), world.keys.clone(), Policy::host());
+        let state = state.beside_others(logins.clone(), socket);
         Self(TestServer::new(router(state).layer(Extension(peer))).unwrap())
     }
 
@@ -189,9 +203,8 @@ impl World {
                 revocation: url(issuer.revocation_endpoint()),
             },
             client_id: "client".into(),
-            client_secret: None,
-            client_auth: ClientAuth::None,
-            request_format: RequestFormat::Form,
+            authentication: Authentication::None,
+            dialect: Dialect::default(),
             request_timeout,
             ca_file: None,
             rules: Rules { dead_grant_codes: vec!["token_revoked".into()], ..Rules::default() },
@@ -202,9 +215,10 @@ impl World {
         let provider: Arc<dyn Provider> = Arc::new(OAuth2::new(settings, Arc::clone(&clock)).unwrap());
         let providers = [("corp".parse().unwrap(), provider)].into_iter().collect();
         let store = Arc::new(Memory::new().unwrap());
+        let keys = Keys::new(Arc::<Memory>::clone(&store), Arc::clone(&clock));
         let coordinator = Coordinator::new(Arc::<Memory>::clone(&store), providers, clock, cooldown);
-        let host = Api::new(&coordinator, Policy::host());
-        let world = Self { issuer, store, coordinator, host };
+        let host = Api::of(AppState::new(coordinator.clone(), keys.clone(), Policy::host()));
+        let world = Self { issuer, store, coordinator, keys, host };
         assert_eq!(world.log_in("corp").await.status, 201);
         world
     }

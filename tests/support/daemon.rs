@@ -35,6 +35,7 @@ use tokio::{
 use super::{
     http::{Connection, Response, Transcript},
     oidc::Issued,
+    terminal::Terminal,
 };
 
 /// A debug build on a busy machine answers within a second.
@@ -314,7 +315,7 @@ impl Daemon {
     /// Runs the program on a terminal of its own, and types each line once its prompt is there and nothing that is
     /// typed is shown. Gives what the terminal showed. The secrets among the lines must not be in it.
     pub(crate) async fn command_on_terminal(&self, arguments: &[&str], typed: &[(&str, &str)]) -> (ExitStatus, String) {
-        let (terminal, other_end) = terminal();
+        let (terminal, other_end) = terminal_pair();
         let plain = self.home.command(&self.config(), &self.env(), arguments);
         let mut command = Command::new("setsid");
         command.args(["--ctty", "--wait"]).arg(plain.get_program()).args(plain.get_args());
@@ -331,6 +332,11 @@ impl Daemon {
         let (status, shown) = done.unwrap_or_else(|_| panic!("{arguments:?} does not end on a terminal"));
         assert!(self.home.leaks(&shown).is_empty(), "{arguments:?} shows a secret: {shown}");
         (status, shown)
+    }
+
+    /// Starts the program beside the daemon on a terminal of so many columns and rows.
+    pub(crate) fn on_terminal(&self, arguments: &[&str], env: &[(&str, &str)], size: (u16, u16)) -> Terminal {
+        Terminal::start(&self.home.command(&self.config(), env, arguments), size)
     }
 
     /// From now on the value must not be in the daemon's output, not even in what was written before.
@@ -416,7 +422,7 @@ impl Daemon {
 }
 
 /// The two ends of a new terminal: a person's, and the program's.
-fn terminal() -> (File, File) {
+pub(crate) fn terminal_pair() -> (File, File) {
     let person = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     grantpt(&person).unwrap();
     unlockpt(&person).unwrap();

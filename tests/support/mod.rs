@@ -6,6 +6,7 @@ pub(crate) mod daemon;
 pub(crate) mod http;
 pub(crate) mod issuer;
 pub(crate) mod oidc;
+pub(crate) mod terminal;
 
 /// Used by nobody, so that the expectation above holds in a test binary that uses all the rest.
 const UNUSED: () = ();

@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, StatusCode, Uri, header};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
@@ -17,7 +17,7 @@ use super::{
     super::{
         AppState,
         problem::{Code, Problem},
-        request::{Caller, LoginSegment, Query, json_body, preferred_wait},
+        request::{Caller, LoginSegment, Query, members, preferred_wait},
     },
     tokens::LONGEST_WAIT,
 };
@@ -55,7 +55,7 @@ pub(in crate::server) async fn start(
     body: Body,
 ) -> Result<Response, Problem> {
     Query::parse(&uri, &[])?;
-    let asked: Start = members(&headers, body, "provider, and if need be bucket and flow").await?;
+    let asked: Start = members(&headers, body, LARGEST_LOGIN, "provider, and if need be bucket and flow").await?;
     let flow = asked.flow.map(|flow| flow.parse()).transpose();
     let flow: Option<Flow> = flow.map_err(|error| Problem::invalid(format!("{error}")))?;
     let account = Account::new(asked.provider, asked.bucket);
@@ -95,7 +95,7 @@ pub(in crate::server) async fn get(
 
 /// `finishLogin`: the code that the person brought.
 pub(in crate::server) async fn paste(
-    State(AppState { logins, coordinator, .. }): State<AppState>,
+    State(AppState(parts)): State<AppState>,
     caller: Caller,
     LoginSegment(id): LoginSegment,
     uri: Uri,
@@ -103,12 +103,12 @@ pub(in crate::server) async fn paste(
     body: Body,
 ) -> Result<Json<View>, Problem> {
     Query::parse(&uri, &[])?;
-    let pasted: Pasted = members(&headers, body, "code").await?;
+    let pasted: Pasted = members(&headers, body, LARGEST_LOGIN, "code").await?;
     let Caller { owner, policy, errand } = permitted(caller)?;
     let code = Zeroizing::new(pasted.code);
-    let login = logins.paste(&owner, id, &code).await.inspect(|login| errand.about(&login.account));
+    let login = parts.logins.paste(&owner, id, &code).await.inspect(|login| errand.about(&login.account));
     errand.ticket().saw(login.as_ref().map_or_else(asked_provider, |_| true));
-    shown(login, &coordinator, &policy).await
+    shown(login, &parts.coordinator, &policy).await
 }
 
 /// `cancelLogin`: it ends at once and is forgotten.
@@ -135,12 +135,6 @@ fn permitted(caller: Caller) -> Result<Caller, Problem> {
 
 /// The largest body: a pasted address, whose code may be a JWT of some KiB.
 const LARGEST_LOGIN: usize = 16 * 1024;
-
-/// The parser's own message would quote the body.
-async fn members<T: DeserializeOwned>(headers: &HeaderMap, body: Body, known: &str) -> Result<T, Problem> {
-    let body = json_body(headers, body, LARGEST_LOGIN).await?;
-    serde_json::from_slice(&body).map_err(|_| Problem::invalid(format!("the body is a JSON object with {known}")))
-}
 
 /// A login that has failed is shown as such where somebody asks how it stands.
 async fn shown(

@@ -14,10 +14,11 @@ use serde_json::{Map, Value, json};
 
 use super::{
     super::{
+        AppState,
         problem::{Code, Problem},
         request::{LARGEST_GRANT, ProviderSegment, Query, SMALL_BODY, if_match, json_body, none_match, preferred_wait},
     },
-    visible,
+    entity_tag, visible,
 };
 use crate::{
     account::{Account, Bucket, ProviderName},
@@ -91,8 +92,7 @@ pub(in crate::server) async fn get(
 
 /// `putToken`: a whole grant, refresh token and all. The host's alone.
 pub(in crate::server) async fn put(
-    State(coordinator): State<Coordinator>,
-    State(policy): State<Arc<Policy>>,
+    State(AppState(parts)): State<AppState>,
     provider: ProviderSegment,
     uri: Uri,
     headers: HeaderMap,
@@ -100,12 +100,17 @@ pub(in crate::server) async fn put(
 ) -> Result<Response, Problem> {
     let account = provider.account(&Query::parse(&uri, &["bucket"])?)?;
     let if_match = if_match(&headers)?;
-    if !policy.may_write() {
+    if !parts.policy.may_write() {
         return Err(Problem::unauthorized());
     }
     let issued = grant(&json_body(&headers, body, LARGEST_GRANT).await?)?;
+    if let Some(secret) = &issued.refresh_token
+        && parts.keys.reveal(secret).await.map_err(|error| Problem::key(&error))?
+    {
+        return Err(Problem::invalid("the refresh token is or is part of a stored API key: delete that key first"));
+    }
     let (put, tag) =
-        coordinator.put(&account, issued, &if_match).await.map_err(|error| Problem::refresh(&account, &error))?;
+        parts.coordinator.put(&account, issued, &if_match).await.map_err(|error| Problem::refresh(&account, &error))?;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = if put == Put::Created { StatusCode::CREATED } else { StatusCode::NO_CONTENT };
     response.headers_mut().insert(header::ETAG, entity_tag(&tag));
@@ -213,11 +218,6 @@ fn token(snapshot: &Snapshot) -> Response {
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(header::ETAG, entity_tag(&snapshot.tag));
     response
-}
-
-fn entity_tag(tag: &str) -> HeaderValue {
-    // Names and hexadecimal digits are visible ASCII.
-    HeaderValue::try_from(format!("\"{tag}\"")).unwrap_or(HeaderValue::from_static("\"\""))
 }
 
 /// Every character of a name may stand in a path; in a query a plus sign is read as a space by many.

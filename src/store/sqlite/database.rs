@@ -3,10 +3,11 @@
 //! Owns: the schema and its format number, and how connections are made.
 //!
 //! Invariants:
-//! 1. Nothing is written to a file before it is known to be an empty one or a store of this format.
+//! 1. Nothing is written to a file before it is known to be an empty one, or a store of this format or an earlier one.
 //! 2. The tables and the check value of the key come in one commit: a store whose key cannot be checked never stands.
 //! 3. Whoever prepares the store is alone at it: the directory of the owners is locked meanwhile.
-//! 4. A key that was made of a passphrase stands in the same commit with what it takes to make it again.
+//! 4. A store of an earlier format is brought up to this one in one commit, and only by who has its key.
+//! 5. A key that was made of a passphrase stands in the same commit with what it takes to make it again.
 //!
 //! Must not know: what the records hold.
 
@@ -29,13 +30,14 @@ use crate::{
     store::{StoreError, key::passphrase::Derivation, seal::Sealer, unfit},
 };
 
-const FORMAT: i64 = 1;
+/// Format 1 had no items.
+const FORMAT: i64 = 2;
 
 /// "crpx": tells our databases from those of other programs (<https://www.sqlite.org/fileformat.html#application_id>).
 const APPLICATION: i64 = 0x6372_7078;
 
-/// `derivation` tells how the key is made of a passphrase, if it is. `deleted_revision` is the highest revision that a deleted record had. A new record begins above it, so that no
-/// revision of an account comes back.
+/// `derivation` tells how the key is made of a passphrase, if it is. `deleted_revision` is the highest revision that a
+/// deleted record had. A new record begins above it, so that no revision of an account comes back.
 const SCHEMA: &str = "
     CREATE TABLE meta (
         only INTEGER PRIMARY KEY CHECK (only = 1),
@@ -57,7 +59,19 @@ const SCHEMA: &str = "
         PRIMARY KEY (provider, bucket)
     ) STRICT;
     PRAGMA application_id = 0x63727078;
-    PRAGMA user_version = 1;
+";
+
+/// What format 2 has beyond format 1. A program that knows format 1 alone would leave the items behind when the key
+/// changes, so it must not take the store for its own.
+const ITEMS: &str = "
+    CREATE TABLE items (
+        kind TEXT NOT NULL,
+        name TEXT NOT NULL,
+        tag BLOB NOT NULL,
+        sealed BLOB NOT NULL,
+        PRIMARY KEY (kind, name)
+    ) STRICT;
+    PRAGMA user_version = 2;
 ";
 
 /// How long a connection waits for another process's write to end. A write takes milliseconds; a flight, which ends
@@ -178,14 +192,17 @@ impl Place {
         key_place: &str,
     ) -> Result<SqliteConnection, StoreError> {
         let mut connection = self.options().connect().await.map_err(|error| self.unopened(error))?;
-        let is_empty = self.is_empty(&mut connection).await?;
+        let format = self.format(&mut connection).await?;
         use_wal(&mut connection, &self.file).await?;
-        if is_empty {
+        if format.is_none() {
             let derivation = derivation.map(Derivation::to_text).transpose()?;
             let created = create(&mut connection, &sealer.check_value()?, derivation.as_deref()).await;
             created.map_err(StoreError::unavailable)?;
         }
         self.check_key(&mut connection, sealer, key_place).await?;
+        if format.is_some_and(|format| format < FORMAT) {
+            add_items(&mut connection).await.map_err(StoreError::unavailable)?;
+        }
         Ok(connection)
     }
 
@@ -195,8 +212,7 @@ impl Place {
             return Ok(None);
         }
         let mut connection = self.options().read_only(true).connect().await.map_err(|error| self.unopened(error))?;
-        let is_empty = self.is_empty(&mut connection).await?;
-        Ok((!is_empty).then_some(connection))
+        Ok(self.format(&mut connection).await?.is_some().then_some(connection))
     }
 
     /// Whether the store was sealed with this key.
@@ -217,15 +233,21 @@ impl Place {
         }
     }
 
-    /// Whether the store is yet to be made; an error if what is there is not a store of ours.
-    async fn is_empty(&self, connection: &mut SqliteConnection) -> Result<bool, StoreError> {
+    /// Whether there are items in a store that was opened to be read.
+    pub(super) async fn has_items(&self, connection: &mut SqliteConnection) -> Result<bool, StoreError> {
+        Ok(self.format(connection).await?.is_some_and(|format| format >= FORMAT))
+    }
+
+    /// The format of the store, `None` when it is yet to be made; an error if what is there is not a store that this
+    /// version can read.
+    async fn format(&self, connection: &mut SqliteConnection) -> Result<Option<i64>, StoreError> {
         let mut ask = async |query: &'static str| -> Result<i64, StoreError> {
             sqlx::query_scalar(query).fetch_one(&mut *connection).await.map_err(|error| self.unopened(error))
         };
         let tables = ask("SELECT count(*) FROM sqlite_schema").await?;
         match (ask("PRAGMA application_id").await?, ask("PRAGMA user_version").await?) {
-            (APPLICATION, FORMAT) => Ok(false),
-            (0, 0) if tables == 0 => Ok(true),
+            (APPLICATION, format @ 1..=FORMAT) => Ok(Some(format)),
+            (0, 0) if tables == 0 => Ok(None),
             (APPLICATION, format) if format > FORMAT => Err(StoreError::NewerStore {
                 place: self.file.display().to_string(),
                 format: format.try_into().unwrap_or(u32::MAX),
@@ -267,8 +289,16 @@ async fn use_wal(connection: &mut SqliteConnection, file: &Path) -> Result<(), S
 async fn create(connection: &mut SqliteConnection, check: &[u8], derivation: Option<&str>) -> Result<(), sqlx::Error> {
     sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
     sqlx::raw_sql(SCHEMA).execute(&mut *connection).await?;
+    sqlx::raw_sql(ITEMS).execute(&mut *connection).await?;
     let meta = sqlx::query("INSERT INTO meta (only, key_check, deleted_revision, derivation) VALUES (1, ?1, 0, ?2)");
     meta.bind(check).bind(derivation).execute(&mut *connection).await?;
+    sqlx::query("COMMIT").execute(connection).await?;
+    Ok(())
+}
+
+async fn add_items(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
+    sqlx::raw_sql(ITEMS).execute(&mut *connection).await?;
     sqlx::query("COMMIT").execute(connection).await?;
     Ok(())
 }

@@ -19,11 +19,12 @@ use sqlx::{Connection as _, SqliteConnection};
 
 use super::{
     database::Place,
-    owner,
+    items, owner,
     rows::{self, run},
 };
 use crate::{
-    account::Account,
+    account::{Account, ItemName},
+    item::ItemKind,
     private::{self, FileError},
     store::{
         KeyId, StoreError,
@@ -42,7 +43,9 @@ pub struct Examination {
     pub damage: Vec<String>,
     /// Every record, and why it does not open.
     pub records: Vec<(Account, Result<(), StoreError>)>,
-    /// Records whose names are damaged.
+    /// Every item, and why it does not open.
+    pub items: Vec<(ItemKind, ItemName, Result<(), StoreError>)>,
+    /// Records and items whose names are damaged.
     pub nameless: usize,
 }
 
@@ -50,7 +53,13 @@ impl Examination {
     /// Whether nothing is wrong.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        self.damage.is_empty() && self.nameless == 0 && self.records.iter().all(|(_, opens)| opens.is_ok())
+        self.damage.is_empty() && self.nameless == 0 && self.unreadable().next().is_none()
+    }
+
+    /// Why records and items do not open, one error for each that does not.
+    pub fn unreadable(&self) -> impl Iterator<Item = &StoreError> {
+        let records = self.records.iter().map(|(_, opens)| opens);
+        records.chain(self.items.iter().map(|(.., opens)| opens)).filter_map(|opens| opens.as_ref().err())
     }
 }
 
@@ -166,16 +175,29 @@ impl Rekeying {
         self.sealer.key_id()
     }
 
-    /// Seals every record with the new key, in one commit (invariant 2). Gives how many there are, and the new key's
-    /// id. A record that does not open is an error, and nothing is changed.
-    pub async fn seal_anew(&mut self, next: Key) -> Result<(usize, KeyId), StoreError> {
+    /// Seals every record and item with the new key, in one commit (invariant 2). One that does not open is an error,
+    /// and nothing is changed.
+    pub async fn seal_anew(&mut self, next: Key) -> Result<SealedAnew, StoreError> {
         let Key { secret, derivation } = next;
         let next = Sealer::new(secret);
         let derivation = derivation.as_ref().map(Derivation::to_text).transpose()?;
-        let fail = |error| self.place.unopened(error);
         // What was sealed with the old key is not to stay behind in pages that are free.
-        run(&mut self.connection, "PRAGMA secure_delete = ON").await.map_err(fail)?;
-        run(&mut self.connection, "BEGIN IMMEDIATE").await.map_err(fail)?;
+        run(&mut self.connection, "PRAGMA secure_delete = ON").await.map_err(|error| self.place.unopened(error))?;
+        run(&mut self.connection, "BEGIN IMMEDIATE").await.map_err(|error| self.place.unopened(error))?;
+        let records = self.reseal_records(&next).await?;
+        let items = self.reseal_items(&next).await?;
+        let fail = |error| self.place.unopened(error);
+        let meta = sqlx::query("UPDATE meta SET key_check = ?1, derivation = ?2");
+        let meta = meta.bind(next.check_value()?).bind(derivation);
+        meta.execute(&mut self.connection).await.map_err(fail)?;
+        run(&mut self.connection, "COMMIT").await.map_err(fail)?;
+        let key = next.key_id()?;
+        self.sealer = next;
+        Ok(SealedAnew { records, items, key })
+    }
+
+    async fn reseal_records(&mut self, next: &Sealer) -> Result<usize, StoreError> {
+        let fail = |error| self.place.unopened(error);
         let (mut last, mut count) = ((String::new(), String::new()), 0);
         loop {
             let page = sqlx::query(rows::NEXT).bind(&last.0).bind(&last.1).fetch_all(&mut self.connection).await;
@@ -191,13 +213,19 @@ impl Rekeying {
                 count += 1;
             }
         }
-        let meta = sqlx::query("UPDATE meta SET key_check = ?1, derivation = ?2");
-        let meta = meta.bind(next.check_value()?).bind(derivation);
-        meta.execute(&mut self.connection).await.map_err(fail)?;
-        run(&mut self.connection, "COMMIT").await.map_err(fail)?;
-        let id = next.key_id()?;
-        self.sealer = next;
-        Ok((count, id))
+        Ok(count)
+    }
+
+    async fn reseal_items(&mut self, next: &Sealer) -> Result<usize, StoreError> {
+        let fail = |error| self.place.unopened(error);
+        let found = sqlx::query(items::ALL).fetch_all(&mut self.connection).await.map_err(fail)?;
+        for row in &found {
+            let (kind, name) = items::read_names(row).ok_or_else(|| nameless(&self.place))?;
+            let item = items::open(&self.sealer, kind, &name, row)?;
+            let sealed = next.seal_item(kind, &name, &item)?;
+            items::reseal(&mut self.connection, (kind, &name), &sealed).await.map_err(fail)?;
+        }
+        Ok(found.len())
     }
 
     /// Lets others in again.
@@ -206,12 +234,26 @@ impl Rekeying {
     }
 }
 
+/// What a change of the key came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SealedAnew {
+    /// How many records are sealed anew.
+    pub records: usize,
+    /// How many items.
+    pub items: usize,
+    /// Which key opens them now.
+    pub key: KeyId,
+}
+
 fn missing(place: &Place) -> StoreError {
     unfit(&place.file, "there is no store; `credproxy serve` makes one")
 }
 
 fn nameless(place: &Place) -> StoreError {
-    unfit(&place.file, "holds a record whose name is damaged; put back a backup, or move the store away to begin anew")
+    unfit(
+        &place.file,
+        "holds a record or item whose name is damaged; put back a backup, or move the store away to begin anew",
+    )
 }
 
 /// Connects to a store that is there and opens with this key, for reading at one moment.
@@ -230,8 +272,9 @@ async fn look_through(
     let mut damage: Vec<String> =
         sqlx::query_scalar("PRAGMA integrity_check").fetch_all(&mut *connection).await.map_err(fail)?;
     damage.retain(|line| line != "ok");
-    let (mut records, mut nameless) = (Vec::new(), 0);
-    // One statement sees the store at one moment.
+    let (mut records, mut items, mut nameless) = (Vec::new(), Vec::new(), 0);
+    // One transaction sees the store at one moment. It ends with the connection.
+    run(connection, "BEGIN").await.map_err(fail)?;
     for row in sqlx::query(rows::LIST).fetch_all(&mut *connection).await.map_err(fail)? {
         let Some(account) = rows::read_account(&row) else {
             nameless += 1;
@@ -243,7 +286,17 @@ async fn look_through(
         };
         records.push((account, opened));
     }
-    Ok(Examination { key: sealer.key_id()?, damage, records, nameless })
+    if place.has_items(connection).await? {
+        for row in sqlx::query(items::ALL).fetch_all(&mut *connection).await.map_err(fail)? {
+            let Some((kind, name)) = items::read_names(&row) else {
+                nameless += 1;
+                continue;
+            };
+            let opened = items::open(sealer, kind, &name, &row).map(drop);
+            items.push((kind, name, opened));
+        }
+    }
+    Ok(Examination { key: sealer.key_id()?, damage, records, items, nameless })
 }
 
 async fn copy(connection: &mut SqliteConnection, draft: &Path) -> Result<(), StoreError> {

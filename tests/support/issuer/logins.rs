@@ -42,6 +42,11 @@ impl Issuer {
         self.shared.lock().logins.decisions.extend(answers);
     }
 
+    /// Takes back what was decided and not yet heard.
+    pub(crate) fn forget_decisions(&self) {
+        self.shared.lock().logins.decisions.clear();
+    }
+
     /// What the next device that begins a login gets to hear.
     pub(crate) fn answer_device(&self, answer: Raw) {
         self.shared.lock().logins.device_answer = Some(answer);

@@ -6,9 +6,10 @@ use super::*;
 use crate::{
     clock::Timestamp,
     grant::{Extra, Grant, GrantId, Version},
-    secret::{AccessToken, Passphrase, RefreshToken, StoreKey},
+    item::{Item, ItemTag},
+    secret::{AccessToken, Content, Passphrase, RefreshToken, StoreKey},
     store::{
-        Expect, Store as _,
+        Expect, Shelf as _, Store as _,
         key::{self, passphrase::Derivation},
         sqlite::Sqlite,
     },
@@ -17,12 +18,15 @@ use crate::{
 struct Bench(tempfile::TempDir);
 
 impl Bench {
-    /// A store of some accounts, whose key is in a file.
+    /// A store of some accounts and two items, whose key is in a file.
     async fn new(accounts: usize) -> Self {
         let bench = Self(tempfile::tempdir().unwrap());
         let store = bench.open().await.unwrap();
         for number in 0..accounts {
             store.put(&account(number), &grant(number), &Expect::Whatever).await.unwrap();
+        }
+        for kind in ItemKind::ALL {
+            store.put_item(kind, &name("one"), &item(kind), &Expect::Whatever).await.unwrap();
         }
         store.close().await.unwrap();
         bench
@@ -67,6 +71,19 @@ fn account(number: usize) -> Account {
     format!("corp/{number}").parse().unwrap()
 }
 
+fn name(text: &str) -> ItemName {
+    text.parse().unwrap()
+}
+
+fn item(kind: ItemKind) -> Item {
+    Item { tag: ItemTag::from_bytes([5; 16]), content: Content::new(format!("canary-{kind}").into_bytes()) }
+}
+
+#[expect(clippy::disallowed_methods, reason = "compares contents in a test")]
+fn assert_same(left: &Item, right: &Item) {
+    assert_eq!((left.tag, left.content.expose_secret()), (right.tag, right.content.expose_secret()));
+}
+
 fn grant(number: usize) -> Grant {
     Grant {
         version: Version { id: GrantId::from_bytes([7; 16]), generation: 3 },
@@ -95,19 +112,24 @@ async fn every_record_opens_with_the_new_key_alone_and_is_the_same_grant() {
     key::stage(&bench.key_file()).unwrap();
     let mut rekeying = bench.begin().await.unwrap();
     let before = rekeying.key_id().unwrap();
-    let (records, now) = rekeying.seal_anew(bench.staged()).await.unwrap();
-    assert!(records == MANY && before != now);
+    let done = rekeying.seal_anew(bench.staged()).await.unwrap();
+    assert_eq!((done.records, done.items), (MANY, 2));
+    assert_ne!(done.key, before);
     rekeying.end().await.unwrap();
 
     assert_wrong_key(&bench.examine(old).await);
     let found = bench.examine(bench.staged()).await.unwrap();
-    assert!(found.is_sound() && found.records.len() == MANY && found.key == now);
+    assert!(found.is_sound() && found.records.len() == MANY && found.key == done.key);
     key::switch(&bench.key_file(), &bench.staged().secret).unwrap();
     let store = bench.open().await.unwrap();
     let record = store.load(&account(42)).await.unwrap().unwrap();
     #[expect(clippy::disallowed_methods, reason = "compares tokens in a test")]
     let token = record.grant.access_token.expose_secret().to_owned();
     assert_eq!((token.as_str(), record.grant.version), ("canary-at-42", grant(42).version));
+    for kind in ItemKind::ALL {
+        let kept = store.item(kind, &name("one")).await.unwrap().unwrap();
+        assert_same(&kept, &item(kind));
+    }
     store.close().await.unwrap();
 }
 
@@ -132,6 +154,19 @@ async fn a_change_that_fails_in_the_middle_changes_nothing() {
     drop(rekeying);
     let found = bench.examine(bench.key()).await.unwrap();
     assert_eq!(found.records.iter().filter(|(_, opens)| opens.is_ok()).count(), MANY - 1);
+}
+
+#[tokio::test]
+async fn a_change_that_fails_at_an_item_changes_no_record_either() {
+    let bench = Bench::new(3).await;
+    bench.sql("UPDATE items SET tag = x'01' WHERE kind = 'sandbox'").await;
+    key::stage(&bench.key_file()).unwrap();
+    let mut rekeying = bench.begin().await.unwrap();
+    let failed = rekeying.seal_anew(bench.staged()).await;
+    assert!(matches!(&failed, Err(StoreError::UnreadableItem { kind: ItemKind::Sandbox, .. })), "{failed:?}");
+    drop(rekeying);
+    let found = bench.examine(bench.key()).await.unwrap();
+    assert_eq!((found.records.len(), found.unreadable().count()), (3, 1));
 }
 
 #[tokio::test]
@@ -190,7 +225,7 @@ async fn a_backup_is_the_store_at_one_moment_private_and_new() {
     let target = bench.0.path().join("copy.db");
     let copied = back_up(&bench.file(), bench.key(), "store.key", &target).await.unwrap();
     store.put(&account(9), &grant(9), &Expect::Whatever).await.unwrap();
-    assert!(copied.is_sound() && copied.records.len() == 3);
+    assert!(copied.is_sound() && copied.records.len() == 3 && copied.items.len() == 2);
     assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o600);
     let found = examine(&target, bench.key(), "store.key").await.unwrap();
     assert!(found.is_sound() && found.records.len() == 3 && found.key == copied.key);
@@ -205,6 +240,8 @@ async fn a_backup_is_the_store_at_one_moment_private_and_new() {
     // It is a store like any other.
     let restored = Sqlite::open(&target, bench.key(), "store.key").await.unwrap();
     assert_eq!(restored.list().await.unwrap().len(), 3);
+    let kept = restored.item(ItemKind::ApiKey, &name("one")).await.unwrap().unwrap();
+    assert_same(&kept, &item(ItemKind::ApiKey));
     restored.close().await.unwrap();
 }
 
@@ -214,10 +251,44 @@ async fn damage_is_found_record_by_record() {
     bench.sql("UPDATE records SET sealed = x'0102' WHERE bucket = '1'").await;
     bench.sql("UPDATE records SET sealed = CAST(x'09' || substr(sealed, 2) AS BLOB) WHERE bucket = '2'").await;
     bench.sql("INSERT INTO records SELECT 'corp', 'bad name', sealed, grant_id, 1, 1, NULL, NULL, NULL, NULL FROM records LIMIT 1").await;
+    bench.sql("UPDATE items SET sealed = x'0102' WHERE kind = 'api_key'").await;
+    bench.sql("INSERT INTO items SELECT kind, 'bad name', tag, sealed FROM items LIMIT 1").await;
+    bench.sql("INSERT INTO items SELECT 'mystery', name, tag, sealed FROM items LIMIT 1").await;
     let found = bench.examine(bench.key()).await.unwrap();
-    assert!(!found.is_sound() && found.damage.is_empty() && found.nameless == 1, "{found:?}");
+    assert!(!found.is_sound() && found.damage.is_empty() && found.nameless == 3, "{found:?}");
     let errors: Vec<_> = found.records.iter().map(|(_, opens)| opens.as_ref().err().map(ToString::to_string)).collect();
     assert_eq!(errors[0], None);
     assert!(errors[1].as_ref().unwrap().contains("corp/1 cannot be read"), "{errors:?}");
     assert!(errors[2].as_ref().unwrap().contains("format 9"), "{errors:?}");
+    let [(ItemKind::ApiKey, _, Err(error)), (ItemKind::Sandbox, _, Ok(()))] = &found.items[..] else {
+        panic!("{:?}", found.items)
+    };
+    assert!(error.to_string().starts_with("the API key one cannot be read"), "{error}");
+    assert_eq!(found.unreadable().count(), 3);
+}
+
+#[tokio::test]
+async fn a_store_of_the_format_before_is_examined_and_copied_as_it_is_and_rekeyed_as_one_of_today() {
+    let bench = Bench::new(3).await;
+    bench.sql("DROP TABLE items").await;
+    bench.sql("PRAGMA user_version = 1").await;
+    let target = bench.0.path().join("copy.db");
+    for found in [
+        bench.examine(bench.key()).await.unwrap(),
+        back_up(&bench.file(), bench.key(), "store.key", &target).await.unwrap(),
+        examine(&target, bench.key(), "store.key").await.unwrap(),
+    ] {
+        assert!(found.is_sound() && found.records.len() == 3 && found.items.is_empty(), "{found:?}");
+    }
+    let mut connection = Place::new(&target).unwrap().connect_to_read().await.unwrap().unwrap();
+    let format: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await.unwrap();
+    assert_eq!(format, 1, "who only looks changes nothing");
+    connection.close().await.unwrap();
+
+    key::stage(&bench.key_file()).unwrap();
+    let mut rekeying = bench.begin().await.unwrap();
+    let done = rekeying.seal_anew(bench.staged()).await.unwrap();
+    assert_eq!((done.records, done.items), (3, 0));
+    rekeying.end().await.unwrap();
+    assert!(bench.examine(bench.staged()).await.unwrap().is_sound());
 }

@@ -1,0 +1,76 @@
+//! A token that lasts, got over and over: beside a bare axum server that gives the same bytes.
+
+use std::time::Duration;
+
+use crate::{
+    Fallible,
+    load::{Load, closed, open, serial},
+    processors::stay_on,
+    server::Server,
+    table::{Pairs, Reach, Row},
+    world::{PAIRS, SHORT, World},
+};
+
+/// How the server is asked: the name of it, how many connections, and whether each request has one of its own.
+const WAYS: [(&str, usize, bool); 4] = [
+    ("1 connection", 1, false),
+    ("8 connections", 8, false),
+    ("64 connections", 64, false),
+    ("a connection per request, 8 at once", 8, true),
+];
+
+/// The part of the slower side's capacity at which latencies are measured.
+const PART: f64 = 0.5;
+
+/// As many connections as an open load may need at once where each request has its own.
+const SEATS: usize = 64;
+
+/// Latencies have long tails, which take longer to see.
+const LONG: Duration = Duration::from_secs(2);
+
+pub(crate) fn warm(world: &World) -> Fallible<Vec<Row>> {
+    let ours = world.credproxy(&world.home_with(10)?)?;
+    let bare = world.bare_like(&ours)?;
+    let mut rows = Vec::new();
+    for way in WAYS {
+        rows.extend(way_of_asking(&ours, &bare, way)?);
+    }
+    rows.push(on_one_processor(world, &ours, &bare)?);
+    Ok(rows)
+}
+
+fn way_of_asking(ours: &Server, bare: &Server, (name, connections, fresh): (&str, usize, bool)) -> Fallible<Vec<Row>> {
+    let loads = |connections| [ours, bare].map(|server| (server, Load { fresh, ..World::get(server, connections) }));
+    let [rates, used] = Pairs::measure(PAIRS, loads(connections), |(server, load)| {
+        let before = server.used()?;
+        let capacity = closed(load, SHORT)?;
+        let used = server.used()?.saturating_sub(before).as_secs_f64() * 1e6;
+        Ok([capacity.rate, used / f64::from(capacity.answers)])
+    })?;
+    let rate = rates.slower() * PART;
+    let seats = if fresh { SEATS } else { connections };
+    let [median, tail, far_tail] = Pairs::measure(PAIRS, loads(seats), |(_, load)| {
+        let latencies = open(load, rate, LONG)?;
+        Ok([500, 990, 999].map(|wanted| latencies.per_mille(wanted)))
+    })?;
+    let row = |what: &str, unit, pairs| Row::ratio(format!("warm GET, {name}: {what}"), unit, pairs);
+    let (mut throughput, mut tail) = (row("answers", "1/s", &rates), row("p99", "µs", &tail));
+    if connections > 1 && !fresh {
+        throughput = throughput.reach(Reach::RatioAtLeast(0.90));
+    }
+    if connections == 8 && !fresh {
+        tail = tail.reach(Reach::RatioAtMost(1.25));
+    }
+    let far_tail = row("p99.9", "µs", &far_tail);
+    Ok(vec![throughput, row("processor time per answer", "µs", &used), row("p50", "µs", &median), tail, far_tail])
+}
+
+/// Across two processors, one connection shows the waking of the other processor and little else.
+fn on_one_processor(world: &World, ours: &Server, bare: &Server) -> Fallible<Row> {
+    stay_on(world.processors.server)?;
+    let loads = [ours, bare].map(|server| World::get(server, 1));
+    let measured = Pairs::measure(PAIRS, loads, |load| Ok([serial(load, SHORT)?.per_mille(500)]));
+    stay_on(world.processors.load)?;
+    let [pairs] = measured?;
+    Ok(Row::ratio("warm GET, 1 connection, both on one processor: p50", "µs", &pairs).reach(Reach::RatioAtMost(1.20)))
+}

@@ -1,0 +1,210 @@
+//! API keys: static secrets that a person sets, handed out as they are.
+//!
+//! Owns: what the store keeps of a key, and the rule that no key gives a refresh token away.
+//!
+//! Invariants:
+//! 1. Nothing is remembered here. Every answer comes from the store, so that it holds what another process changed, and
+//!    a key that cannot be read stands in nobody's way.
+//! 2. A change is carried out even if the caller goes away.
+//!
+//! Must not know: HTTP, SQL, who may have which key.
+
+use std::sync::Arc;
+
+use secrecy::ExposeSecret as _;
+use serde::{Deserialize, Serialize};
+use tokio_util::task::TaskTracker;
+use zeroize::Zeroizing;
+
+use crate::{
+    account::{ItemName, KeyName},
+    clock::{Clock, Timestamp},
+    item::{Item, ItemError, ItemKind, ItemTag},
+    secret::{ApiKey, RefreshToken},
+    store::{Expect, Put, Removed, Shelf, StoreError},
+};
+
+/// A key as its caller gets it.
+#[derive(Debug)]
+pub struct Key {
+    /// The key.
+    pub secret: ApiKey,
+    /// When it was set.
+    pub created_at: Timestamp,
+    /// Which value of the name's it is.
+    pub tag: ItemTag,
+}
+
+/// One line of [`Keys::list`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// What the key is called.
+    pub name: KeyName,
+    /// When it was set; `None` when it cannot be read.
+    pub created_at: Option<Timestamp>,
+}
+
+/// Why there is no key, or no change of one. Everything in it may be shown to the caller.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// None is stored under the name.
+    #[error("no API key is stored under this name")]
+    NotFound,
+    /// `If-Match` names another value.
+    #[error("the API key is not the one that If-Match names")]
+    PreconditionFailed,
+    /// What never leaves would leave with it.
+    #[error("the API key is or holds the refresh token of a stored grant, which never leaves")]
+    RevealsRefreshToken,
+    /// The store failed, or the key cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A fault of ours.
+    #[error("internal error")]
+    Internal,
+}
+
+impl From<ItemError> for KeyError {
+    fn from(_: ItemError) -> Self {
+        Self::Internal
+    }
+}
+
+/// The content of an item of the kind.
+#[derive(Serialize)]
+struct Keeping<'a> {
+    api_key: &'a str,
+    created_at: Timestamp,
+}
+
+/// The same, read back.
+#[derive(Deserialize)]
+struct Kept {
+    api_key: String,
+    created_at: Timestamp,
+}
+
+/// The keys in a store. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Keys(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Arc<dyn Shelf>,
+    clock: Arc<dyn Clock>,
+    tasks: TaskTracker,
+}
+
+impl Keys {
+    /// The keys that this store holds.
+    #[must_use]
+    pub fn new(store: Arc<dyn Shelf>, clock: Arc<dyn Clock>) -> Self {
+        Self(Arc::new(Inner { store, clock, tasks: TaskTracker::new() }))
+    }
+
+    /// One key.
+    pub async fn get(&self, name: &KeyName) -> Result<Key, KeyError> {
+        let name = name.clone().into();
+        let item = self.0.store.item(ItemKind::ApiKey, &name).await?.ok_or(KeyError::NotFound)?;
+        Ok(read(&name, &item)?)
+    }
+
+    /// Every key without its value, in the order of their names.
+    pub async fn list(&self) -> Result<Vec<Listed>, KeyError> {
+        let entries = self.0.store.items(ItemKind::ApiKey).await?.into_iter();
+        let listed = entries.map(|entry| Listed {
+            created_at: entry.item.and_then(|item| read(&entry.name, &item)).ok().map(|key| key.created_at),
+            name: entry.name.into(),
+        });
+        Ok(listed.collect())
+    }
+
+    /// Stores a key in the place of what the name had. Gives which value it is now.
+    pub async fn put(
+        &self,
+        name: &KeyName,
+        secret: ApiKey,
+        expect: Expect<ItemTag>,
+    ) -> Result<(Put, ItemTag), KeyError> {
+        let (inner, name) = (Arc::clone(&self.0), name.clone());
+        self.detached(async move {
+            let texts = Texts::of(&secret);
+            let grants = inner.store.list().await?.into_iter().filter_map(|entry| Some(entry.record.ok()?.grant));
+            let mut refresh_tokens = grants.filter_map(|grant| grant.refresh_token);
+            if refresh_tokens.any(|refresh_token| texts.hold(&refresh_token)) {
+                return Err(KeyError::RevealsRefreshToken);
+            }
+            let item = Item::new(&Keeping { api_key: texts.plain, created_at: inner.clock.now() })?;
+            let put = inner.store.put_item(ItemKind::ApiKey, &name.clone().into(), &item, &expect).await?;
+            if put == Put::Conflict {
+                return Err(KeyError::PreconditionFailed);
+            }
+            tracing::info!(key = %name, "API key stored");
+            Ok((put, item.tag))
+        })
+        .await
+    }
+
+    /// Deletes a key, one that cannot be read too.
+    pub async fn delete(&self, name: &KeyName, expect: Expect<ItemTag>) -> Result<(), KeyError> {
+        let (inner, name) = (Arc::clone(&self.0), name.clone());
+        self.detached(async move {
+            match inner.store.delete_item(ItemKind::ApiKey, &name.clone().into(), &expect).await? {
+                Removed::Gone => {
+                    tracing::info!(key = %name, "API key deleted");
+                    Ok(())
+                }
+                Removed::Missing => Err(KeyError::NotFound),
+                Removed::Conflict => Err(KeyError::PreconditionFailed),
+            }
+        })
+        .await
+    }
+
+    /// Whether the refresh token is, or is a part of, a key that may leave.
+    pub async fn reveal(&self, refresh_token: &RefreshToken) -> Result<bool, KeyError> {
+        let entries = self.0.store.items(ItemKind::ApiKey).await?.into_iter();
+        let mut keys = entries.filter_map(|entry| read(&entry.name, &entry.item.ok()?).ok());
+        Ok(keys.any(|key| Texts::of(&key.secret).hold(refresh_token)))
+    }
+
+    /// Waits for the changes under way.
+    pub async fn shut_down(&self) {
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+
+    /// Invariant 2.
+    async fn detached<T: Send + 'static>(
+        &self,
+        change: impl Future<Output = Result<T, KeyError>> + Send + 'static,
+    ) -> Result<T, KeyError> {
+        self.0.tasks.spawn(change).await.unwrap_or(Err(KeyError::Internal))
+    }
+}
+
+fn read(name: &ItemName, item: &Item) -> Result<Key, StoreError> {
+    let key = item.read().and_then(|Kept { api_key, created_at }| {
+        Some(Key { secret: ApiKey::new(api_key).ok()?, created_at, tag: item.tag })
+    });
+    key.ok_or_else(|| StoreError::UnreadableItem { kind: ItemKind::ApiKey, name: name.clone() })
+}
+
+/// A key as it is, and as an answer in JSON spells it.
+struct Texts<'a> {
+    plain: &'a str,
+    spelled: Zeroizing<String>,
+}
+
+impl<'a> Texts<'a> {
+    #[expect(clippy::disallowed_methods, reason = "the key goes from here into the store, sealed; the rest compares")]
+    fn of(secret: &'a ApiKey) -> Self {
+        let plain = secret.expose_secret();
+        // A text always serializes.
+        Self { plain, spelled: Zeroizing::new(serde_json::to_string(plain).unwrap_or_default()) }
+    }
+
+    fn hold(&self, refresh_token: &RefreshToken) -> bool {
+        refresh_token.occurs_in(self.plain) || refresh_token.occurs_in(&self.spelled)
+    }
+}

@@ -1,0 +1,153 @@
+//! `/v1/api-keys`: static keys.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    body::Body,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use secrecy::ExposeSecret as _;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::{
+    super::{
+        problem::Problem,
+        request::{KeySegment, LARGEST_GRANT, Query, if_match_item, members, none_match},
+    },
+    entity_tag,
+};
+use crate::{
+    account::KeyName,
+    clock::Timestamp,
+    keys::{Key, Keys, Listed},
+    policy::{Operation, Policy},
+    secret::ApiKey,
+    store::Put,
+};
+
+#[derive(Serialize)]
+pub(in crate::server) struct List {
+    api_keys: Vec<Line>,
+}
+
+#[derive(Serialize)]
+struct Line {
+    name: KeyName,
+    readable: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created_at: Option<i64>,
+}
+
+impl From<Listed> for Line {
+    fn from(listed: Listed) -> Self {
+        Self {
+            name: listed.name,
+            readable: listed.created_at.is_some(),
+            created_at: listed.created_at.map(Timestamp::as_secs),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct View<'a> {
+    name: &'a KeyName,
+    api_key: &'a str,
+    created_at: i64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Given {
+    api_key: String,
+}
+
+/// `listApiKeys`: the keys that the socket may have, without their values.
+pub(in crate::server) async fn list(
+    State(keys): State<Keys>,
+    State(policy): State<Arc<Policy>>,
+    uri: Uri,
+) -> Result<Json<List>, Problem> {
+    Query::parse(&uri, &[])?;
+    if !policy.may(Operation::Keys) {
+        return Err(Problem::unauthorized());
+    }
+    let listed = keys.list().await.map_err(|error| Problem::key(&error))?;
+    let api_keys = listed.into_iter().filter(|key| policy.permits_key(&key.name)).map(Line::from).collect();
+    Ok(Json(List { api_keys }))
+}
+
+/// `getApiKey`: a key as it is.
+pub(in crate::server) async fn get(
+    State(keys): State<Keys>,
+    State(policy): State<Arc<Policy>>,
+    KeySegment(name): KeySegment,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    Query::parse(&uri, &[])?;
+    none_match(&headers, "")?;
+    if !policy.permits_key(&name) {
+        return Err(Problem::unauthorized());
+    }
+    let key = keys.get(&name).await.map_err(|error| Problem::key(&error))?;
+    let tag = key.tag.to_string();
+    if none_match(&headers, &tag)? {
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, entity_tag(&tag))]).into_response());
+    }
+    let json = HeaderValue::from_static("application/json");
+    Ok(([(header::CONTENT_TYPE, json), (header::ETAG, entity_tag(&tag))], view(&name, &key)).into_response())
+}
+
+/// `putApiKey`: a key in the place of what the name had. The host's alone.
+pub(in crate::server) async fn put(
+    State(keys): State<Keys>,
+    State(policy): State<Arc<Policy>>,
+    KeySegment(name): KeySegment,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    Query::parse(&uri, &[])?;
+    let expect = if_match_item(&headers)?;
+    if !policy.may_write() {
+        return Err(Problem::unauthorized());
+    }
+    let given: Given = members(&headers, body, LARGEST_GRANT, "api_key").await?;
+    let secret = ApiKey::new(given.api_key).map_err(|error| Problem::invalid(format!("api_key {error}")))?;
+    let (put, tag) = keys.put(&name, secret, expect).await.map_err(|error| Problem::key(&error))?;
+    let etag = [(header::ETAG, entity_tag(&tag.to_string()))];
+    Ok(if put == Put::Created {
+        (StatusCode::CREATED, etag, [(header::LOCATION, format!("/v1/api-keys/{name}"))]).into_response()
+    } else {
+        (StatusCode::NO_CONTENT, etag).into_response()
+    })
+}
+
+/// `deleteApiKey`: the key is gone. The host's alone.
+pub(in crate::server) async fn delete(
+    State(keys): State<Keys>,
+    State(policy): State<Arc<Policy>>,
+    KeySegment(name): KeySegment,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
+    Query::parse(&uri, &[])?;
+    let expect = if_match_item(&headers)?;
+    if !policy.may_write() {
+        return Err(Problem::unauthorized());
+    }
+    keys.delete(&name, expect).await.map_err(|error| Problem::key(&error))?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the caller asked for the key, and may have it")]
+fn view(name: &KeyName, key: &Key) -> Bytes {
+    let view = View { name, api_key: key.secret.expose_secret(), created_at: key.created_at.as_secs() };
+    // Strings and integers always serialize.
+    Bytes::from_owner(Zeroizing::new(serde_json::to_vec(&view).unwrap_or_default()))
+}

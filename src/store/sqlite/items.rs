@@ -1,0 +1,152 @@
+//! The items: the statements on their table, and the trait.
+//!
+//! Owns: what is read from and written to a row of an item. The invariants of the statements on records hold here too.
+//!
+//! Must not know: what an item holds.
+
+use async_trait::async_trait;
+use sqlx::{
+    Row as _, SqliteConnection,
+    query::Query,
+    sqlite::{SqliteArguments, SqliteRow},
+};
+
+use super::{Sqlite, rows::run};
+use crate::{
+    account::ItemName,
+    item::{Item, ItemKind, ItemTag},
+    store::{Expect, ItemEntry, Put, Removed, Shelf, StoreError, seal::Sealer},
+};
+
+const LOAD: &str = "SELECT tag, sealed FROM items WHERE kind = ?1 AND name = ?2";
+
+const LIST: &str = "SELECT tag, sealed, kind, name FROM items WHERE kind = ?1 ORDER BY name";
+
+/// Every item of every kind. There are as many as a person made, by hand or by a program of theirs.
+pub(super) const ALL: &str = "SELECT tag, sealed, kind, name FROM items ORDER BY kind, name";
+
+/// A statement on one item: the first two parameters of each are its kind and name.
+fn on<'a>(kind: ItemKind, name: &'a ItemName, statement: &'static str) -> Query<'a, sqlx::Sqlite, SqliteArguments> {
+    sqlx::query(statement).bind(kind.as_str()).bind(name.as_str())
+}
+
+fn read_tag(row: &SqliteRow) -> Option<ItemTag> {
+    Some(ItemTag::from_bytes(row.try_get::<&[u8], _>("tag").ok()?.try_into().ok()?))
+}
+
+/// Which item a row of [`ALL`] or [`LIST`] is; `None` when its kind or name is damaged.
+pub(super) fn read_names(row: &SqliteRow) -> Option<(ItemKind, ItemName)> {
+    let kind: &str = row.try_get("kind").ok()?;
+    let kind = ItemKind::ALL.into_iter().find(|known| known.as_str() == kind)?;
+    Some((kind, row.try_get::<&str, _>("name").ok()?.parse().ok()?))
+}
+
+/// Opens a row.
+pub(super) fn open(sealer: &Sealer, kind: ItemKind, name: &ItemName, row: &SqliteRow) -> Result<Item, StoreError> {
+    let damaged = || StoreError::UnreadableItem { kind, name: name.clone() };
+    let tag = read_tag(row).ok_or_else(damaged)?;
+    sealer.open_item(kind, name, tag, row.try_get("sealed").map_err(|_| damaged())?)
+}
+
+async fn put(
+    connection: &mut SqliteConnection,
+    (kind, name): (ItemKind, &ItemName),
+    (tag, sealed): (ItemTag, &[u8]),
+    expect: &Expect<ItemTag>,
+) -> Result<Put, sqlx::Error> {
+    run(connection, "BEGIN IMMEDIATE").await?;
+    let (met, put) = match on(kind, name, LOAD).fetch_optional(&mut *connection).await? {
+        Some(row) => (expect.allows(read_tag(&row)), Put::Replaced),
+        None => (expect.allows_none(), Put::Created),
+    };
+    if !met {
+        run(connection, "ROLLBACK").await?;
+        return Ok(Put::Conflict);
+    }
+    let query = on(kind, name, "INSERT OR REPLACE INTO items (kind, name, tag, sealed) VALUES (?1, ?2, ?3, ?4)");
+    query.bind(&tag.to_bytes()[..]).bind(sealed).execute(&mut *connection).await?;
+    run(connection, "COMMIT").await?;
+    Ok(put)
+}
+
+async fn delete(
+    connection: &mut SqliteConnection,
+    (kind, name): (ItemKind, &ItemName),
+    expect: &Expect<ItemTag>,
+) -> Result<Removed, sqlx::Error> {
+    run(connection, "BEGIN IMMEDIATE").await?;
+    let removed = match on(kind, name, LOAD).fetch_optional(&mut *connection).await? {
+        Some(row) if expect.allows(read_tag(&row)) => Removed::Gone,
+        Some(_) => Removed::Conflict,
+        None => Removed::Missing,
+    };
+    if removed == Removed::Gone {
+        on(kind, name, "DELETE FROM items WHERE kind = ?1 AND name = ?2").execute(&mut *connection).await?;
+    }
+    run(connection, "COMMIT").await?;
+    Ok(removed)
+}
+
+/// Puts other sealed bytes in the place of an item's, for the same content.
+pub(super) async fn reseal(
+    connection: &mut SqliteConnection,
+    (kind, name): (ItemKind, &ItemName),
+    sealed: &[u8],
+) -> Result<(), sqlx::Error> {
+    let query = on(kind, name, "UPDATE items SET sealed = ?3 WHERE kind = ?1 AND name = ?2");
+    query.bind(sealed).execute(connection).await.map(|_| ())
+}
+
+#[async_trait]
+impl Shelf for Sqlite {
+    async fn item(&self, kind: ItemKind, name: &ItemName) -> Result<Option<Item>, StoreError> {
+        self.shared.place.ensure_in_place()?;
+        let found = on(kind, name, LOAD).fetch_optional(&self.shared.readers).await;
+        let found = found.map_err(StoreError::unavailable)?;
+        found.map(|row| open(&self.shared.sealer, kind, name, &row)).transpose()
+    }
+
+    async fn items(&self, kind: ItemKind) -> Result<Vec<ItemEntry>, StoreError> {
+        self.shared.place.ensure_in_place()?;
+        let found = sqlx::query(LIST).bind(kind.as_str()).fetch_all(&self.shared.readers).await;
+        let entry = |row: &SqliteRow| {
+            let Some((_, name)) = read_names(row) else {
+                tracing::warn!(%kind, "the store holds an item whose name is damaged; it is left alone");
+                return None;
+            };
+            let item = open(&self.shared.sealer, kind, &name, row);
+            Some(ItemEntry { name, item })
+        };
+        Ok(found.map_err(StoreError::unavailable)?.iter().filter_map(entry).collect())
+    }
+
+    async fn put_item(
+        &self,
+        kind: ItemKind,
+        name: &ItemName,
+        item: &Item,
+        expect: &Expect<ItemTag>,
+    ) -> Result<Put, StoreError> {
+        let sealed = self.shared.sealer.seal_item(kind, name, item)?;
+        let (name, tag, expect) = (name.clone(), item.tag, expect.clone());
+        self.write(move |_, connection| {
+            Box::pin(async move {
+                put(connection, (kind, &name), (tag, &sealed), &expect).await.map_err(StoreError::unavailable)
+            })
+        })
+        .await
+    }
+
+    async fn delete_item(
+        &self,
+        kind: ItemKind,
+        name: &ItemName,
+        expect: &Expect<ItemTag>,
+    ) -> Result<Removed, StoreError> {
+        let (name, expect) = (name.clone(), expect.clone());
+        self.write(move |_, connection| {
+            Box::pin(async move { delete(connection, (kind, &name), &expect).await.map_err(StoreError::unavailable) })
+        })
+        .await
+    }
+}
