@@ -203,7 +203,28 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::SystemClock;
+    use crate::{
+        audit::{Destination, OnFailure, Rotation, Settings},
+        clock::SystemClock,
+    };
+
+    #[tokio::test]
+    async fn a_request_that_is_dropped_leaves_a_line() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("log/audit.log");
+        let to = Destination::File(Rotation { path: path.clone(), max_size: 1000, keep: 1 });
+        let settings = Settings { to, on_failure: OnFailure::Open };
+        let audit = Audit::start(&settings, Arc::new(SystemClock::new())).unwrap();
+        let hangs = tower::service_fn(|_: Request| std::future::pending::<Result<Response, Infallible>>());
+        let gate = Gate::new(Arc::new(SystemClock::new()), audit.clone(), "s");
+        let mut passing = gate.layer(hangs).call(Request::default());
+        assert!(futures_util::poll!(&mut passing).is_pending());
+        drop(passing);
+        audit.close().await;
+        let text = std::fs::read_to_string(path).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains("\"operation\":\"unknown\",\"outcome\":\"abandoned\",\"latency_us\""), "{text}");
+    }
 
     #[tokio::test]
     async fn a_panic_is_answered_without_its_words() {

@@ -94,7 +94,9 @@ impl Seats {
 
     fn ask(self: &Arc<Self>, user: u32) -> Asked {
         let mut state = self.lock();
-        if state.of_user.get(&user).is_some_and(|seats| *seats >= self.most_per_user) {
+        // A share that is all of them is none: whoever is alone waits like everybody.
+        let share = Some(self.most_per_user).filter(|share| *share < self.most);
+        if share.is_some_and(|share| state.of_user.get(&user).is_some_and(|seats| *seats >= share)) {
             if !state.evict(|holder| holder.user == user) {
                 return Asked::OverShare;
             }
@@ -282,7 +284,7 @@ mod tests {
         let second = waiting.await.unwrap();
         assert!(evicted(&first));
         let _busy = second.usher().begin().unwrap();
-        let waiting = seats.take(ME);
+        let waiting = seats.take(YOU);
         tokio::pin!(waiting);
         assert!(waiting.as_mut().now_or_never().is_none());
         drop((first, second));

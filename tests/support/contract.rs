@@ -127,7 +127,9 @@ impl Contract {
             }
         }
         let shared = &document["components"]["responses"];
-        let elsewhere = [(400, "InvalidRequest"), (404, "RouteNotFound"), (405, "MethodNotAllowed")]
+        let elsewhere =
+            [(400, "InvalidRequest"), (404, "RouteNotFound"), (405, "MethodNotAllowed"), (429, "TooManyRequests")];
+        let elsewhere = elsewhere
             .into_iter()
             .map(|(status, name)| Ok((status, Answer::read(&shared[name])?)))
             .collect::<Result<_, String>>()?;
@@ -168,7 +170,8 @@ impl Contract {
         let method = if exchange.method == "HEAD" { "GET" } else { exchange.method };
         let Some((operation, values)) = on_path.iter().find(|(operation, _)| operation.method == method) else {
             let refusal = if on_path.is_empty() { 404 } else { 405 };
-            let answer = self.elsewhere.get(&exchange.status).filter(|_| [400, refusal].contains(&exchange.status));
+            let answer =
+                self.elsewhere.get(&exchange.status).filter(|_| [400, 429, refusal].contains(&exchange.status));
             return answer.ok_or_else(|| format!("no operation is here, so {refusal} is due"))?.check(exchange);
         };
         let answer = operation.answers.get(&exchange.status);
