@@ -243,30 +243,38 @@ async fn a_connection_over_the_limit_takes_the_place_of_the_one_that_is_idle_for
     assert_eq!(states, [true, false, false]);
 }
 
+/// Two connections of the sandbox's, each of which waits for the provider until the gate is opened.
+async fn two_busy(world: &World) -> (Gate, Vec<UnixStream>) {
+    let gate = Gate::new();
+    let mut busy = Vec::new();
+    for bucket in ["one", "two"] {
+        world.log_in(bucket).await;
+        world.issuer.script(Answer::HoldAfter(gate.clone()));
+        let mut stream = open(&world.sandbox()).await;
+        let request = format!("POST {REFRESH}?bucket={bucket} HTTP/1.1\r\nHost: x\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        busy.push(stream);
+        gate.wait_for_arrivals(busy.len()).await;
+    }
+    (gate, busy)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn while_every_connection_is_busy_the_next_one_waits() {
     let world = World::with("connections = 2", "", "").await;
-    let tag = world.ask("GET", TOKEN, &[]).await.header("etag").unwrap().to_owned();
-    let poll = format!("GET {TOKEN} HTTP/1.1\r\nHost: x\r\nIf-None-Match: {tag}\r\nPrefer: wait=60\r\n\r\n");
-    let mut polls = Vec::new();
-    for _ in 0..2 {
-        let mut stream = open(&world.sandbox()).await;
-        stream.write_all(poll.as_bytes()).await.unwrap();
-        polls.push(stream);
-    }
-    // Nothing tells that a request has come in.
-    tokio::time::sleep(A_WHILE).await;
+    let (gate, busy) = two_busy(&world).await;
     let mut third = JoinSet::new();
     let socket = world.sandbox();
     third.spawn(async move { request(&socket, "GET", TOKEN, &[], "").await.status });
     assert!(timeout(A_WHILE, third.join_next()).await.is_err(), "it waits");
-    // The host's socket has its own places; a new token ends the polls.
-    assert_eq!(world.daemon.request("POST", REFRESH, &[], "").await.status, 200);
+    // The host's socket has its own places.
+    assert_eq!(world.daemon.request("GET", TOKEN, &[], "").await.status, 200);
+    gate.open();
     assert_eq!(timeout(AT_ONCE, third.join_next()).await.expect("there is a place").unwrap().unwrap(), 200);
-    for stream in &mut polls {
+    for mut stream in busy {
         let mut answer = [0; 15];
         stream.read_exact(&mut answer).await.unwrap();
-        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+        assert_eq!(&answer, b"HTTP/1.1 200 OK", "nobody is thrown out with a request under way");
     }
 }
 
@@ -280,19 +288,12 @@ async fn one_user_cannot_take_every_place() {
     for open in [world.home.path().to_owned(), world.home.path().join("run")] {
         fs::set_permissions(open, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     }
-    let tag = world.ask("GET", TOKEN, &[]).await.header("etag").unwrap().to_owned();
-    let poll = format!("GET {TOKEN} HTTP/1.1\r\nHost: x\r\nIf-None-Match: {tag}\r\nPrefer: wait=60\r\n\r\n");
-    let mut polls = Vec::new();
-    for _ in 0..2 {
-        let mut stream = open(&world.sandbox()).await;
-        stream.write_all(poll.as_bytes()).await.unwrap();
-        polls.push(stream);
-    }
-    tokio::time::sleep(A_WHILE).await;
     // Two of four are root's, and in use.
+    let (gate, _busy) = two_busy(&world).await;
     assert!(closed(&mut open(&world.sandbox()).await).await);
     let answer = timeout(AT_ONCE, ask_as(65534, &world.sandbox())).await.expect("the other user has places");
     assert!(answer.contains("200 OK"), "{answer}");
+    gate.open();
     let refused = |line: &Value| {
         (&line["operation"], &line["outcome"], &line["uid"]) == (&json!("connect"), &json!("RATE_LIMITED"), &json!(0))
     };

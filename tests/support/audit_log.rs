@@ -14,8 +14,19 @@ pub(crate) fn place(home: &Home) -> PathBuf {
     home.path().join("state/credproxy/audit.log")
 }
 
-/// All that is written, the oldest file first.
+/// All that is written, the oldest file first: read until it does not change under the reader.
 pub(crate) fn text(path: &Path) -> String {
+    let mut before = read(path);
+    loop {
+        let now = read(path);
+        if now == before {
+            return now;
+        }
+        before = now;
+    }
+}
+
+fn read(path: &Path) -> String {
     let numbered = |number: &u32| fs::read_to_string(path.with_added_extension(number.to_string())).ok();
     let full: Vec<_> = (1..).map_while(|number| numbered(&number)).collect();
     full.into_iter().rev().chain(fs::read_to_string(path).ok()).collect()
