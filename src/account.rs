@@ -6,6 +6,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
+use hashbrown::Equivalent;
 use serde::{Deserialize, Serialize};
 
 use crate::secret::holds_forbidden_text;
@@ -26,7 +27,8 @@ pub enum NameError {
     Forbidden,
 }
 
-fn checked(text: &str) -> Result<Arc<str>, NameError> {
+/// Whether the text is a name.
+fn check(text: &str) -> Result<(), NameError> {
     let mut bytes = text.bytes();
     let well_formed = bytes.next().is_some_and(|first| first.is_ascii_alphanumeric())
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"._@+-".contains(&byte))
@@ -36,7 +38,7 @@ fn checked(text: &str) -> Result<Arc<str>, NameError> {
     } else if holds_forbidden_text(text) {
         Err(NameError::Forbidden)
     } else {
-        Ok(text.into())
+        Ok(())
     }
 }
 
@@ -59,7 +61,7 @@ macro_rules! name {
             type Err = NameError;
 
             fn from_str(text: &str) -> Result<Self, NameError> {
-                checked(text).map(Self)
+                check(text).map(|()| Self(text.into()))
             }
         }
 
@@ -102,6 +104,14 @@ name! {
     ItemName
 }
 
+impl ItemName {
+    /// What has 128 bits for a name is called by 32 hexadecimal digits.
+    #[must_use]
+    pub fn of_bits(bits: u128) -> Self {
+        Self(format!("{bits:032x}").into())
+    }
+}
+
 impl From<KeyName> for ItemName {
     fn from(name: KeyName) -> Self {
         Self(name.0)
@@ -114,9 +124,11 @@ impl From<ItemName> for KeyName {
     }
 }
 
+const DEFAULT_BUCKET: &str = "default";
+
 impl Default for Bucket {
     fn default() -> Self {
-        Self("default".into())
+        Self(DEFAULT_BUCKET.into())
     }
 }
 
@@ -140,6 +152,57 @@ impl Account {
 impl fmt::Display for Account {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}/{}", self.provider, self.bucket)
+    }
+}
+
+/// An [`Account`] by borrowed names: what a look-up needs, and costs no memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct AccountRef<'a> {
+    provider: &'a str,
+    bucket: &'a str,
+}
+
+/// Which of an account's names.
+pub type Which = &'static str;
+
+impl<'a> AccountRef<'a> {
+    /// The account of these names, which are as well-formed as an account's; without a bucket, `default`.
+    pub fn new(provider: &'a str, bucket: Option<&'a str>) -> Result<Self, (Which, NameError)> {
+        let bucket = bucket.unwrap_or(DEFAULT_BUCKET);
+        check(provider).map_err(|error| ("provider", error))?;
+        check(bucket).map_err(|error| ("bucket", error))?;
+        Ok(Self { provider, bucket })
+    }
+
+    /// The provider's name.
+    #[must_use]
+    pub const fn provider(self) -> &'a str {
+        self.provider
+    }
+}
+
+impl fmt::Display for AccountRef<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.provider, self.bucket)
+    }
+}
+
+impl<'a> From<&'a Account> for AccountRef<'a> {
+    fn from(account: &'a Account) -> Self {
+        Self { provider: account.provider.as_str(), bucket: account.bucket.as_str() }
+    }
+}
+
+impl From<AccountRef<'_>> for Account {
+    fn from(named: AccountRef<'_>) -> Self {
+        Self::new(ProviderName(named.provider.into()), Bucket(named.bucket.into()))
+    }
+}
+
+/// A map of accounts is asked by borrowed names: both hash alike.
+impl Equivalent<Account> for AccountRef<'_> {
+    fn equivalent(&self, account: &Account) -> bool {
+        AccountRef::from(account) == *self
     }
 }
 
@@ -183,6 +246,17 @@ mod tests {
         assert_eq!("corp".parse::<Account>().unwrap().to_string(), "corp/default");
         assert_eq!("corp/work".parse::<Account>().unwrap().to_string(), "corp/work");
         assert!("corp/a/b".parse::<Account>().is_err());
+    }
+
+    #[test]
+    fn borrowed_names_find_their_account_and_no_other() {
+        let accounts = ["a/bc", "ab/c", "a/default"].map(|text| text.parse::<Account>().unwrap());
+        let map: hashbrown::HashMap<Account, usize> = accounts.into_iter().zip(0..).collect();
+        let find = |provider, bucket| map.get(&AccountRef::new(provider, bucket).unwrap()).copied();
+        assert_eq!([find("a", Some("bc")), find("ab", Some("c")), find("a", None)], [Some(0), Some(1), Some(2)]);
+        assert_eq!([find("abc", None), find("a", Some("b"))], [None, None]);
+        assert_eq!(AccountRef::new("a/b", None).unwrap_err(), ("provider", NameError::Malformed));
+        assert_eq!(AccountRef::new("a", Some("")).unwrap_err(), ("bucket", NameError::Malformed));
     }
 
     proptest! {

@@ -25,7 +25,7 @@ use std::{
 use tokio::time::timeout;
 
 use crate::{
-    account::{Account, MAX_NAME},
+    account::{AccountRef, MAX_NAME},
     clock::{Clock, Timestamp},
     private::PrivateError,
 };
@@ -125,7 +125,7 @@ pub mod words {
 /// What a request is about, as far as it is known. Set once each.
 #[derive(Debug, Default)]
 pub struct Subject {
-    account: OnceLock<Account>,
+    account: OnceLock<String>,
     named: OnceLock<(Kind, String)>,
 }
 
@@ -152,8 +152,8 @@ impl Kind {
 
 impl Subject {
     /// It is about this account.
-    pub fn account(&self, account: &Account) {
-        self.account.get_or_init(|| account.clone());
+    pub fn account(&self, account: AccountRef<'_>) {
+        self.account.get_or_init(|| account.to_string());
     }
 
     /// It is about this thing. What has not the form of a name is not kept (invariant 1).

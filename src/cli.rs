@@ -24,12 +24,15 @@ use crate::{
 
 mod audit;
 mod check;
+mod exec;
 mod failure;
 mod import;
+mod key;
 mod login;
 mod logout;
 mod output;
 mod passphrase;
+mod providers;
 mod refresh;
 mod serve;
 mod status;
@@ -39,8 +42,11 @@ mod token;
 
 pub use audit::{AuditArgs, print_audit};
 pub use check::print_findings;
+pub use exec::Exec;
 pub use failure::{Exit, Failure};
+pub use key::KeyCommand;
 pub use passphrase::ask_passphrase;
+pub use providers::print_presets;
 pub use serve::print_dev_session;
 pub use store::{print_backup, print_rekeyed, print_verification};
 
@@ -78,6 +84,8 @@ pub enum Command {
     Serve(Serve),
     /// Check the configuration and its surroundings
     Check,
+    /// List the providers that need little configuration, and who uses them
+    Providers,
     /// Copy the store, check it, or change its key
     #[command(subcommand)]
     Store(StoreCommand),
@@ -141,11 +149,23 @@ pub enum ClientCommand {
     Refresh(AccountArgs),
     /// Show how every account stands; fails when the daemon is degraded
     Status,
-    /// Store a grant, given as JSON on standard input
+    /// Store a grant that another program has
     ///
-    /// The JSON has the form of a token answer: `access_token`, `refresh_token`, `token_type`, `scope`, and `expiry`
-    /// (seconds since 1970) or `expires_in` (seconds from now). Other members are kept as the provider's own.
-    Import(AccountArgs),
+    /// Known are a token answer (`access_token`, `refresh_token`, `token_type`, `scope`, and `expiry` in seconds since
+    /// 1970 or `expires_in`; other members are kept as the provider's own), the `auth.json` of Codex, the
+    /// `.credentials.json` of Claude Code, and the `oauth_creds.json` of Gemini CLI and Qwen Code. The source is left as
+    /// it is; the copy in it must not be used any more.
+    Import {
+        /// Whose it is to be.
+        #[command(flatten)]
+        account: AccountArgs,
+        /// The file to read, `-` for standard input [default: standard input]
+        #[arg(long, value_name = "FILE")]
+        from: Option<PathBuf>,
+    },
+    /// Set, show or delete static API keys
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Log in: by a browser, a code to type in elsewhere, or a code to paste here
     Login {
         /// Whose.
@@ -155,6 +175,12 @@ pub enum ClientCommand {
         #[arg(long)]
         flow: Option<Flow>,
     },
+    /// Run a command with a socket of its own, which is there for as long as the command runs
+    ///
+    /// CMD finds the socket in `CREDPROXY_SOCKET`, and reaches by it what is allowed here and nothing else. To give it to
+    /// a container, mount the directory that the socket is in. Its exit code is CMD's, 128 and the signal's number if a
+    /// signal ended it, 127 if there is no such command, and 126 if it cannot be run.
+    Exec(Exec),
     /// Revoke a grant at the provider, where it can be, and delete it
     Logout {
         /// Whose.
@@ -223,28 +249,36 @@ impl Options {
 /// Carries out what a running daemon is asked for.
 pub async fn run(options: &Options, command: &ClientCommand, env: &Environment) -> ExitCode {
     match ask(options, command, env).await {
-        Ok(exit) => exit.into(),
+        Ok(exit) => exit,
         Err(failure) => failure.report(),
     }
 }
 
-async fn ask(options: &Options, command: &ClientCommand, env: &Environment) -> Result<Exit, Failure> {
+async fn ask(options: &Options, command: &ClientCommand, env: &Environment) -> Result<ExitCode, Failure> {
     let client = || -> Result<Client, Failure> {
-        Ok(Client::new(client_socket(options.socket.as_deref(), options.config.as_deref(), env)?))
+        let (socket, capability) = client_socket(options.socket.as_deref(), options.config.as_deref(), env)?;
+        let client = Client::new(socket);
+        Ok(match &capability {
+            Some(capability) => client.showing(capability),
+            None => client,
+        })
     };
     let json = options.json;
-    match command {
+    let done = match command {
         ClientCommand::Token { account, min_validity } => {
             token::run(&client()?, &account.account()?, *min_validity, json).await
         }
         ClientCommand::Refresh(account) => refresh::run(&client()?, &account.account()?, json).await,
         ClientCommand::Status => status::run(&client()?, json).await,
-        ClientCommand::Import(account) => import::run(&client()?, &account.account()?).await,
+        ClientCommand::Import { account, from } => import::run(&client()?, &account.account()?, from.as_deref()).await,
+        ClientCommand::Key(command) => key::run(&client()?, command, json).await,
         ClientCommand::Login { account, flow } => login::run(&client()?, &account.account()?, *flow, env, json).await,
         ClientCommand::Logout { account, local_only } => {
             logout::run(&client()?, &account.account()?, !local_only, json).await
         }
-    }
+        ClientCommand::Exec(how) => return exec::run(&client()?, how).await,
+    };
+    done.map(ExitCode::from)
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper_util::{client::legacy, rt::TokioExecutor};
 use hyperlocal::UnixConnector;
+use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
@@ -30,7 +31,7 @@ use zeroize::Zeroizing;
 use crate::{
     account::{Account, Bucket, ProviderName},
     clock::Timestamp,
-    secret::AccessToken,
+    secret::{AccessToken, Capability},
 };
 
 /// A flight ends within 30 s and a daemon on its way out waits 35 s for it; this leaves room for a busy machine.
@@ -95,12 +96,12 @@ impl Token {
     }
 }
 
-/// What storing a grant did.
+/// What storing a grant or an API key did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
-    /// The account had no grant.
+    /// There was none before.
     Created,
-    /// The account's grant is gone.
+    /// The one before is gone.
     Replaced,
 }
 
@@ -150,14 +151,20 @@ pub enum Health {
     Degraded(Vec<String>),
 }
 
+mod keys;
 mod login;
+mod sandbox;
 
+pub use keys::{Key, KeyStatus};
 pub use login::Login;
+pub use sandbox::{Sandbox, Wanted};
 
 /// Speaks to the daemon behind one socket.
 #[derive(Debug)]
 pub struct Client {
     socket: PathBuf,
+    /// What every request shows, as a header.
+    capability: Option<HeaderValue>,
     http: legacy::Client<UnixConnector, Full<Bytes>>,
 }
 
@@ -170,7 +177,19 @@ impl Client {
             .pool_max_idle_per_host(0)
             .retry_canceled_requests(false)
             .build(UnixConnector);
-        Self { socket, http }
+        Self { socket, capability: None, http }
+    }
+
+    /// The same for the socket of a sandbox that wants a capability.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the capability is there to be shown to its daemon")]
+    pub fn showing(self, capability: &Capability) -> Self {
+        // Printable ASCII is a header's value.
+        let mut shown = HeaderValue::try_from(format!("Bearer {}", capability.expose_secret())).ok();
+        if let Some(shown) = &mut shown {
+            shown.set_sensitive(true);
+        }
+        Self { capability: shown, ..self }
     }
 
     /// A new token (`refreshToken`), or with `if_match` the current one if that is newer.
@@ -184,20 +203,23 @@ impl Client {
 
     /// A token with at least `min_validity` of its life left, where that can be had (`getToken`).
     pub async fn token(&self, account: &Account, min_validity: Option<Duration>) -> Result<Token, ClientError> {
-        let seconds = min_validity.map(|least| least.as_secs().saturating_add(u64::from(least.subsec_nanos() > 0)));
-        let parameter = seconds.map(|seconds| format!("min_validity={seconds}"));
+        let parameter = min_validity.map(|least| format!("min_validity={}", whole_seconds(least)));
         let request = self.request(Method::GET, &path(account, "", parameter.as_deref()), Bytes::new())?;
         token(self.send(request).await?)
     }
 
     /// Stores a grant in the form of a token answer (`putToken`).
     pub async fn put(&self, account: &Account, grant: Zeroizing<Vec<u8>>) -> Result<Stored, ClientError> {
-        let mut request = self.request(Method::PUT, &path(account, "", None), Bytes::from_owner(grant))?;
+        self.put_json(&path(account, "", None), grant).await
+    }
+
+    async fn put_json(&self, path: &str, body: Zeroizing<Vec<u8>>) -> Result<Stored, ClientError> {
+        let mut request = self.request(Method::PUT, path, Bytes::from_owner(body))?;
         request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         match self.send(request).await?.status {
             StatusCode::CREATED => Ok(Stored::Created),
             StatusCode::NO_CONTENT => Ok(Stored::Replaced),
-            _ => Err(ClientError::Protocol("its status is none of those of a stored grant")),
+            _ => Err(ClientError::Protocol("its status is none of those of what is stored")),
         }
     }
 
@@ -254,7 +276,14 @@ impl Client {
         *request.uri_mut() = address(&self.socket, path)?;
         // The default would be the socket's path in hexadecimal digits.
         request.headers_mut().insert(header::HOST, HeaderValue::from_static("localhost"));
+        request.headers_mut().extend(self.capability.clone().map(|shown| (header::AUTHORIZATION, shown)));
         Ok(request)
+    }
+
+    async fn post_json<T: DeserializeOwned>(&self, path: &str, body: Zeroizing<Vec<u8>>) -> Result<T, ClientError> {
+        let mut request = self.request(Method::POST, path, Bytes::from_owner(body))?;
+        request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        json(&self.send(request).await?)
     }
 
     /// An answer that is not a refusal.
@@ -312,6 +341,11 @@ fn address(socket: &Path, path: &str) -> Result<http::Uri, ClientError> {
     }
 }
 
+/// Rounded up: who asks for a little is not to get nothing.
+fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))
+}
+
 /// Names are safe as they are but for `+`, which some read as a space in a query.
 fn path(account: &Account, below: &str, parameter: Option<&str>) -> String {
     let bucket = account.bucket.as_str().replace('+', "%2B");
@@ -357,6 +391,13 @@ fn printable(text: &str) -> String {
     text.chars().filter(|letter| !letter.is_control()).collect()
 }
 
+/// Only what may stand in a path.
+fn id<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let id = String::deserialize(deserializer)?;
+    let fit = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if fit { Ok(id) } else { Err(serde::de::Error::custom("not an id")) }
+}
+
 fn plain<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     String::deserialize(deserializer).map(|text| printable(&text))
 }
@@ -374,6 +415,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::secret::ApiKey;
 
     /// Runs one call against a socket that gives `answer`; returns the request's bytes beside the call's result.
     async fn against<T>(
@@ -452,6 +494,31 @@ mod tests {
         let (request, revoked) = against(&answer("200 OK", r#"{"revoked":true}"#), delete).await;
         assert!(request.starts_with("DELETE /v1/tokens/corp?bucket=work&revoke=true HTTP/1.1\r\n"), "{request}");
         assert!(revoked.unwrap());
+    }
+
+    #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "the test made the key up")]
+    async fn a_key_is_read_and_one_that_could_steer_the_terminal_is_refused() {
+        let name = "a+b".parse().unwrap();
+        let get = async |client: &Client| client.api_key(&name).await;
+        let good = answer("200 OK", r#"{"name":"a+b","api_key":"sk\n1","created_at":7}"#);
+        let (request, key) = against(&good, get).await;
+        assert!(request.starts_with("GET /v1/api-keys/a+b HTTP/1.1\r\n"), "{request}");
+        let key = key.unwrap();
+        assert_eq!((key.secret.expose_secret(), key.created_at), ("sk\n1", 7));
+        let bad = answer("200 OK", r#"{"name":"a+b","api_key":"canary\u001b[2J","created_at":7}"#);
+        let (_, refused) = against(&bad, get).await;
+        let refused = refused.unwrap_err();
+        assert!(
+            matches!(refused, ClientError::Protocol(_)) && !format!("{refused:?}").contains("canary"),
+            "{refused:?}"
+        );
+
+        let secret = ApiKey::new("sk \"1\"".into()).unwrap();
+        let set = async |client: &Client| client.set_api_key(&name, &secret).await;
+        let (request, stored) = against("HTTP/1.1 204 No Content\r\n\r\n", set).await;
+        assert!(request.ends_with("\r\n\r\n{\"api_key\":\"sk \\\"1\\\"\"}"), "{request}");
+        assert_eq!(stored.unwrap(), Stored::Replaced);
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! The configuration file and the environment.
 //!
-//! Owns: the file's syntax and every check that needs nothing but the file; the defaults; every look at an
-//! environment variable.
+//! Owns: the file's syntax and every check that needs nothing but the file; the defaults, the presets of providers
+//! among them; every look at an environment variable.
 //!
 //! Invariants:
 //! 1. A [`Config`] holds no wrong value: whoever gets one need not check again.
@@ -25,19 +25,21 @@ mod document;
 mod environment;
 mod key_source;
 mod limits;
+mod preset;
 mod provider;
 mod secret_source;
 mod socket;
 
 pub use command::COMMAND_LIMIT;
-pub use environment::Environment;
+pub use environment::{CAPABILITY_FD, Environment, SOCKET};
 pub use key_source::{GivenKey, GivenKeyError, KeySource};
 pub use limits::LimitsConfig;
+pub use preset::{Preset, Variable, presets};
 pub use provider::{Authentication, ClientKeyConfig, ProviderConfig};
 pub use secret_source::{SecretSource, SecretSourceError};
 pub use socket::SocketConfig;
 
-use crate::{audit::Settings, policy::Role};
+use crate::{audit::Settings, policy::Role, secret::Capability};
 use document::{Document, Section};
 
 /// All that is configured, defaults filled in.
@@ -149,6 +151,9 @@ pub enum ConfigError {
         /// Which.
         name: &'static str,
     },
+    /// The environment says where the capability is, and it is not there.
+    #[error("the capability cannot be read from the open file that {CAPABILITY_FD} names")]
+    NoCapability(#[source] io::Error),
 }
 
 impl Config {
@@ -181,13 +186,10 @@ impl Config {
         Ok(config)
     }
 
-    /// The socket that the person's own clients use: of those with the role `host` the one of that name, or else the
-    /// first.
+    /// The socket that the person's own clients use.
     #[must_use]
     pub fn host_socket(&self) -> Option<&SocketConfig> {
-        let mut hosts = self.sockets.iter().filter(|socket| socket.policy.role() == Role::Host);
-        let first = hosts.clone().next();
-        hosts.find(|socket| socket.name == socket::HOST).or(first)
+        SocketConfig::host(&self.sockets)
     }
 
     /// Whether the daemon runs commands when it starts.
@@ -223,20 +225,22 @@ impl Config {
 }
 
 /// The socket a client speaks to: the one named on the command line, `$CREDPROXY_SOCKET`, or the configured or default
-/// host's socket. The configuration is read for the last alone: in a sandbox there is none.
+/// host's socket. The configuration is read for the last alone: in a sandbox there is none. A capability that was
+/// inherited belongs to the socket of the environment, and is shown to no other.
 pub fn client_socket(
     explicit: Option<&Path>,
     config_file: Option<&Path>,
     env: &Environment,
-) -> Result<PathBuf, ConfigError> {
+) -> Result<(PathBuf, Option<Capability>), ConfigError> {
     if let Some(path) = explicit {
-        return Ok(path.to_owned());
+        return Ok((path.to_owned(), None));
     }
     if let Some(path) = env.client_socket()? {
-        return Ok(path);
+        return Ok((path, env.capability()?));
     }
     let config = Config::load(config_file, env)?;
-    config.host_socket().map_or_else(|| env.host_socket(), |socket| Ok(socket.path.clone()))
+    let path = config.host_socket().map_or_else(|| env.host_socket(), |socket| Ok(socket.path.clone()))?;
+    Ok((path, None))
 }
 
 /// The socket of `serve --dev`: the one named on the command line, or one beside the host's.
@@ -247,7 +251,7 @@ pub fn dev_socket(explicit: Option<&Path>, env: &Environment) -> Result<SocketCo
         }
         None => env.dev_socket()?,
     };
-    Ok(SocketConfig::host("dev", path))
+    Ok(SocketConfig::host_at("dev", path))
 }
 
 /// A thousand providers need some 200 KiB; what is longer is another file.
@@ -319,7 +323,7 @@ fn sockets(sections: Vec<(String, Section<'_>)>, env: &Environment) -> Result<Ve
         sockets.push(socket::read(name, section, &sockets)?);
     }
     if !sockets.iter().any(|socket| socket.policy.role() == Role::Host) {
-        sockets.push(SocketConfig::host(socket::HOST, env.host_socket()?));
+        sockets.push(SocketConfig::host_at(socket::HOST, env.host_socket()?));
         sockets.sort_by(|one, other| one.name.cmp(&other.name));
     }
     Ok(sockets)

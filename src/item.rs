@@ -4,12 +4,12 @@
 //!
 //! Must not know: what is in a content. That is the business of the room that puts it.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, mem, str::FromStr};
 
 use secrecy::ExposeSecret as _;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::secret::{Content, Length};
+use crate::secret::{self, Content};
 
 /// What kind of thing is kept beside the grants. Another kind is another format of the store: a program that does not
 /// know it could not seal it anew.
@@ -115,11 +115,8 @@ pub enum ItemError {
 impl Item {
     /// This as JSON, under a tag of its own.
     pub fn new(value: &impl Serialize) -> Result<Self, ItemError> {
-        let mut length = Length::default();
-        serde_json::to_writer(&mut length, value)?;
-        let mut bytes = Vec::with_capacity(length.0);
-        serde_json::to_writer(&mut bytes, value)?;
-        Ok(Self { tag: ItemTag::random()?, content: Content::new(bytes) })
+        let content = Content::new(mem::take(&mut *secret::json(value)?));
+        Ok(Self { tag: ItemTag::random()?, content })
     }
 
     /// What [`Item::new`] was given; `None` when the content is nothing of that kind.

@@ -3,33 +3,34 @@
 //! Invariants:
 //! 1. The end waits for the flights under way and for one more try to save what is unsaved, within `LAST_WAIT`. The
 //!    sockets' files go after that, the store last.
-//! 2. A part that cannot start is an error before any socket exists.
+//! 2. A part that cannot start is an error before any socket exists. A sandbox of an earlier daemon is no part: what
+//!    cannot be opened again stops nobody.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     task::JoinSet,
 };
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     account::ProviderName,
     audit::{Audit, AuditError},
     clock::Clock,
-    config::{self, Config, Environment, ProviderConfig, SecretSourceError, SocketConfig},
+    config::{self, ClientKeyConfig, Config, Environment, ProviderConfig, SocketConfig},
     keys::Keys,
     login::Logins,
+    policy::Policy,
     provider::{
         Provider, Providers, Rules,
-        oauth2::{Authentication, Endpoints, LoginSettings, OAuth2, Settings, SetupError},
+        oauth2::{Assertions, Authentication, Endpoints, LoginSettings, OAuth2, Settings, SetupError},
     },
     refresh::Coordinator,
-    registration::SecretPlace,
+    sandbox,
     server::{
         self, AppState,
-        listener::{BindError, Listener, Terms},
+        listener::{BindError, Ending, Listener, Terms},
         peer::Peers,
     },
     store::{Shelf, StoreError, key::passphrase::Ask, sqlite::Sqlite},
@@ -38,10 +39,12 @@ use crate::{
 pub mod check;
 pub mod confine;
 pub mod dev;
+mod doors;
 mod key;
 pub mod store;
 
 use confine::Confined;
+use doors::Doors;
 use key::Keeper;
 
 /// A flight takes at most 30 s; what is left is for answering.
@@ -116,12 +119,13 @@ pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Res
     let providers = providers(&config.providers, environment, config.refresh.request_timeout, &clock).await?;
     confined.close();
     tracing::info!(confined = %confined.extent);
-    let shared: Arc<dyn Shelf> = Arc::<Sqlite>::clone(&store);
-    let keys = Keys::new(Arc::clone(&shared), Arc::clone(&clock));
-    let coordinator = Coordinator::new(shared, providers, clock, config.refresh.cooldown);
+    let shelf: Arc<dyn Shelf> = Arc::<Sqlite>::clone(&store);
+    let keys = Keys::new(Arc::clone(&shelf), Arc::clone(&clock));
+    let coordinator = Coordinator::new(Arc::<Sqlite>::clone(&store), providers, clock, config.refresh.cooldown);
     let logins = Logins::within(coordinator.clone(), config.logins.lifetime, config.limits.logins);
-    let served = run(&coordinator, &keys, &logins, &config.sockets, &audit, |_| ()).await;
-    audit.close().await;
+    let parts = Parts { coordinator, keys, logins, shelf, audit, sandboxes: config.limits.sandboxes };
+    let served = run(&parts, &config.sockets, |_| ()).await;
+    parts.audit.close().await;
     let closed = store.close().await;
     served?;
     Ok(closed?)
@@ -155,38 +159,59 @@ async fn providers(
 ) -> Result<Providers, LifecycleError> {
     let mut providers: Vec<(ProviderName, Arc<dyn Provider>)> = Vec::with_capacity(configured.len());
     for provider in configured {
-        let (authentication, missing) = authentication(provider, environment).await;
+        let (built, missing) = client(provider, environment, request_timeout, Arc::clone(clock)).await;
         if let Some(error) = missing {
             // This provider fails, and says so at every refresh; the others do not.
-            tracing::error!(provider = %provider.name, error = chain(&error), "no client secret");
+            tracing::error!(provider = %provider.name, error = chain(error.as_ref()), "the client cannot authenticate");
         }
-        let settings = settings(provider, authentication, request_timeout);
-        let built = OAuth2::new(settings, Arc::clone(clock))
-            .map_err(|source| LifecycleError::Provider { name: provider.name.clone(), source })?;
+        let built = built.map_err(|source| LifecycleError::Provider { name: provider.name.clone(), source })?;
         providers.push((provider.name.clone(), Arc::new(built)));
     }
     Ok(providers.into_iter().collect())
 }
 
-/// How the provider's client authenticates, and why it cannot, where its secret is not to be had.
-async fn authentication(
+/// Why a client cannot authenticate.
+pub type Missing = Box<dyn std::error::Error + Send + Sync>;
+
+/// The client of a configured provider, and why its secret or key is not to be had, if it is not: it sends nothing then.
+pub async fn client(
     provider: &ProviderConfig,
     environment: &Environment,
-) -> (Authentication, Option<SecretSourceError>) {
+    request_timeout: Duration,
+    clock: Arc<dyn Clock>,
+) -> (Result<OAuth2, SetupError>, Option<Missing>) {
+    let (authentication, missing) = authentication(provider, environment).await;
+    (OAuth2::new(settings(provider, authentication, request_timeout), clock), missing)
+}
+
+/// How the provider's client authenticates, and why it cannot, where its secret or key is not to be had.
+async fn authentication(provider: &ProviderConfig, environment: &Environment) -> (Authentication, Option<Missing>) {
     match &provider.authentication {
         config::Authentication::None => (Authentication::None, None),
-        config::Authentication::Secret { place, source } => match source.read(environment).await {
-            Ok(secret) => (Authentication::Secret { place: *place, secret: Ok(secret) }, None),
-            Err(error) => {
-                let secret = Err("the client secret could not be read");
-                (Authentication::Secret { place: *place, secret }, Some(error))
-            }
-        },
-        config::Authentication::Key(_) => {
-            let secret = Err("private_key_jwt is not in this version");
-            (Authentication::Secret { place: SecretPlace::Body, secret }, None)
+        config::Authentication::Secret { place, source } => {
+            let (secret, missing) = match source.client_secret(environment).await {
+                Ok(secret) => (Ok(secret), None),
+                Err(error) => (Err("the client secret could not be read"), Some(error.into())),
+            };
+            (Authentication::Secret { place: *place, secret }, missing)
         }
+        config::Authentication::Key(key) => match assertions(provider, key, environment).await {
+            Ok(assertions) => (Authentication::Key(Ok(Box::new(assertions))), None),
+            Err(error) => (Authentication::Key(Err("the client key could not be read")), Some(error)),
+        },
     }
+}
+
+async fn assertions(
+    provider: &ProviderConfig,
+    config: &ClientKeyConfig,
+    environment: &Environment,
+) -> Result<Assertions, Missing> {
+    let key = config.source.client_key(environment).await?;
+    // An issuer beside a token endpoint may never be asked how it spells itself.
+    let issuer = || provider.token_endpoint.as_ref().and(provider.issuer.clone());
+    let audience = config.audience.clone().or_else(issuer);
+    Ok(Assertions::new(&key, config.algorithm, config.id.clone(), audience)?)
 }
 
 /// What the configuration says of a provider, in the provider client's words.
@@ -196,6 +221,7 @@ fn settings(provider: &ProviderConfig, authentication: Authentication, request_t
             // The configuration has seen that it is a URL; discovery compares its text (RFC 8414 section 3.3).
             issuer: provider.issuer.as_deref().and_then(|issuer| issuer.parse().ok()),
             token: provider.token_endpoint.clone(),
+            refresh: provider.refresh_endpoint.clone(),
             authorization: provider.authorization_endpoint.clone(),
             device_authorization: provider.device_authorization_endpoint.clone(),
             revocation: provider.revocation_endpoint.clone(),
@@ -203,6 +229,7 @@ fn settings(provider: &ProviderConfig, authentication: Authentication, request_t
         client_id: provider.client_id.clone(),
         authentication,
         dialect: provider.dialect.clone(),
+        second_exchange: provider.second_exchange.clone(),
         request_timeout,
         ca_file: provider.ca_file.clone(),
         rules: Rules {
@@ -227,52 +254,80 @@ fn chain(error: &dyn std::error::Error) -> String {
         .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// Serves the coordinator on these sockets until a signal, then ends in order (invariant 1). `ready` is called once
+/// What every socket serves from.
+#[derive(Debug, Clone)]
+struct Parts {
+    coordinator: Coordinator,
+    keys: Keys,
+    logins: Logins,
+    shelf: Arc<dyn Shelf>,
+    audit: Audit,
+    /// How many sandboxes there may be.
+    sandboxes: usize,
+}
+
+impl Parts {
+    /// For a router behind the socket of that name.
+    fn state(&self, policy: Policy, socket: &str) -> AppState {
+        let state = AppState::new(self.coordinator.clone(), self.keys.clone(), policy);
+        state.beside_others(self.logins.clone(), socket).audited(self.audit.clone())
+    }
+}
+
+/// Serves the parts on these sockets until a signal, then ends in order (invariant 1). `ready` is called once
 /// every socket is open; what it gives is given back.
 async fn run<T>(
-    coordinator: &Coordinator,
-    keys: &Keys,
-    logins: &Logins,
+    parts: &Parts,
     sockets: &[SocketConfig],
-    audit: &Audit,
     ready: impl FnOnce(&[PathBuf]) -> T,
 ) -> Result<T, LifecycleError> {
     // Signals are listened to before anything is there to be cleaned up.
     let mut signals = Signals::new().map_err(|source| LifecycleError::Io { what: "listen for signals", source })?;
-    let share = raise_open_files() / sockets.len().max(1);
+    let (share, sandbox_share) = shares(raise_open_files(), sockets.len(), parts.sandboxes);
     let mut listeners = Vec::with_capacity(sockets.len());
     for socket in sockets {
         let listener = Listener::bind(&socket.name, &socket.path, Peers::of(&socket.uids))
             .map_err(|source| LifecycleError::Bind { name: socket.name.clone(), source })?;
         listeners.push((Arc::new(listener), socket));
     }
-    let (stop, mut serving) = (CancellationToken::new(), JoinSet::new());
+    let (ending, mut serving) = (Ending::default(), JoinSet::new());
+    let mut sandboxes = None;
+    if let Some(host) = SocketConfig::host(sockets) {
+        let clock = Arc::clone(parts.coordinator.clock());
+        let doors = Doors { parts: parts.clone(), share: sandbox_share, ending: ending.clone() };
+        let (root, most) = (doors::root(host), parts.sandboxes);
+        let (handle, mut keeper) = sandbox::Keeper::new(Arc::clone(&parts.shelf), clock, root, doors, most);
+        keeper.restore().await;
+        serving.spawn(keeper.run(ending.orderly.clone()));
+        sandboxes = Some(handle);
+    }
     for (listener, socket) in &listeners {
-        let state = AppState::new(coordinator.clone(), keys.clone(), socket.policy.clone());
-        let state = state.beside_others(logins.clone(), listener.name());
-        let router = server::router(state.audited(audit.clone()));
-        let terms = Terms { limits: socket.limits, share, audit: audit.clone() };
-        let (listener, stop) = (Arc::clone(listener), stop.clone());
-        serving.spawn(async move { listener.serve(router, terms, stop).await });
+        let state = parts.state(socket.policy.clone(), listener.name());
+        let router = server::router(state.with_sandboxes(sandboxes.clone()));
+        let terms = Terms { limits: socket.limits, share, audit: parts.audit.clone() };
+        let (listener, ending) = (Arc::clone(listener), ending.clone());
+        serving.spawn(async move { listener.serve(router, terms, &ending).await });
     }
     let paths: Vec<PathBuf> = listeners.iter().map(|(listener, _)| listener.path().to_owned()).collect();
     tracing::info!(sockets = ?paths, "ready");
     let done = ready(&paths);
     let signal = signals.next().await;
     tracing::info!(signal, "ending");
-    stop.cancel();
+    ending.orderly.cancel();
     // A login's grant that is being stored is the coordinator's to finish.
     let ended = async {
-        logins.shut_down().await;
-        keys.shut_down().await;
-        coordinator.shut_down().await;
+        parts.logins.shut_down().await;
+        parts.keys.shut_down().await;
+        parts.coordinator.shut_down().await;
     };
     let finished = tokio::time::timeout(LAST_WAIT, ended).await;
-    let last_answers = async { while serving.join_next().await.is_some() {} };
-    if tokio::time::timeout(LAST_ANSWERS, last_answers).await.is_err() {
+    let served = async { while serving.join_next().await.is_some() {} };
+    let mut served = pin!(served);
+    if tokio::time::timeout(LAST_ANSWERS, &mut served).await.is_err() {
         tracing::warn!("some connections were cut off");
         // What still runs holds the sockets open.
-        serving.shutdown().await;
+        ending.at_once.cancel();
+        served.await;
     }
     finished.map(|()| done).map_err(|_| LifecycleError::Unfinished)
 }
@@ -316,6 +371,16 @@ fn raise_open_files() -> usize {
         .map_or(MOST_CONNECTIONS, |files| usize::try_from(files).unwrap_or(usize::MAX));
     files.saturating_sub(OWN_FILES).clamp(OWN_FILES, MOST_CONNECTIONS)
 }
+
+/// How many of that many connections each socket of the configuration may hold, and each sandbox. All the sandboxes that
+/// may be there share a quarter.
+fn shares(connections: usize, sockets: usize, sandboxes: usize) -> (usize, usize) {
+    let for_sandboxes = connections / 4;
+    ((connections - for_sandboxes) / sockets.max(1), (for_sandboxes / sandboxes.max(1)).max(FEWEST_CONNECTIONS))
+}
+
+/// With fewer a program behind the socket could not ask while another waits for an answer.
+const FEWEST_CONNECTIONS: usize = 4;
 
 /// However many files may be open: a connection costs some ten KiB.
 const MOST_CONNECTIONS: usize = 65_536;

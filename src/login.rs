@@ -267,6 +267,17 @@ impl Logins {
         Ok(())
     }
 
+    /// Ends and forgets what was begun on a socket that is gone.
+    pub fn abandon(&self, socket: &str) {
+        self.0.sessions().retain(|_, session| {
+            let stays = &*session.owner.socket != socket;
+            if !stays {
+                session.cancelled.cancel();
+            }
+            stays
+        });
+    }
+
     /// Begins no login any more and ends those under way; waits until the last of their tasks is gone.
     pub async fn shut_down(&self) {
         self.0.stopping.cancel();

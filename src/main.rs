@@ -1,6 +1,6 @@
 //! Parses the command line, calls the library, and turns the answer into an exit code.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{num::NonZero, path::PathBuf, process::ExitCode};
 
 use credproxy::{
     cli::{self, AuditArgs, Cli, Command, Exit, Failure, Options, Serve, StoreCommand, ask_passphrase},
@@ -19,6 +19,7 @@ fn main() -> ExitCode {
     let done = match command {
         Command::Serve(how) => serve(&options, &how, &env),
         Command::Check => check(&options, &env),
+        Command::Providers => options.configuration(&env).and_then(|config| cli::print_presets(&config, options.json)),
         Command::Store(command) => store(&options, &command, &env),
         Command::Audit(wanted) => audit(&options, &wanted, &env),
         Command::Client(command) => runtime(&mut Builder::new_current_thread()).map(|runtime| {
@@ -35,12 +36,20 @@ fn runtime(builder: &mut Builder) -> Result<Runtime, Failure> {
     builder.enable_all().build().map_err(|error| Failure::new(Exit::Failure, error))
 }
 
+/// One processor gives a hundred thousand answers per second. More threads than these, on a machine that has many
+/// processors, would take memory and be idle.
+const MOST_WORKERS: usize = 4;
+
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get).min(MOST_WORKERS)
+}
+
 fn serve(options: &Options, how: &Serve, env: &Environment) -> Result<ExitCode, Failure> {
     telemetry::start(&env.log_filter());
     let failed = |error| Failure::new(Exit::Failure, error);
     confine::close_up().map_err(failed)?;
     if how.dev {
-        let runtime = runtime(&mut Builder::new_multi_thread())?;
+        let runtime = runtime(Builder::new_multi_thread().worker_threads(workers()))?;
         let socket = dev_socket(options.socket.as_deref(), env)?;
         let announce =
             |paths: &[PathBuf]| paths.iter().try_for_each(|path| cli::print_dev_session(path, dev::ALIVE, dev::DEAD));
@@ -48,7 +57,7 @@ fn serve(options: &Options, how: &Serve, env: &Environment) -> Result<ExitCode, 
     } else {
         let config = options.configuration(env)?;
         let confined = confine::confine(&config, env, !how.unconfined).map_err(failed)?;
-        let runtime = runtime(&mut Builder::new_multi_thread())?;
+        let runtime = runtime(Builder::new_multi_thread().worker_threads(workers()))?;
         runtime.block_on(lifecycle::serve(&config, confined, &ask_passphrase)).map_err(failed)?;
     }
     Ok(ExitCode::SUCCESS)

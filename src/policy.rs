@@ -4,9 +4,9 @@
 //!
 //! Invariant: what is not allowed is refused. A sandbox socket without a list sees nothing.
 
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
-use crate::account::{Account, KeyName, NameError, ProviderName};
+use crate::account::{Account, AccountRef, KeyName, NameError, ProviderName};
 
 /// What kind of peer a socket is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,15 +79,26 @@ impl FromStr for Pattern {
     }
 }
 
-impl Pattern {
-    fn covers(&self, account: &Account) -> bool {
+impl fmt::Display for Pattern {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Account(allowed) => allowed == account,
-            Self::Provider(allowed) => *allowed == account.provider,
+            Self::Account(account) => write!(formatter, "{account}"),
+            Self::Provider(provider) => write!(formatter, "{provider}/*"),
+        }
+    }
+}
+
+impl Pattern {
+    fn covers(&self, account: AccountRef<'_>) -> bool {
+        match self {
+            Self::Account(allowed) => AccountRef::from(allowed) == account,
+            Self::Provider(allowed) => allowed.as_str() == account.provider(),
         }
     }
 
-    const fn provider(&self) -> &ProviderName {
+    /// The provider that it names.
+    #[must_use]
+    pub const fn provider(&self) -> &ProviderName {
         match self {
             Self::Account(account) => &account.provider,
             Self::Provider(provider) => provider,
@@ -135,7 +146,7 @@ impl Policy {
 
     /// Whether `operation` may be done with `account`.
     #[must_use]
-    pub fn permits(&self, operation: Operation, account: &Account) -> bool {
+    pub fn permits<'a>(&self, operation: Operation, account: impl Into<AccountRef<'a>>) -> bool {
         self.may(operation) && self.sees(account)
     }
 
@@ -156,7 +167,8 @@ impl Policy {
 
     /// Whether the account may be known of.
     #[must_use]
-    pub fn sees(&self, account: &Account) -> bool {
+    pub fn sees<'a>(&self, account: impl Into<AccountRef<'a>>) -> bool {
+        let account = account.into();
         match self.role {
             Role::Host => true,
             Role::Sandbox => self.allowed.allow.iter().any(|pattern| pattern.covers(account)),

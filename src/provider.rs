@@ -134,6 +134,17 @@ impl Default for Rules {
     }
 }
 
+impl Rules {
+    /// Whether an answer that brought no tokens says that the grant is dead.
+    #[must_use]
+    pub fn is_dead(&self, status: u16, code: Option<&ErrorCode>) -> bool {
+        let code = code.map_or("", ErrorCode::as_str);
+        self.dead_grant_statuses.contains(&status)
+            || code == "invalid_grant"
+            || (!code.is_empty() && self.dead_grant_codes.iter().any(|dead| dead == code))
+    }
+}
+
 /// A way to log in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
@@ -148,6 +159,17 @@ pub enum Flow {
 impl Flow {
     /// Every flow.
     pub const ALL: [Self; 3] = [Self::Browser, Self::Paste, Self::Device];
+
+    /// Those on offer where there is an authorization endpoint (`code`) or a device authorization endpoint (`device`).
+    #[must_use]
+    pub fn offered(code: bool, device: bool, redirect_uri: &RedirectUri) -> Vec<Self> {
+        let on_offer = |flow: &Self| match flow {
+            Self::Browser => code && redirect_uri.listener().is_some(),
+            Self::Paste => code,
+            Self::Device => device,
+        };
+        Self::ALL.into_iter().filter(on_offer).collect()
+    }
 
     /// Its name in the API and on the command line.
     #[must_use]

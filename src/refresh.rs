@@ -14,24 +14,24 @@
 //! Must not know: HTTP, SQL. It knows the traits `Provider`, `Store` and `Clock`.
 
 use std::{
-    collections::HashMap,
     error::Error as _,
     future::Future,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
+use hashbrown::HashMap;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    account::Account,
+    account::{Account, AccountRef},
     clock::{Clock, Timestamp},
     grant::{Grant, Issued, SanitizedToken},
     provider::{Provider, Providers},
-    store::{Deleted, Expect, Marks, Put, Store, StoreError, random_grant_id},
+    store::{Deleted, Expect, Marks, Put, Store, StoreError, Wanted, random_grant_id},
 };
 
 mod caller;
@@ -42,6 +42,7 @@ mod flight;
 pub mod outcome;
 mod places;
 mod slot;
+mod slots;
 mod status;
 
 pub use caller::Ticket;
@@ -49,9 +50,10 @@ pub use error::RefreshError;
 pub use slot::Snapshot;
 pub use status::{AccountState, Status};
 
-use condition::{IfMatch, Verdict};
+use condition::{EntityTag, IfMatch, Verdict};
 use places::Places;
 use slot::Slot;
+use slots::Staleness;
 
 /// Reads and changes grants on behalf of callers. Clones share one coordinator.
 #[derive(Debug, Clone)]
@@ -132,6 +134,13 @@ impl Coordinator {
         }
     }
 
+    /// What [`Coordinator::token`] gives, if it is in memory and lasts: without waiting for anything.
+    #[must_use]
+    pub fn at_hand(&self, account: AccountRef<'_>, min_validity: Option<Duration>) -> Option<Arc<Snapshot>> {
+        let (_, known) = self.0.slots().get(&account)?.look(self.0.store.epoch());
+        known.filter(|snapshot| self.0.lasts(&snapshot.token, min_validity))
+    }
+
     /// The account's token as it is, expired or not.
     pub async fn peek(&self, account: &Account) -> Result<Arc<Snapshot>, RefreshError> {
         self.0.look(account, Staleness::Tolerated).await.map(|(_, snapshot)| snapshot)
@@ -186,7 +195,7 @@ impl Coordinator {
         account: &Account,
         issued: Issued,
         if_match: &IfMatch,
-    ) -> Result<(Put, Arc<str>), RefreshError> {
+    ) -> Result<(Put, EntityTag), RefreshError> {
         let expect = expectation(account, if_match);
         let (inner, account) = (Arc::clone(&self.0), account.clone());
         self.detached(async move {
@@ -209,7 +218,7 @@ impl Coordinator {
                 }
             };
             let snapshot = inner.snapshot(&account, &grant, Marks::default());
-            let tag = Arc::clone(&snapshot.tag);
+            let tag = snapshot.tag.clone();
             slot.lock().replace(base, Some(snapshot));
             drop(boarding);
             slot.changed.notify_waiters();
@@ -282,11 +291,15 @@ impl Coordinator {
         .await
     }
 
-    /// How every account stands, in the order of their names.
-    pub async fn list(&self) -> Result<Vec<Status>, RefreshError> {
+    /// The accounts that have a grant, in the order of their names.
+    pub async fn accounts(&self) -> Result<Vec<Account>, RefreshError> {
+        Ok(self.0.store.names().await?)
+    }
+
+    /// How the accounts that are `wanted` stand, one after the other in the order of their names.
+    pub async fn overview(&self, wanted: &Wanted<'_>, mut each: impl FnMut(Status) + Send) -> Result<(), RefreshError> {
         let now = self.0.clock.now();
-        let entries = self.0.store.list().await?;
-        Ok(entries.into_iter().map(|entry| self.0.status(entry, now)).collect())
+        Ok(self.0.store.visit(wanted, &mut |entry| each(self.0.status(entry, now))).await?)
     }
 
     /// The configured providers.
@@ -345,79 +358,7 @@ fn expectation(account: &Account, if_match: &IfMatch) -> Expect {
     }
 }
 
-/// Whether a reader may be given what was known before the store failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Staleness {
-    Tolerated,
-    Refused,
-}
-
 impl Inner {
-    fn slots(&self) -> std::sync::RwLockReadGuard<'_, HashMap<Account, Arc<Slot>>> {
-        self.slots.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn slot(&self, account: &Account) -> Arc<Slot> {
-        if let Some(slot) = self.slots().get(account) {
-            return Arc::clone(slot);
-        }
-        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(slots.entry(account.clone()).or_default())
-    }
-
-    /// Drops the slot of an account without a grant, so that made-up names take no memory. Nobody else may hold it:
-    /// two slots for one account would be two flights. The caller's hold ends in here, so that of several callers at
-    /// once the last one drops it.
-    fn forget_if_empty(&self, account: &Account, slot: Arc<Slot>) {
-        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        let empty = {
-            let state = slot.lock();
-            state.last().is_none() && state.flight.is_none()
-        };
-        drop(slot);
-        if empty && slots.get(account).is_some_and(|slot| Arc::strong_count(slot) == 1) {
-            slots.remove(account);
-        }
-    }
-
-    /// What is known of the account, from memory or from the store.
-    async fn look(&self, account: &Account, staleness: Staleness) -> Result<(Arc<Slot>, Arc<Snapshot>), RefreshError> {
-        // A name without a record gets no slot: whoever makes names up, and hangs up or asks twice at once, takes no
-        // memory with them.
-        let known = self.slots().get(account).cloned();
-        let slot = match known {
-            Some(slot) => slot,
-            None if self.store.load(account).await?.is_some() => self.slot(account),
-            None => return Err(RefreshError::NotFound),
-        };
-        loop {
-            let (base, known) = slot.look(self.store.epoch());
-            if let Some(snapshot) = known {
-                return Ok((slot, snapshot));
-            }
-            let record = match self.store.load(account).await {
-                Ok(record) => record,
-                Err(error) => {
-                    let last = slot.lock().last().cloned();
-                    return match last {
-                        Some(last) if staleness == Staleness::Tolerated => Ok((slot, last)),
-                        Some(_) | None => {
-                            self.forget_if_empty(account, slot);
-                            Err(error.into())
-                        }
-                    };
-                }
-            };
-            let snapshot = record.map(|record| self.snapshot(account, &record.grant, record.marks));
-            let Ok(seen) = slot.lock().fill(base, snapshot) else { continue };
-            let Some(snapshot) = seen else {
-                self.forget_if_empty(account, slot);
-                return Err(RefreshError::NotFound);
-            };
-            return Ok((slot, snapshot));
-        }
-    }
-
     fn snapshot(&self, account: &Account, grant: &Grant, marks: Marks) -> Arc<Snapshot> {
         let expose = self.providers.get(&account.provider).map_or(&[][..], |provider| &provider.rules().expose);
         Arc::new(Snapshot::of(account, grant, marks, expose))

@@ -17,8 +17,10 @@ use std::{fmt, io};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::{ExposeSecret, SecretBox, SecretSlice, SecretString, zeroize::Zeroize};
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+use zeroize::Zeroizing;
 
 /// The text that never leaves over a socket, in any case of letters.
 pub const FORBIDDEN_TEXT: &str = "refresh_token";
@@ -82,6 +84,10 @@ secret! {
     ClientSecret
 }
 secret! {
+    /// The private key that a client signs its assertions with (RFC 7523 section 2.2), in PEM form.
+    ClientKey
+}
+secret! {
     /// What opens a resource until its owner changes it. It may leave over a socket, as it is.
     ApiKey
 }
@@ -106,8 +112,16 @@ secret! {
     LoginState
 }
 
+secret! {
+    /// What a program behind a sandbox's socket shows that it is the one the socket was made for (RFC 6750).
+    Capability
+}
+
 /// How many random bytes a [`CodeVerifier`] and a [`LoginState`] are made of. RFC 7636 section 7.1 recommends 256 bits.
 pub const LOGIN_BYTES: usize = 32;
+
+/// How many random bytes a [`Capability`] is made of: nobody guesses 256 bits.
+pub const CAPABILITY_BYTES: usize = 32;
 
 macro_rules! sought {
     ($($name:ident)*) => {$(
@@ -184,6 +198,58 @@ impl LoginState {
     }
 }
 
+impl Capability {
+    /// A capability of 43 letters, digits, `-` and `_`, from bytes that nobody can guess.
+    #[must_use]
+    pub fn from_bytes(mut bytes: [u8; CAPABILITY_BYTES]) -> Self {
+        let capability = Self(SecretString::from(URL_SAFE_NO_PAD.encode(bytes)));
+        bytes.zeroize();
+        capability
+    }
+
+    /// Accepts what can travel in a header: printable ASCII.
+    pub fn new(mut text: String) -> Result<Self, SecretError> {
+        match printable(&text) {
+            Ok(()) => Ok(Self(SecretString::from(text))),
+            Err(reason) => {
+                text.zeroize();
+                Err(reason)
+            }
+        }
+    }
+
+    /// What the daemon keeps of it.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "hashes the secret; nobody gets from the hash to it")]
+    pub fn hash(&self) -> CapabilityHash {
+        CapabilityHash(Sha256::digest(self.expose_secret()).into())
+    }
+}
+
+/// What a [`Capability`] is known again by: its SHA-256. A slow hash would guard it no better, for it is not guessed.
+#[derive(Debug, Clone, Copy)]
+pub struct CapabilityHash([u8; CAPABILITY_BYTES]);
+
+impl CapabilityHash {
+    /// Takes a hash that was kept.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; CAPABILITY_BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes to keep.
+    #[must_use]
+    pub const fn to_bytes(self) -> [u8; CAPABILITY_BYTES] {
+        self.0
+    }
+
+    /// Whether `text` is the capability, in constant time.
+    #[must_use]
+    pub fn admits(&self, text: &str) -> bool {
+        self.0.ct_eq(&Sha256::digest(text)).into()
+    }
+}
+
 impl AccessToken {
     /// Accepts 1*VSCHAR (RFC 6749 appendix A.12).
     pub fn new(mut text: String) -> Result<Self, SecretError> {
@@ -232,6 +298,18 @@ impl RefreshToken {
 
 impl ClientSecret {
     /// Accepts any text that is not empty: providers choose these freely.
+    pub fn new(mut text: String) -> Result<Self, SecretError> {
+        if text.is_empty() || text.len() > MAX_LENGTH {
+            let reason = if text.is_empty() { SecretError::Empty } else { SecretError::TooLong };
+            text.zeroize();
+            return Err(reason);
+        }
+        Ok(Self(SecretString::from(text)))
+    }
+}
+
+impl ClientKey {
+    /// Accepts any text that is not empty; whether it is a key is for whom it signs to find out.
     pub fn new(mut text: String) -> Result<Self, SecretError> {
         if text.is_empty() || text.len() > MAX_LENGTH {
             let reason = if text.is_empty() { SecretError::Empty } else { SecretError::TooLong };
@@ -315,6 +393,15 @@ impl io::Write for Length {
     }
 }
 
+/// The value as JSON, for what holds a secret.
+pub(crate) fn json(value: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
+    let mut length = Length::default();
+    serde_json::to_writer(&mut length, value)?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(length.0));
+    serde_json::to_writer(&mut *bytes, value)?;
+    Ok(bytes)
+}
+
 /// What an item of the store holds, in a form that only the item's owner reads: a secret, or what has one in it.
 #[derive(Debug)]
 pub struct Content(SecretSlice<u8>);
@@ -365,11 +452,12 @@ mod tests {
     #[test]
     fn debug_never_prints_a_secret() {
         let shown = format!(
-            "{:?} {:?} {:?} {:?} {:?}",
+            "{:?} {:?} {:?} {:?} {:?} {:?}",
             Passphrase::new("canary-p".into()).unwrap(),
             AccessToken::new("canary-a".into()).unwrap(),
             RefreshToken::new("canary-r".into()).unwrap(),
             ClientSecret::new("canary-c".into()).unwrap(),
+            ClientKey::new("canary-k".into()).unwrap(),
             StoreKey::new([0x41; 32]),
         );
         let shown = format!(
@@ -381,6 +469,7 @@ mod tests {
             CodeVerifier::from_bytes([0; LOGIN_BYTES]),
             LoginState::from_bytes([0; LOGIN_BYTES]),
         );
+        let shown = format!("{shown} {:?}", Capability::from_bytes([0; CAPABILITY_BYTES]));
         assert!(
             !shown.contains("canary") && !shown.contains("AAAA") && !shown.contains("65") && !shown.contains("97"),
             "{shown}"
@@ -446,5 +535,16 @@ mod tests {
         for other in ["", &text[1..], &format!("{text} "), &text.to_uppercase()] {
             assert!(!state.is(other), "{other}");
         }
+    }
+    #[test]
+    fn a_capability_is_known_again_by_its_hash_and_nothing_else_is() {
+        let text = URL_SAFE_NO_PAD.encode([7; CAPABILITY_BYTES]);
+        let hash = Capability::from_bytes([7; CAPABILITY_BYTES]).hash();
+        assert!(hash.admits(&text) && Capability::new(text.clone()).unwrap().hash().admits(&text));
+        assert!(CapabilityHash::from_bytes(hash.to_bytes()).admits(&text));
+        for other in ["", &text[1..], &format!("{text} "), &text.to_uppercase()] {
+            assert!(!hash.admits(other), "{other}");
+        }
+        assert!(Capability::new("a\nb".into()).is_err() && Capability::new(String::new()).is_err());
     }
 }

@@ -20,8 +20,12 @@ use axum::{
 };
 use http::StatusCode;
 
-use crate::{audit::Audit, keys::Keys, login::Logins, policy::Policy, refresh::Coordinator};
+use crate::{
+    audit::Audit, keys::Keys, login::Logins, policy::Policy, refresh::Coordinator, sandbox::Sandboxes,
+    secret::CapabilityHash,
+};
 
+mod capability;
 mod connection;
 pub mod dev;
 mod envelope;
@@ -40,7 +44,7 @@ pub use operations::OPERATIONS;
 
 use gate::Gate;
 use problem::{Code, Problem};
-use routes::{document, health, keys, logins, providers, tokens};
+use routes::{document, health, keys, logins, providers, sandboxes, tokens};
 
 /// What a router needs. It is cloned several times per request, so it is one pointer.
 #[derive(Debug, Clone)]
@@ -52,8 +56,10 @@ struct Parts {
     coordinator: Coordinator,
     keys: Keys,
     logins: Logins,
+    sandboxes: Option<Sandboxes>,
     socket: Arc<str>,
     policy: Arc<Policy>,
+    capability: Option<CapabilityHash>,
     gate: Gate,
 }
 
@@ -66,20 +72,38 @@ impl AppState {
     pub fn new(coordinator: Coordinator, keys: Keys, policy: Policy) -> Self {
         let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
         let gate = Gate::new(Arc::clone(coordinator.clock()), Audit::default(), "");
-        Self(Arc::new(Parts { coordinator, keys, logins, socket: Arc::from(""), policy: Arc::new(policy), gate }))
+        let (sandboxes, socket, policy) = (None, Arc::from(""), Arc::new(policy));
+        Self(Arc::new(Parts { coordinator, keys, logins, sandboxes, socket, policy, capability: None, gate }))
     }
 
     /// The same for the socket of that name, beside others. Whoever made the logins ends them.
     #[must_use]
     pub fn beside_others(self, logins: Logins, socket: &str) -> Self {
-        Self(Arc::new(Parts { logins, socket: Arc::from(socket), ..Parts::clone(&self.0) }))
+        self.with(|parts| (parts.logins, parts.socket) = (logins, Arc::from(socket)))
+    }
+
+    /// The same with the sandboxes that a keeper keeps; without them there are none to ask for.
+    #[must_use]
+    pub fn with_sandboxes(self, sandboxes: Option<Sandboxes>) -> Self {
+        self.with(|parts| parts.sandboxes = sandboxes)
+    }
+
+    /// The same for peers that show a capability with every request.
+    #[must_use]
+    pub fn guarded_by(self, capability: Option<CapabilityHash>) -> Self {
+        self.with(|parts| parts.capability = capability)
     }
 
     /// The same with a line in `audit` for every request. The socket has its name before.
     #[must_use]
     pub fn audited(self, audit: Audit) -> Self {
-        let gate = Gate::new(Arc::clone(self.0.coordinator.clock()), audit, &self.0.socket);
-        Self(Arc::new(Parts { gate, ..Parts::clone(&self.0) }))
+        self.with(|parts| parts.gate = Gate::new(Arc::clone(parts.coordinator.clock()), audit, &parts.socket))
+    }
+
+    fn with(self, change: impl FnOnce(&mut Parts)) -> Self {
+        let mut parts = Arc::unwrap_or_clone(self.0);
+        change(&mut parts);
+        Self(Arc::new(parts))
     }
 }
 
@@ -114,7 +138,7 @@ impl FromRef<AppState> for Arc<Policy> {
 }
 
 /// The paths of the API, for the comparison with the OpenAPI document.
-pub const PATHS: [&str; 11] = [
+pub const PATHS: [&str; 13] = [
     "/openapi.yaml",
     "/v1/api-keys",
     "/v1/api-keys/{name}",
@@ -123,6 +147,8 @@ pub const PATHS: [&str; 11] = [
     "/v1/logins/{id}",
     "/v1/logins/{id}/code",
     "/v1/providers",
+    "/v1/sandboxes",
+    "/v1/sandboxes/{id}",
     "/v1/tokens",
     "/v1/tokens/{provider}",
     "/v1/tokens/{provider}/refresh",
@@ -130,8 +156,8 @@ pub const PATHS: [&str; 11] = [
 
 /// The whole API, as one socket offers it.
 pub fn router(state: AppState) -> Router {
-    let gate = state.0.gate.clone();
-    Router::new()
+    let (capability, gate) = (state.0.capability, state.0.gate.clone());
+    let routes = Router::new()
         .route("/openapi.yaml", get(document::openapi))
         .route("/v1/api-keys", get(keys::list))
         .route("/v1/api-keys/{name}", get(keys::get).put(keys::put).delete(keys::delete))
@@ -140,6 +166,8 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/logins/{id}", get(logins::get).delete(logins::cancel))
         .route("/v1/logins/{id}/code", post(logins::paste))
         .route("/v1/providers", get(providers::list))
+        .route("/v1/sandboxes", get(sandboxes::list).post(sandboxes::create))
+        .route("/v1/sandboxes/{id}", get(sandboxes::get).delete(sandboxes::delete))
         .route("/v1/tokens", get(tokens::list))
         .route("/v1/tokens/{provider}", get(tokens::get).put(tokens::put).delete(tokens::delete))
         .route("/v1/tokens/{provider}/refresh", post(tokens::refresh))
@@ -147,7 +175,6 @@ pub fn router(state: AppState) -> Router {
         .method_not_allowed_fallback(async || {
             Problem::invalid("this route has no such method; see the Allow header")
                 .with_status(StatusCode::METHOD_NOT_ALLOWED)
-        })
-        .layer(gate)
-        .with_state(state)
+        });
+    capability::demanded(capability, routes).layer(gate).with_state(state)
 }

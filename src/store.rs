@@ -177,7 +177,7 @@ pub enum Deleted {
     Conflict,
 }
 
-/// One line of [`Store::list`].
+/// What [`Store::visit`] finds.
 #[derive(Debug)]
 pub struct Entry {
     /// Whose.
@@ -316,6 +316,11 @@ impl From<PrivateError> for StoreError {
 pub(crate) fn unfit(place: &Path, reason: impl Into<String>) -> StoreError {
     StoreError::Unfit { place: place.display().to_string(), reason: reason.into() }
 }
+/// Whose records are asked for.
+pub type Wanted<'a> = dyn Fn(&Account) -> bool + Sync + 'a;
+
+/// What is done with each.
+pub type Visitor<'a> = dyn FnMut(Entry) + Send + 'a;
 
 /// A keeper of records. One value is one owner of leases.
 #[async_trait]
@@ -323,8 +328,19 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Reads one account's record.
     async fn load(&self, account: &Account) -> Result<Option<Record>, StoreError>;
 
+    /// Whose records there are, in order. Opens none of them.
+    async fn names(&self) -> Result<Vec<Account>, StoreError>;
+
+    /// Reads the records of the accounts that are `wanted`, in order, and hands over one after the other: together they
+    /// may be more than the memory that is there for them.
+    async fn visit(&self, wanted: &Wanted<'_>, each: &mut Visitor<'_>) -> Result<(), StoreError>;
+
     /// Reads all records, in the order of their accounts.
-    async fn list(&self) -> Result<Vec<Entry>, StoreError>;
+    async fn list(&self) -> Result<Vec<Entry>, StoreError> {
+        let mut all = Vec::new();
+        self.visit(&|_| true, &mut |entry| all.push(entry)).await?;
+        Ok(all)
+    }
 
     /// Takes the lease and marks the presentation, in one commit, if the record is still at `expected`. An owner that
     /// holds the lease may claim again, to mark the next presentation.

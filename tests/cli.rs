@@ -11,6 +11,8 @@ use std::{
     thread,
 };
 
+use serde_json::{Value, json};
+
 /// Runs the program in an environment that holds nothing, with `input` on its standard input.
 fn credproxy(arguments: &[&str], input: &str) -> Output {
     credproxy_in(&[], arguments, input)
@@ -49,9 +51,20 @@ fn file(directory: &Path, text: &str) -> String {
 fn help_and_version_are_data() {
     let help = credproxy(&["--help"], "");
     assert_eq!((help.status.code(), stderr(&help)), (Some(0), ""));
-    for text in
-        ["serve", "token", "refresh", "status", "import", "login", "logout", "check", "Exit codes:", "REAUTH_REQUIRED"]
-    {
+    for text in [
+        "serve",
+        "token",
+        "refresh",
+        "status",
+        "import",
+        "key",
+        "login",
+        "logout",
+        "check",
+        "providers",
+        "Exit codes:",
+        "REAUTH_REQUIRED",
+    ] {
         assert!(stdout(&help).contains(text), "{text}");
     }
     let version = credproxy(&["--version"], "");
@@ -85,12 +98,17 @@ fn an_unreachable_daemon_has_its_own_exit_code_and_a_hint() {
         &["login", "corp"],
         &["logout", "corp"],
         &["import", "corp"],
+        &["key", "list"],
+        &["key", "set", "openai"],
+        &["key", "get", "openai"],
     ] {
-        let output = credproxy(&[&["--socket", "/nowhere/s"], command].concat(), "{}");
+        let grant = r#"{"access_token": "canary"}"#;
+        let output = credproxy(&[&["--socket", "/nowhere/s"], command].concat(), grant);
         assert_eq!((output.status.code(), stdout(&output)), (Some(5), ""), "{command:?}");
         let expected = "error: cannot reach the daemon at /nowhere/s: No such file or directory (os error 2)\n\
             hint: start it with `credproxy serve`, or name its socket with --socket\n";
-        assert_eq!(stderr(&output), expected, "{command:?}");
+        assert!(stderr(&output).ends_with(expected), "{command:?}: {}", stderr(&output));
+        assert!(!stderr(&output).contains("canary"), "{command:?}");
     }
 }
 
@@ -130,6 +148,57 @@ fn check_says_why_a_secret_cannot_be_had_and_a_socket_not_offered() {
     }
 }
 
+const PRESETS: &str = "[providers.gh]\npreset = \"github\"\nclient_id = \"me\"\n\
+    [providers.work]\npreset = \"github\"\nclient_id = \"me\"\nvariables = { host = \"git.example.com\" }\n\
+    [providers.corp]\nissuer = \"https://example.com\"\nclient_id = \"me\"\n";
+
+#[test]
+fn the_presets_are_listed_with_what_they_need_and_who_uses_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let home = [("HOME", directory.path().to_str().unwrap())];
+    let path = file(directory.path(), PRESETS);
+    let listed = credproxy_in(&home, &["--config", &path, "providers"], "");
+    assert_eq!(listed.status.code(), Some(0), "{}", stderr(&listed));
+    let row = |name: &str| {
+        let line = stdout(&listed).lines().find(|line| line.starts_with(&format!("{name} "))).expect(name);
+        line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(row("PRESET"), ["PRESET", "FLOWS", "NEEDS", "USED BY"]);
+    assert_eq!(row("github"), ["github", "browser, paste, device", "client_id", "gh, work"]);
+    assert_eq!(row("okta"), ["okta", "browser, paste, device", "client_id, variables.domain", "-"]);
+
+    // Without any configuration the list is the same, but for who uses them.
+    let plain = credproxy_in(&home, &["providers", "--json"], "");
+    let listed: Value = serde_json::from_str(stdout(&plain)).unwrap();
+    let github = listed["presets"].as_array().unwrap().iter().find(|preset| preset["name"] == "github").unwrap();
+    assert_eq!(
+        (&github["flows"], &github["needs"], &github["used_by"]),
+        (&json!(["browser", "paste", "device"]), &json!(["client_id"]), &json!([]))
+    );
+    let host = json!({
+        "name": "host",
+        "about": "github.com, or the host of a GitHub Enterprise Server",
+        "default": "github.com",
+    });
+    assert_eq!(github["variables"], json!([host]));
+}
+
+#[test]
+fn check_names_the_preset_of_a_provider() {
+    let directory = tempfile::tempdir().unwrap();
+    let home = [("HOME", directory.path().to_str().unwrap())];
+    let notes = "[providers.notes]\npreset = \"github\"\nclient_id = \"me\"\nclient_secret = { env = \"UNSET\" }\n";
+    let path = file(directory.path(), &format!("{PRESETS}{notes}"));
+    let found = credproxy_in(&home, &["--config", &path, "check"], "");
+    for expected in [
+        "ok     provider corp   configured\n",
+        "ok     provider gh     configured (preset github)\n",
+        "wrong  provider notes  the environment variable named by client_secret.env is not set (preset github)\n",
+    ] {
+        assert!(stdout(&found).contains(expected), "{}", stdout(&found));
+    }
+}
+
 #[test]
 fn a_configuration_that_is_not_there_is_named() {
     let output = credproxy(&["--config", "/nowhere/x.toml", "status"], "");
@@ -148,11 +217,11 @@ fn without_a_home_the_error_says_what_to_set() {
 #[test]
 fn what_is_no_grant_is_refused_before_anybody_is_asked_and_never_quoted() {
     let long = format!("{{\"canary\": \"{}\"}}", "x".repeat(256 * 1024));
-    for input in ["", "canary", "[\"canary\"]", "{\"access_token\": canary}", &long] {
+    for input in ["", "canary", "[\"canary\"]", "{\"access_token\": canary}", "{\"token\": \"canary\"}", &long] {
         let output = credproxy(&["--socket", "/nowhere/s", "import", "corp"], input);
         assert_eq!((output.status.code(), stdout(&output)), (Some(1), ""));
         let message = stderr(&output);
-        assert!(message.starts_with("error: standard input is ") && message.contains("\nhint: "), "{message}");
+        assert!(message.starts_with("error: standard input ") && message.contains("\nhint: "), "{message}");
         assert!(!message.contains("canary"), "{message}");
     }
 }
@@ -206,12 +275,13 @@ fn an_access_token_is_printed_alone_and_only_when_it_is_asked_for() {
 
     for command in ["token", "refresh"] {
         let json = answered(TOKEN, &[command, "corp", "--json"], Stdio::piped());
-        let shown: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
-        assert_eq!(shown, serde_json::from_str::<serde_json::Value>(TOKEN).unwrap(), "{command}");
+        let shown: Value = serde_json::from_slice(&json.stdout).unwrap();
+        assert_eq!(shown, serde_json::from_str::<Value>(TOKEN).unwrap(), "{command}");
     }
 
     let logout = answered(r#"{"revoked":true}"#, &["logout", "corp"], Stdio::piped());
-    assert_eq!((logout.status.code(), stdout(&logout), stderr(&logout)), (Some(0), "", "logged out\n"));
+    let told = "logged out of corp/default; the provider has revoked the grant\n";
+    assert_eq!((logout.status.code(), stdout(&logout), stderr(&logout)), (Some(0), "", told));
 }
 
 #[test]

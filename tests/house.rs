@@ -14,7 +14,7 @@ use std::{
 
 /// How high a room stands; it may import what stands lower. `provider` and `store` are traits, which the coordinator
 /// knows; what implements them (`CHILDREN_RANK`) stands above it.
-const RANKS: [(&str, u8); 25] = [
+const RANKS: [(&str, u8); 26] = [
     ("secret", 0),
     ("clock", 0),
     ("private", 0),
@@ -31,6 +31,7 @@ const RANKS: [(&str, u8); 25] = [
     ("keys", 4),
     ("refresh", 4),
     ("login", 5),
+    ("sandbox", 5),
     ("server", 6),
     ("client", 6),
     ("config", 6),
@@ -47,9 +48,10 @@ const CHILDREN_RANK: [(&str, u8); 2] = [("provider", 6), ("store", 6)];
 const STRANGERS: [(&str, &str); 1] = [("lifecycle", "cli")];
 
 /// Crates and macros, and where alone they may stand: under a folder, or in a file.
-const HOMES: [(&str, &[&str]); 12] = [
+const HOMES: [(&str, &[&str]); 13] = [
     ("axum", &["server/", "server.rs"]),
     ("reqwest", &["provider/"]),
+    ("ring", &["provider/"]),
     ("sqlx", &["store/"]),
     ("chacha20poly1305", &["store/"]),
     ("argon2", &["store/"]),

@@ -17,7 +17,7 @@ use credproxy::{
     refresh::Coordinator,
     server::{
         AppState,
-        listener::{Listener, Terms},
+        listener::{Ending, Listener, Terms},
         peer::Peers,
         router,
     },
@@ -30,7 +30,6 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
-use tokio_util::sync::CancellationToken;
 
 use support::{
     audit_log,
@@ -340,10 +339,26 @@ async fn so_many_logins_wait_at_once() {
     assert_eq!(limited("POST", "/v1/logins", &begin(world.daemon.socket()).await), 10);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn so_many_sandboxes_are_there_at_once_and_each_has_a_sandboxs_limits() {
+    let world = World::with("", "", "[limits]\nsandboxes = 2").await;
+    let body = json!({"allow": ["corp"]}).to_string();
+    let create = async || world.daemon.request("POST", "/v1/sandboxes", &[JSON], body.clone()).await;
+    let made = create().await;
+    assert_eq!(made.status, 201, "{}", made.text());
+    assert_eq!(create().await.status, 201);
+    assert_eq!(limited("POST", "/v1/sandboxes", &create().await), 10);
+    let socket = PathBuf::from(made.json()["socket"].as_str().unwrap());
+    for _ in 0..20 {
+        assert_eq!(request(&socket, "POST", REFRESH, &[], "").await.status, 200);
+    }
+    assert!((170..=180).contains(&limited("POST", REFRESH, &request(&socket, "POST", REFRESH, &[], "").await)));
+}
+
 /// A listener in this process, whose time can be paused.
 struct Served {
     socket: PathBuf,
-    stop: CancellationToken,
+    ending: Ending,
     serving: JoinSet<()>,
     _home: tempfile::TempDir,
 }
@@ -359,10 +374,10 @@ impl Served {
         let router = router(AppState::new(coordinator, keys, Policy::host()));
         let listener = Listener::bind("s", &socket, Peers::own()).unwrap();
         let terms = Terms { limits: SocketLimits::HOST, share: 100, audit: Audit::default() };
-        let (stop, mut serving) = (CancellationToken::new(), JoinSet::new());
-        let stopped = stop.clone();
-        serving.spawn(async move { listener.serve(router, terms, stopped).await });
-        Self { socket, stop, serving, _home: home }
+        let (ending, mut serving) = (Ending::default(), JoinSet::new());
+        let ends = ending.clone();
+        serving.spawn(async move { listener.serve(router, terms, &ends).await });
+        Self { socket, ending, serving, _home: home }
     }
 
     /// Sends this and nothing more. What is answered, and after how many seconds the connection is closed.
@@ -378,7 +393,7 @@ impl Served {
     }
 
     async fn end(mut self) {
-        self.stop.cancel();
+        self.ending.orderly.cancel();
         while self.serving.join_next().await.is_some() {}
     }
 }

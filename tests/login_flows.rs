@@ -4,46 +4,39 @@
 
 mod support;
 
-use std::{process::Stdio, time::Duration};
+use std::process::Stdio;
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    process::{Child, ChildStderr, Command},
+    process::Command,
     time::timeout,
 };
 
 use support::{
     daemon::{Daemon, Home},
-    http::{Connection, Response},
-    issuer::{Issuer, Raw},
-    oidc::{Client, Oidc},
+    http::{Connection, Response, request},
+    issuer::{Answer, Issuer, Raw},
+    oidc::Oidc,
+    piped::{LIMIT, Piped},
 };
-
-/// A device is asked every five seconds, and twice at most.
-const LIMIT: Duration = Duration::from_secs(40);
 
 const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
 
 /// `oidc` as the provider `op`, and a sandbox that may log in to one of its accounts.
-fn config(oidc: &Oidc, client: Client) -> String {
-    let secret = client.secret().map_or("", |_| "client_secret = { env = \"OP_SECRET\" }");
+fn config(oidc: &Oidc) -> String {
     format!(
         "[refresh]\ncooldown = \"0s\"\n\n\
          [sockets.sandbox]\npath = \"{{home}}/run/sandbox/s\"\nrole = \"sandbox\"\nallow = [\"op/agent\"]\n\
          operations = [\"read\", \"login\"]\n\n\
          [providers.op]\nissuer = \"{issuer}\"\nauthorization_endpoint = \"{issuer}/auth?prompt=consent\"\n\
-         client_id = \"{}\"\nclient_auth = \"{}\"\nscopes = [\"openid\", \"offline_access\"]\n{secret}\n",
-        client.id(),
-        client.auth(),
+         client_id = \"public\"\nscopes = [\"openid\", \"offline_access\"]\n",
         issuer = oidc.issuer(),
     )
 }
 
-async fn daemon(oidc: &Oidc, client: Client) -> Daemon {
-    let env: Vec<_> = client.secret().map(|secret| ("OP_SECRET", secret)).into_iter().collect();
-    Daemon::start(&Home::new(), "a", &config(oidc, client), &env).await
+async fn daemon(oidc: &Oidc) -> Daemon {
+    Daemon::start(&Home::new(), "a", &config(oidc), &[]).await
 }
 
 async fn begin(daemon: &Daemon, bucket: &str, flow: &str) -> Value {
@@ -58,7 +51,7 @@ async fn end(daemon: &Daemon, login: &Value) -> Response {
     daemon.request("GET", &path, &[("prefer", "wait=30")], "").await
 }
 
-/// Agrees, and keeps the daemon from ever printing the code or the state.
+/// A person agrees; gives the address that the browser is sent to.
 async fn agree(daemon: &Daemon, oidc: &Oidc, login: &Value) -> url::Url {
     let back = oidc.agree(login["authorization_url"].as_str().unwrap()).await;
     for (name, value) in back.query_pairs().filter(|(name, _)| ["code", "state"].contains(&&**name)) {
@@ -73,68 +66,36 @@ async fn visit(back: &url::Url) -> Response {
     connection.request("GET", &back[url::Position::BeforePath..], &[], "").await
 }
 
-#[tokio::test]
-async fn every_client_logs_in_by_every_flow_refreshes_and_logs_out() {
-    let oidc = Oidc::start().await;
-    for client in [Client::Public, Client::Basic, Client::Post] {
-        let daemon = daemon(&oidc, client).await;
-        for flow in ["browser", "paste", "device"] {
-            let login = begin(&daemon, flow, flow).await;
-            match flow {
-                "browser" => {
-                    let page = visit(&agree(&daemon, &oidc, &login).await).await;
-                    assert_eq!(page.status, 200, "{}", page.text());
-                }
-                "paste" => {
-                    let body = json!({"code": agree(&daemon, &oidc, &login).await}).to_string();
-                    let path = format!("/v1/logins/{}/code", login["id"].as_str().unwrap());
-                    assert_eq!(daemon.request("POST", &path, &JSON, body).await.status, 200);
-                }
-                _ => oidc.confirm_device(login["verification_uri_complete"].as_str().unwrap(), true).await,
-            }
-            let ended = end(&daemon, &login).await.json();
-            assert_eq!(ended["status"], "complete", "{client:?} {flow}: {ended}");
-            for _ in 0..3 {
-                let path = format!("/v1/tokens/op/refresh?bucket={flow}");
-                let refreshed = daemon.request("POST", &path, &[], "").await;
-                assert_eq!(refreshed.status, 200, "{client:?} {flow}: {}", refreshed.text());
-            }
-            let gone = daemon.request("DELETE", &format!("/v1/tokens/op?bucket={flow}&revoke=true"), &[], "").await;
-            assert_eq!(gone.json(), json!({"revoked": true}), "{client:?} {flow}");
-        }
-        daemon.watch_issued(&oidc.issued().await);
-    }
-    assert!(oidc.refreshes().await.iter().all(|entry| !entry.spent_before && entry.status == Some(200)));
-}
-
-/// Codes and device codes of this server are marked, and the harness looks for marks in all that is logged.
-#[tokio::test]
-async fn what_a_login_is_made_of_is_in_no_log_and_no_answer() {
-    let issuer = Issuer::start().await;
+/// A daemon whose provider `op` is the scripted server. Codes and device codes of that one are marked, and the harness
+/// looks for marks in all that is logged.
+async fn scripted(issuer: &Issuer) -> Daemon {
     let config = format!(
-        "[providers.op]\ntoken_endpoint = {:?}\nauthorization_endpoint = {:?}\ndevice_authorization_endpoint = {:?}\n\
+        "[logins]\nlifetime = \"10s\"\n\n\
+         [providers.op]\ntoken_endpoint = {:?}\nauthorization_endpoint = {:?}\ndevice_authorization_endpoint = {:?}\n\
          client_id = \"me\"\ndevice_pkce = true\n",
         issuer.token_endpoint(),
         issuer.authorization_endpoint(),
         issuer.device_authorization_endpoint(),
     );
-    let daemon = Daemon::start(&Home::new(), "a", &config, &[]).await;
-    issuer.decide([Raw::error(400, "authorization_pending")]);
-    for (flow, status) in [("browser", "complete"), ("paste", "complete"), ("device", "complete"), ("paste", "error")] {
-        let login = begin(&daemon, "agent", flow).await;
-        if let Some(url) = login["authorization_url"].as_str() {
-            let back = issuer.agree(url);
-            daemon.watch_secret(&back.query_pairs().find(|(name, _)| name == "state").unwrap().1);
-            if flow == "browser" {
-                assert_eq!(visit(&back).await.status, 200);
-            } else {
-                let code = if status == "error" { "canary-code-made-up".to_owned() } else { back.to_string() };
-                let path = format!("/v1/logins/{}/code", login["id"].as_str().unwrap());
-                daemon.request("POST", &path, &JSON, json!({"code": code}).to_string()).await;
-            }
-        }
-        assert_eq!(end(&daemon, &login).await.json()["status"], status, "{flow}");
-    }
+    Daemon::start(&Home::new(), "a", &config, &[]).await
+}
+
+/// Agrees, and keeps the daemon from ever printing the state.
+fn agree_scripted(daemon: &Daemon, issuer: &Issuer, login: &Value) -> (url::Url, String) {
+    let back = issuer.agree(login["authorization_url"].as_str().unwrap());
+    let get = |name: &str| back.query_pairs().find(|(key, _)| key == name).unwrap().1.into_owned();
+    daemon.watch_secret(&get("state"));
+    let code = get("code");
+    (back, code)
+}
+
+async fn bring(daemon: &Daemon, login: &Value, code: &str) -> Response {
+    let path = format!("/v1/logins/{}/code", login["id"].as_str().unwrap());
+    daemon.request("POST", &path, &JSON, json!({"code": code}).to_string()).await
+}
+
+/// From now on neither log nor answer may hold what the provider was sent; how much that was.
+fn watch_what_was_sent(daemon: &Daemon, issuer: &Issuer) -> usize {
     let mut found = 0;
     for request in issuer.requests() {
         for (name, value) in url::form_urlencoded::parse(request.body.as_bytes()) {
@@ -144,13 +105,128 @@ async fn what_a_login_is_made_of_is_in_no_log_and_no_answer() {
             }
         }
     }
-    assert_eq!(found, 10);
+    found
+}
+
+#[tokio::test]
+async fn what_a_login_is_made_of_is_in_no_log_and_no_answer() {
+    let issuer = Issuer::start().await;
+    let daemon = scripted(&issuer).await;
+    issuer.decide([Raw::error(400, "authorization_pending")]);
+    for flow in ["browser", "paste", "device"] {
+        let login = begin(&daemon, "agent", flow).await;
+        if flow != "device" {
+            let (back, _) = agree_scripted(&daemon, &issuer, &login);
+            let status =
+                if flow == "browser" { visit(&back).await } else { bring(&daemon, &login, back.as_str()).await };
+            assert_eq!(status.status, 200);
+        }
+        assert_eq!(end(&daemon, &login).await.json()["status"], "complete", "{flow}");
+    }
+    // A code and its verifier each for the first two; the device asked twice.
+    assert_eq!(watch_what_was_sent(&daemon, &issuer), 8);
+}
+
+/// Errors are where secrets get out: everything goes wrong that can, and the provider quotes what it was sent.
+#[tokio::test]
+async fn nor_is_it_when_a_login_goes_wrong() {
+    let issuer = Issuer::start().await;
+    let daemon = scripted(&issuer).await;
+    let late = begin(&daemon, "agent", "browser").await;
+    let (late_back, _) = agree_scripted(&daemon, &issuer, &late);
+    let quoting = |status, secret: &str| Raw::json(status, &json!({"error": secret, "error_description": secret}));
+
+    for (query, detail) in [
+        ("error=access_denied", "the person or the provider refused (access_denied)"),
+        ("error=odd&error_description=canary-x", "the person or the provider refused (odd)"),
+        ("error=%3Cb%3Ecanary", "the person or the provider refused"),
+        ("code=canary%0Acode", "the answer holds no usable code"),
+    ] {
+        let login = begin(&daemon, "agent", "browser").await;
+        let (mut back, _) = agree_scripted(&daemon, &issuer, &login);
+        let mut foreign = back.clone();
+        back.set_query(Some(&format!("{query}&state={}", state_of(&back))));
+        foreign.set_query(Some("code=canary-stray&state=canary-stray"));
+        for url in [&foreign, &back] {
+            let page = visit(url).await;
+            assert!(page.status == 400 && !page.text().contains("canary"), "{}", page.text());
+        }
+        assert_eq!(end(&daemon, &login).await.json()["detail"], detail);
+    }
+    for how in ["quoted", "reset", "made up", "malformed", "another's", "cancelled"] {
+        let login = begin(&daemon, "agent", "paste").await;
+        let (back, code) = agree_scripted(&daemon, &issuer, &login);
+        let (brought, status) = match how {
+            "quoted" => {
+                issuer.script(Answer::Raw(quoting(400, &code)));
+                (back.as_str(), 502)
+            }
+            "reset" => {
+                issuer.script(Answer::ResetBefore);
+                (back.as_str(), 502)
+            }
+            "made up" => ("canary-made-up", 502),
+            "malformed" => ("canary made up", 400),
+            "another's" => (late_back.as_str(), 502),
+            _ => {
+                let path = format!("/v1/logins/{}", login["id"].as_str().unwrap());
+                assert_eq!(daemon.request("DELETE", &path, &[], "").await.status, 204);
+                (back.as_str(), 404)
+            }
+        };
+        let answer = bring(&daemon, &login, brought).await;
+        assert!(answer.status == status && !answer.text().contains("canary"), "{how}: {}", answer.text());
+    }
+    for (last, detail) in [
+        (quoting(400, "canary-device-quoted"), "the provider ended the login"),
+        (Raw::error(400, "access_denied"), "the person refused (access_denied)"),
+        (Raw::error(400, "expired_token"), "the code was not confirmed in time (expired_token)"),
+    ] {
+        issuer.answer_device(Raw::json(
+            200,
+            &json!({"device_code": "canary-device-quoted", "user_code": "AB-1", "interval": 1,
+                "verification_uri": "https://op.example/device"}),
+        ));
+        issuer.decide([quoting(500, "canary-device-quoted"), last]);
+        let login = begin(&daemon, "agent", "device").await;
+        let ended = end(&daemon, &login).await.json();
+        assert_eq!((&ended["status"], &ended["detail"]), (&json!("error"), &json!(detail)));
+    }
+    let gone = end(&daemon, &late).await;
+    assert_eq!((gone.status, &gone.json()["code"]), (410, &json!("SESSION_EXPIRED")));
+    assert_eq!(daemon.request("GET", "/v1/tokens", &[], "").await.json(), json!({"tokens": []}));
+    // Three exchanges with a code and a verifier each, and three devices that asked twice.
+    assert_eq!(watch_what_was_sent(&daemon, &issuer), 18);
+}
+
+fn state_of(back: &url::Url) -> String {
+    back.query_pairs().find(|(name, _)| name == "state").unwrap().1.into_owned()
+}
+
+/// The host's login is not there for a sandbox, and the other way round.
+#[tokio::test]
+async fn a_login_is_there_for_its_own_socket_alone() {
+    let oidc = Oidc::start().await;
+    let daemon = daemon(&oidc).await;
+    let sandbox = daemon.socket().parent().unwrap().with_file_name("sandbox").join("s");
+    let login = begin(&daemon, "agent", "paste").await;
+    let path = format!("/v1/logins/{}", login["id"].as_str().unwrap());
+    let back = agree(&daemon, &oidc, &login).await;
+    let code = json!({"code": back}).to_string();
+    for (method, path, body) in
+        [("GET", path.clone(), ""), ("POST", format!("{path}/code"), code.as_str()), ("DELETE", path.clone(), "")]
+    {
+        let headers = if body.is_empty() { &[][..] } else { &JSON };
+        let refused = request(&sandbox, method, &path, headers, body.to_owned()).await;
+        assert_eq!((refused.status, &refused.json()["code"]), (404, &json!("SESSION_NOT_FOUND")), "{method}");
+    }
+    assert_eq!(bring(&daemon, &login, back.as_str()).await.status, 200);
 }
 
 #[tokio::test]
 async fn a_person_who_aborts_at_the_device_ends_the_login() {
     let oidc = Oidc::start().await;
-    let daemon = daemon(&oidc, Client::Public).await;
+    let daemon = daemon(&oidc).await;
     let login = begin(&daemon, "agent", "device").await;
     oidc.confirm_device(login["verification_uri_complete"].as_str().unwrap(), false).await;
     let ended = end(&daemon, &login).await.json();
@@ -160,7 +236,7 @@ async fn a_person_who_aborts_at_the_device_ends_the_login() {
 #[tokio::test]
 async fn a_login_does_not_survive_a_restart() {
     let oidc = Oidc::start().await;
-    let mut daemon = daemon(&oidc, Client::Public).await;
+    let mut daemon = daemon(&oidc).await;
     let mut begun = Vec::new();
     for flow in ["browser", "paste", "device"] {
         begun.push(begin(&daemon, "agent", flow).await);
@@ -176,7 +252,7 @@ async fn a_login_does_not_survive_a_restart() {
 #[tokio::test]
 async fn a_sandbox_logs_in_with_curl_alone() {
     let oidc = Oidc::start().await;
-    let daemon = daemon(&oidc, Client::Public).await;
+    let daemon = daemon(&oidc).await;
     let readme = include_str!("../README.md");
     let lines = readme.split("<!-- device login -->\n```sh\n").nth(1).unwrap().split("```").next().unwrap();
     let script =
@@ -205,65 +281,13 @@ async fn a_sandbox_logs_in_with_curl_alone() {
     assert!(ended["token"]["access_token"].is_string(), "{ended}");
 }
 
-/// `credproxy login` beside a daemon, its standard error read line by line.
-struct Terminal {
-    child: Child,
-    lines: tokio::io::Lines<BufReader<ChildStderr>>,
-    seen: String,
-}
-
-impl Terminal {
-    fn login(daemon: &Daemon, arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_credproxy"))
-            .args(["login", "op"])
-            .args(arguments)
-            .env_clear()
-            .env("CREDPROXY_SOCKET", daemon.socket())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        Self { child, lines, seen: String::new() }
-    }
-
-    /// The next line that holds `text`.
-    async fn line(&mut self, text: &str) -> String {
-        let line = async {
-            while let Some(line) = self.lines.next_line().await.unwrap() {
-                self.seen.push_str(&line);
-                self.seen.push('\n');
-                if line.contains(text) {
-                    return line.trim().to_owned();
-                }
-            }
-            panic!("{text:?} is not printed: {}", self.seen);
-        };
-        timeout(LIMIT, line).await.unwrap_or_else(|_| panic!("{text:?} does not come"))
-    }
-
-    /// Ctrl-C.
-    fn interrupt(&self) {
-        kill_process(Pid::from_raw(self.child.id().unwrap().cast_signed()).unwrap(), Signal::INT).unwrap();
-    }
-
-    /// Exit code and standard output.
-    async fn end(mut self) -> (Option<i32>, String) {
-        drop(self.child.stdin.take());
-        let output = timeout(LIMIT, self.child.wait_with_output()).await.expect("it does not end").unwrap();
-        (output.status.code(), String::from_utf8(output.stdout).unwrap())
-    }
-}
-
 #[tokio::test]
 async fn the_command_line_logs_in_by_device_and_by_pasted_code() {
     let oidc = Oidc::start().await;
-    let daemon = daemon(&oidc, Client::Public).await;
+    let daemon = daemon(&oidc).await;
 
     // Without a display, a code to type in elsewhere.
-    let mut terminal = Terminal::login(&daemon, &["--bucket", "cli", "--json"]);
+    let mut terminal = Piped::login(&daemon, &["op", "--bucket", "cli", "--json"]);
     let address = terminal.line("user_code=").await;
     oidc.confirm_device(&address, true).await;
     terminal.line("logged in to op/cli; the token lasts 9 min").await;
@@ -271,7 +295,7 @@ async fn the_command_line_logs_in_by_device_and_by_pasted_code() {
     let shown: Value = serde_json::from_str(&output).unwrap();
     assert_eq!((code, &shown["bucket"], &shown["flow"]), (Some(0), &json!("cli"), &json!("device")));
 
-    let mut terminal = Terminal::login(&daemon, &["--flow", "paste"]);
+    let mut terminal = Piped::login(&daemon, &["op", "--flow", "paste"]);
     let address = terminal.line("/auth?").await;
     let back = oidc.agree(&address).await;
     terminal.line("paste the code").await;
@@ -289,9 +313,9 @@ async fn the_command_line_logs_in_by_device_and_by_pasted_code() {
 #[tokio::test]
 async fn the_command_line_says_why_there_is_no_login_and_cancels_one_that_is_interrupted() {
     let oidc = Oidc::start().await;
-    let daemon = daemon(&oidc, Client::Public).await;
+    let daemon = daemon(&oidc).await;
 
-    let mut terminal = Terminal::login(&daemon, &["--flow", "paste"]);
+    let mut terminal = Piped::login(&daemon, &["op", "--flow", "paste"]);
     terminal.line("paste the code").await;
     let mut stdin = terminal.child.stdin.take().unwrap();
     stdin.write_all(b"made-up\n").await.unwrap();
@@ -299,7 +323,7 @@ async fn the_command_line_says_why_there_is_no_login_and_cancels_one_that_is_int
     assert_eq!(terminal.end().await.0, Some(1));
 
     // Nor does the terminal, which is still being read from, keep it.
-    let mut terminal = Terminal::login(&daemon, &["--flow", "paste"]);
+    let mut terminal = Piped::login(&daemon, &["op", "--flow", "paste"]);
     let waiting = terminal.child.stdin.take();
     terminal.line("paste the code").await;
     terminal.interrupt();
@@ -308,7 +332,7 @@ async fn the_command_line_says_why_there_is_no_login_and_cancels_one_that_is_int
     drop(waiting);
 
     // An interrupt frees the listener on the daemon's side.
-    let mut terminal = Terminal::login(&daemon, &["--flow", "browser"]);
+    let mut terminal = Piped::login(&daemon, &["op", "--flow", "browser"]);
     let address: url::Url = terminal.line("/auth?").await.parse().unwrap();
     let redirect = address.query_pairs().find(|(name, _)| name == "redirect_uri").unwrap().1.into_owned();
     let redirect: url::Url = redirect.parse().unwrap();

@@ -9,7 +9,10 @@ use std::time::Duration;
 use qrcodegen::{QrCode, QrCodeEcc};
 use rustix::process::{Signal, kill_process};
 use serde_json::json;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
 
 use support::{
     daemon::{Daemon, Home},
@@ -133,7 +136,7 @@ async fn a_code_that_was_begun_to_be_typed_is_wiped_with_the_login() {
     let issuer = Issuer::start().await;
     let daemon = daemon(&issuer, "").await;
     let mut terminal = daemon.on_terminal(&["login", "op", "--flow", "paste"], &ABLE, LARGE);
-    terminal.shows("press Enter:").await;
+    terminal.shows("press Enter:\r\n").await;
     terminal.types("half a co");
     terminal.shows("half a co").await;
     terminal.types("\x03");
@@ -196,6 +199,24 @@ async fn a_login_that_is_refused_or_too_late_says_so() {
     }
     let stored = daemon.request("GET", "/v1/tokens", &[], "").await.json();
     assert_eq!(stored, json!({"tokens": []}));
+}
+
+#[tokio::test]
+async fn a_provider_that_is_slow_to_begin_keeps_nobody() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}/", silent.local_addr().unwrap());
+    let config = format!(
+        "[providers.op]\ntoken_endpoint = {endpoint:?}\ndevice_authorization_endpoint = {endpoint:?}\nclient_id = \"me\"\n"
+    );
+    let daemon = Daemon::start(&Home::new(), "a", &config, &[]).await;
+    let mut terminal = daemon.on_terminal(&["login", "op", "--flow", "device"], &ABLE, LARGE);
+    terminal.shows("asking op").await;
+    terminal.types("\x03");
+    terminal.shows("^C").await;
+    // Who is impatient does not wait for the daemon either.
+    kill_process(terminal.pid(), Signal::INT).unwrap();
+    let (exit, shown) = terminal.ends().await;
+    assert_eq!((exit, shown), (Some(1), vec!["error: cancelled".to_owned(), String::new()]));
 }
 
 /// What is no terminal gets neither colours nor a picture nor a line that moves, and standard output the result alone.

@@ -466,6 +466,19 @@ async fn the_list_is_in_the_order_of_accounts(bench: &impl Bench) {
     }
 }
 
+async fn the_names_are_those_of_the_list_and_only_what_is_wanted_is_read(bench: &impl Bench) {
+    let store = bench.owner().await;
+    for (id, name) in (1..).zip(["b/a", "a/b", "a/a"]) {
+        put(&*store, &account(name), &grant(id, 1)).await;
+    }
+    let names = |accounts: Vec<Account>| accounts.iter().map(Account::to_string).collect::<Vec<_>>();
+    assert_eq!(names(store.names().await.unwrap()), ["a/a", "a/b", "b/a"]);
+    let mut found = Vec::new();
+    let wanted = |one: &Account| one.provider.as_str() == "a";
+    store.visit(&wanted, &mut |entry| found.push(entry.account)).await.unwrap();
+    assert_eq!(names(found), ["a/a", "a/b"]);
+}
+
 async fn names_that_differ_in_the_place_of_the_slash_stay_apart(bench: &impl Bench) {
     let store = bench.owner().await;
     put(&*store, &account("a/bc"), &grant(1, 1)).await;
@@ -629,6 +642,7 @@ conformance! {
     the_epoch_tells_of_others_changes_only
     of_many_claims_at_once_one_is_taken
     the_list_is_in_the_order_of_accounts
+    the_names_are_those_of_the_list_and_only_what_is_wanted_is_read
     names_that_differ_in_the_place_of_the_slash_stay_apart
     a_caller_that_hangs_up_leaves_no_change_half_made
     an_item_comes_back_and_has_its_kind_for_itself

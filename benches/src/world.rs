@@ -71,19 +71,24 @@ impl World {
     ///
     /// Without a cooldown and with nothing else that would turn a question away: what is measured is the work.
     pub(crate) fn credproxy(&self, home: &Path) -> Fallible<Server> {
-        let (arguments, socket) = self.prepare(home)?;
+        self.credproxy_with(home, "")
+    }
+
+    /// The same with further tables in its configuration: the way to measure what one of them costs.
+    pub(crate) fn credproxy_with(&self, home: &Path, tables: &str) -> Fallible<Server> {
+        let (arguments, socket) = self.prepare(home, tables)?;
         Server::start(&self.program("credproxy"), &arguments, home, socket, self.processors)
     }
 
     /// The command line that serves the store in `home`, and the socket.
-    pub(crate) fn prepare(&self, home: &Path) -> Fallible<([String; 3], PathBuf)> {
+    pub(crate) fn prepare(&self, home: &Path, tables: &str) -> Fallible<([String; 3], PathBuf)> {
         let socket = self.socket(home);
         let store = stores::file(home);
         let config = format!(
             "[store]\nurl = \"sqlite://{}\"\n\
              [refresh]\ncooldown = \"0s\"\n\
              [sockets.host]\npath = \"{}\"\nrole = \"host\"\n\
-             [providers.bench]\ntoken_endpoint = \"{}\"\nclient_id = \"bench\"\n",
+             [providers.bench]\ntoken_endpoint = \"{}\"\nclient_id = \"bench\"\n{tables}",
             store.display(),
             socket.display(),
             self.issuer.endpoint,

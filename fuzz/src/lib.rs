@@ -47,7 +47,7 @@ pub fn grant() -> Grant {
         expires_at: Some(world::START.plus(std::time::Duration::from_secs(3600))),
         scope: Some("read write".into()),
         refresh_token: Some(RefreshToken::new(secret(0)).unwrap()),
-        extra: Map::new(),
+        extra: Map::new().into(),
     }
 }
 

@@ -96,7 +96,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::audit::{Kind, Subject, words};
+    use crate::{
+        account::AccountRef,
+        audit::{Kind, Subject, words},
+    };
 
     fn written(time: i64, event: &Event<'_>) -> Value {
         let mut line = Vec::new();
@@ -108,7 +111,7 @@ mod tests {
     #[test]
     fn a_line_says_who_did_what_to_which_account_and_how_it_went() {
         let (origin, subject) = (Origin::of_peer("agents", 1000, None), Subject::default());
-        subject.account(&"corp/work".parse().unwrap());
+        subject.account(AccountRef::new("corp", Some("work")).unwrap());
         subject.named(Kind::Login, "0f1e");
         let event = Event {
             origin: &origin,

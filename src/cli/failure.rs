@@ -3,7 +3,11 @@
 use std::{error::Error, io, process::ExitCode};
 
 use super::output;
-use crate::{account::Account, client::ClientError, config::ConfigError};
+use crate::{
+    account::{Account, KeyName},
+    client::ClientError,
+    config::ConfigError,
+};
 
 /// What the program's exit code says. A script may decide by it; the numbers do not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +25,7 @@ pub enum Exit {
     RateLimited = 4,
     /// No daemon answers on the socket.
     Unreachable = 5,
-    /// No grant, none that can be refreshed, or no such provider.
+    /// No grant or API key, no grant that can be refreshed, or no such provider.
     NotFound = 6,
     /// The socket's policy does not allow it.
     Unauthorized = 7,
@@ -36,7 +40,7 @@ Exit codes:
   3  a person must log in again (REAUTH_REQUIRED)
   4  too soon, try again later (RATE_LIMITED)
   5  no daemon can be reached
-  6  no grant, none that can be refreshed, or no such provider
+  6  no grant or API key, no grant that can be refreshed, or no such provider
   7  the socket's policy does not allow it (UNAUTHORIZED)";
 
 impl From<Exit> for ExitCode {
@@ -74,6 +78,22 @@ impl Failure {
     /// What the daemon answered about `account`, or about no account.
     pub(super) fn of(error: ClientError, account: Option<&Account>) -> Self {
         let hint = hint(&error, account);
+        Self { exit: exit(&error), error: error.into(), hint }
+    }
+
+    /// What the daemon answered about an API key.
+    pub(super) fn of_key(error: ClientError, name: &KeyName) -> Self {
+        let hint = match &error {
+            ClientError::Problem { code, .. } if code == "NOT_FOUND" => {
+                Some(format!("see `credproxy key list`, or set it: `credproxy key set {name}`"))
+            }
+            ClientError::Interrupted(_) | ClientError::TimedOut => {
+                Some("it may have been carried out all the same; see `credproxy key list`".into())
+            }
+            ClientError::Problem { .. } | ClientError::Unreachable { .. } | ClientError::Protocol(_) => {
+                hint(&error, None)
+            }
+        };
         Self { exit: exit(&error), error: error.into(), hint }
     }
 
@@ -142,7 +162,8 @@ fn hint(error: &ClientError, account: Option<&Account>) -> Option<String> {
                 Some(format!("add [providers.{}] to the daemon's configuration", account.provider))
             }
             ("UNAUTHORIZED", _, _) => Some(
-                "see the socket's `allow` and `operations` in the daemon's configuration; a host's socket may do all"
+                "see the socket's `allow`, `keys` and `operations` in the daemon's configuration; a host's socket may \
+                 do all"
                     .into(),
             ),
             (_, _, Some(wait)) => Some(format!("try again in {} s", wait.as_secs())),
@@ -205,7 +226,8 @@ mod tests {
                 None,
                 7,
                 Some(
-                    "see the socket's `allow` and `operations` in the daemon's configuration; a host's socket may do all",
+                    "see the socket's `allow`, `keys` and `operations` in the daemon's configuration; a host's socket \
+                     may do all",
                 ),
             ),
             ("REFRESH_FAILED", Some(30), 1, Some("try again in 30 s")),
@@ -217,6 +239,21 @@ mod tests {
             assert_eq!((failure.exit as u8, failure.hint.as_deref()), (exit, hint), "{code}");
             assert_eq!(chain(failure.error.as_ref()), format!("no ({code})"));
         }
+    }
+
+    #[test]
+    fn a_key_that_is_not_there_has_a_hint_of_its_own() {
+        let name = "openai".parse().unwrap();
+        let of = |code: &str| {
+            let error = ClientError::Problem { status: 404, code: code.into(), detail: "no".into(), retry_after: None };
+            Failure::of_key(error, &name)
+        };
+        let missing = of("NOT_FOUND");
+        assert_eq!((missing.exit, missing.hint.unwrap().contains("key set openai")), (Exit::NotFound, true));
+        let forbidden = of("UNAUTHORIZED");
+        assert_eq!((forbidden.exit, forbidden.hint.unwrap().contains("`keys`")), (Exit::Unauthorized, true));
+        let lost = Failure::of_key(ClientError::TimedOut, &name);
+        assert!(lost.hint.unwrap().contains("key list"));
     }
 
     #[test]

@@ -1,8 +1,13 @@
 //! `credproxy import`.
 
-use std::io::{self, IsTerminal as _, Read};
+use std::{
+    fs::OpenOptions,
+    io::{self, IsTerminal as _, Read},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+};
 
-use serde::de::IgnoredAny;
+use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
 use super::{Exit, Failure, output};
@@ -11,75 +16,119 @@ use crate::{
     client::{Client, Stored},
 };
 
-/// The longest grant, in bytes: two secrets of 64 KiB, and as much again for the provider's own members.
+mod form;
+
+use form::{Form, FormError, Found};
+
+/// The longest source, in bytes: two secrets of 64 KiB, and as much again for the provider's own members.
 const LIMIT: usize = 256 * 1024;
 
-pub(super) async fn run(client: &Client, account: &Account) -> Result<Exit, Failure> {
-    let input = io::stdin();
-    if input.is_terminal() {
-        output::note("type or paste the grant as JSON, then Enter and Ctrl-D");
-    }
-    let grant = read(input.lock())?;
+pub(super) async fn run(client: &Client, account: &Account, from: Option<&Path>) -> Result<Exit, Failure> {
+    let source = Source(from.filter(|path| *path != Path::new("-")));
+    let found = form::recognise(&source.read()?).map_err(|error| source.refused(&error, account))?;
+    output::note(&taken(&found, &source));
+    let Found { form, refreshable, grant, .. } = found;
     let stored = client.put(account, grant).await.map_err(|error| Failure::of(error, Some(account)))?;
     output::note(&match stored {
         Stored::Created => format!("stored a grant for {account}"),
         Stored::Replaced => format!("replaced the grant of {account}"),
     });
+    output::note(&what_now(form, refreshable));
     // A misspelt name is found out here rather than when the token expires. Whether it can be told does not matter.
     if client.providers().await.is_ok_and(|known| known.iter().all(|known| known.name != account.provider)) {
         output::note(&format!(
             "warning: no provider {0} is configured, so this token will not be refreshed; \
-             add [providers.{0}] to the daemon's configuration, or `credproxy logout {account}`",
+             add [providers.{0}] to the daemon's configuration, or `credproxy logout --local-only {account}`",
             account.provider
         ));
     }
     Ok(Exit::Success)
 }
 
-/// Reads one JSON object, whose members are the daemon's to judge. No error quotes it.
-fn read(input: impl Read) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let refuse = |problem: String| {
-        Failure::new(Exit::Failure, problem)
-            .hint(r#"a grant looks like {"access_token": "…", "refresh_token": "…", "expires_in": 3600}"#)
-    };
-    // Room for all of it: a buffer that grows leaves copies behind.
-    let mut grant = Zeroizing::new(Vec::with_capacity(LIMIT + 1));
-    input
-        .take(LIMIT as u64 + 1)
-        .read_to_end(&mut grant)
-        .map_err(|error| Failure::new(Exit::Failure, format!("cannot read standard input: {error}")))?;
-    if grant.len() > LIMIT {
-        return Err(refuse("standard input is longer than 256 KiB".into()));
-    }
-    if grant.trim_ascii().is_empty() {
-        return Err(refuse("standard input is empty".into()));
-    }
-    if let Err(error) = serde_json::from_slice::<IgnoredAny>(&grant) {
-        return Err(refuse(format!("standard input is not JSON: line {}, column {}", error.line(), error.column())));
-    }
-    if grant.trim_ascii_start().first() != Some(&b'{') {
-        return Err(refuse("standard input is not a JSON object".into()));
-    }
-    Ok(grant)
+fn taken(found: &Found, source: &Source) -> String {
+    let hint = if found.expiry_guessed { "; the expiry is what the access token itself says" } else { "" };
+    format!("{} is {}: took {}{hint}", source.name(), found.form, found.taken.join(", "))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The other holder of a refresh token is in the way from now on.
+fn what_now(form: Form, refreshable: bool) -> String {
+    if !refreshable {
+        return "it has no refresh token, and ends with its access token".to_owned();
+    }
+    let program = form.program().unwrap_or("the program that it came from");
+    format!(
+        "{program} still holds a copy: it will be logged out when the token rotates, and a logout there may end this \
+         grant, too; do not use that copy any more"
+    )
+}
 
-    #[test]
-    fn an_object_is_read_as_it_is() {
-        let text = br#" {"access_token": "at", "nested": {"a": [1]}} "#;
-        assert_eq!(*read(&text[..]).unwrap(), text);
+/// Where a grant is read from: a file, or standard input. It is read and never written.
+struct Source<'a>(Option<&'a Path>);
+
+impl Source<'_> {
+    fn name(&self) -> String {
+        self.0.map_or_else(|| "standard input".to_owned(), |path| path.display().to_string())
     }
 
-    #[test]
-    fn what_is_no_object_is_refused_without_being_quoted() {
-        let long = format!("{{\"canary\": \"{}\"}}", "x".repeat(LIMIT));
-        for text in ["", "canary", "\"canary\"", "[\"canary\"]", "{\"a\": canary}", "{\"a\": 1} canary", &long] {
-            let failure = read(text.as_bytes()).unwrap_err();
-            assert_eq!(failure.exit(), Exit::Failure);
-            assert!(!format!("{failure:?}").contains("canary"), "{failure:?}");
+    fn read(&self) -> Result<Zeroizing<Vec<u8>>, Failure> {
+        let read = if let Some(path) = self.0 {
+            // A pipe in the file's place would be waited for.
+            let open = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path);
+            open.and_then(|file| if file.metadata()?.is_file() { limited(file) } else { Err(irregular()) })
+        } else {
+            let input = io::stdin();
+            if input.is_terminal() {
+                output::note("type or paste the grant as JSON, then Enter and Ctrl-D");
+            }
+            limited(input.lock())
+        };
+        let text =
+            read.map_err(|error| Failure::new(Exit::Failure, format!("cannot read {}: {error}", self.name())))?;
+        if text.len() > LIMIT {
+            return Err(Failure::new(Exit::Failure, format!("{} is longer than 256 KiB", self.name())).hint(KNOWN));
+        }
+        Ok(text)
+    }
+
+    fn refused(&self, error: &FormError, account: &Account) -> Failure {
+        let failure = Failure::new(Exit::Failure, format!("{} {error}", self.name()));
+        match error {
+            FormError::Empty | FormError::NotJson { .. } | FormError::NotObject | FormError::Unknown => {
+                failure.hint(KNOWN)
+            }
+            FormError::Lacks { .. } => failure.hint(format!("log in instead: `credproxy login {account}`")),
+            FormError::ApiKey => failure.hint(format!("log in with an account: `credproxy login {account}`")),
+            FormError::ApplicationDefault { client_id } => failure.hint(instead(client_id, account)),
         }
     }
+}
+
+const KNOWN: &str = r#"known are a token answer, {"access_token": "…", "refresh_token": "…", "expires_in": 3600}, Codex's auth.json, Claude Code's .credentials.json, and the oauth_creds.json of Gemini CLI and Qwen Code"#;
+
+fn irregular() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")
+}
+
+/// Reads one byte more than there may be.
+fn limited(input: impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
+    // Room for all of it: a buffer that grows leaves copies behind.
+    let mut text = Zeroizing::new(Vec::with_capacity(LIMIT + 1));
+    input.take(LIMIT as u64 + 1).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+/// The client of such a credential can log in by itself, once it is configured.
+fn instead(client_id: &str, account: &Account) -> String {
+    format!(
+        r#"log in as the client that it names: put its client_secret alone into a file of mode 0600, write these lines into the daemon's configuration, start the daemon again, and `credproxy login {account}`
+
+[providers.{}]
+issuer = "https://accounts.google.com"
+authorization_endpoint = "https://accounts.google.com/o/oauth2/v2/auth?access_type=offline&prompt=consent"
+client_id = "{client_id}"
+client_secret = {{ file = "/path/to/client-secret" }}
+client_auth = "post"
+scopes = ["openid", "https://www.googleapis.com/auth/cloud-platform"]"#,
+        account.provider
+    )
 }

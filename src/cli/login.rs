@@ -52,7 +52,7 @@ pub(super) async fn run(
         ended = dialogue.see_through(&login, flow) => ended?,
         () = interrupts.next() => {
             dialogue.cancel(&login, &mut interrupts).await;
-            return Err(cancelled());
+            return Err(dialogue.cancelled());
         }
     };
     report(account, &ended, json)
@@ -92,12 +92,14 @@ impl Dialogue<'_> {
         tokio::select! {
             begun = self.terminal.wait(asked, &mut begun) => begun.map_err(|error| Failure::of(error, Some(self.account))),
             () = interrupts.next() => {
-                self.terminal.wipe_line();
-                // What the daemon has begun can be cancelled only by its name.
-                if let Ok(Ok(login)) = timeout(LAST_WORD, begun).await {
-                    self.cancel(&login, interrupts).await;
+                tokio::select! {
+                    // What the daemon has begun can be cancelled only by its name.
+                    begun = timeout(LAST_WORD, begun) => if let Ok(Ok(login)) = begun {
+                        self.cancel(&login, interrupts).await;
+                    },
+                    () = interrupts.next() => {}
                 }
-                Err(cancelled())
+                Err(self.cancelled())
             }
         }
     }
@@ -172,12 +174,16 @@ impl Dialogue<'_> {
 
     /// A second interrupt, or a daemon that does not answer, ends the wait for it.
     async fn cancel(&self, login: &Login, interrupts: &mut Interrupts) {
-        self.terminal.wipe_line();
         tokio::select! {
             // The daemon may be gone, or the login over: nothing is left to cancel then.
             _ = timeout(LAST_WORD, self.client.cancel_login(&login.id)) => {}
             () = interrupts.next() => {}
         }
+    }
+
+    fn cancelled(&self) -> Failure {
+        self.terminal.wipe_line();
+        Failure::new(Exit::Failure, "cancelled")
     }
 
     /// A login that had begun, and of whose end nothing was heard.
@@ -202,10 +208,6 @@ impl Dialogue<'_> {
 
 fn unreadable(error: &io::Error) -> Failure {
     Failure::new(Exit::Failure, format!("cannot read standard input: {error}"))
-}
-
-fn cancelled() -> Failure {
-    Failure::new(Exit::Failure, "cancelled")
 }
 
 /// What may end the command from without: Ctrl-C, a service manager, a terminal that is closed.

@@ -11,7 +11,10 @@ use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use super::{Exit, Failure};
-use crate::client::Token;
+use crate::{
+    account::KeyName,
+    client::{Key, Token},
+};
 
 /// Prints a line of data. A reader that has seen enough (`| head`) is no failure.
 pub(super) fn data(text: &str) -> Result<(), Failure> {
@@ -54,10 +57,28 @@ pub(super) fn sanitized_token(token: &Token) -> Result<(), Failure> {
     json(&Shown { access_token: token.access_token.expose_secret(), members: &token.members })
 }
 
-/// Prints a line that is not data.
+/// Prints the API key alone, for `$(…)`.
+#[expect(clippy::disallowed_methods, reason = "the person asked to see the API key")]
+pub(super) fn api_key(key: &Key) -> Result<(), Failure> {
+    data(key.secret.expose_secret())
+}
+
+/// Prints the API key as the daemon answered it.
+#[expect(clippy::disallowed_methods, reason = "the person asked to see the API key")]
+pub(super) fn key_members(name: &KeyName, key: &Key) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Shown<'a> {
+        name: &'a KeyName,
+        api_key: &'a str,
+        created_at: i64,
+    }
+    json(&Shown { name, api_key: key.secret.expose_secret(), created_at: key.created_at })
+}
+
+/// Prints a line that is not data, in one piece: others may write to the same terminal.
 pub(super) fn note(text: &str) {
     // Nobody is left to be told when this fails.
-    writeln!(io::stderr(), "{text}").ok();
+    io::stderr().write_all(format!("{text}\n").as_bytes()).ok();
 }
 
 /// Lines up the columns, two spaces apart.

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, header};
+use http::{HeaderValue, Method};
 use serde::Deserialize;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{Client, ClientError, json, plain, plain_option};
+use super::{Client, ClientError, id, json, plain, plain_option};
 use crate::{account::Account, provider::Flow};
 
 /// A login as the daemon tells of it. Its token is left out but for the expiry: who wants it asks for it.
@@ -48,13 +48,6 @@ pub struct Login {
     pub token_expiry: Option<i64>,
 }
 
-/// Only what may stand in a path.
-fn id<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    let id = String::deserialize(deserializer)?;
-    let fit = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    if fit { Ok(id) } else { Err(serde::de::Error::custom("no id of a login")) }
-}
-
 fn expiry<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
     #[derive(Deserialize)]
     struct Token {
@@ -89,11 +82,5 @@ impl Client {
     pub async fn cancel_login(&self, id: &str) -> Result<(), ClientError> {
         let request = self.request(Method::DELETE, &format!("/v1/logins/{id}"), Bytes::new())?;
         self.send(request).await.map(drop)
-    }
-
-    async fn post_json(&self, path: &str, body: Zeroizing<Vec<u8>>) -> Result<Login, ClientError> {
-        let mut request = self.request(Method::POST, path, Bytes::from_owner(body))?;
-        request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        json(&self.send(request).await?)
     }
 }

@@ -5,6 +5,7 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeSet,
     fmt::Display,
     ops::RangeInclusive,
     path::{Path, PathBuf},
@@ -21,19 +22,21 @@ use super::ConfigError;
 pub(super) struct Document<'a> {
     file: &'a Path,
     text: &'a str,
+    /// Where what is read is not written in the file but in the preset of that name, and where the file names it.
+    preset: Option<(&'static str, usize)>,
 }
 
 impl<'a> Document<'a> {
     /// Parses the text into its outermost table.
     pub(super) fn parse(file: &'a Path, text: &'a str) -> Result<Section<'a>, ConfigError> {
-        let document = Self { file, text };
+        let document = Self { file, text, preset: None };
         let table = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
             file: file.to_owned(),
             line: document.line(error.span().map_or(0, |span| span.start)),
             // Of the parser's messages only those of serde quote the text; the error's `Display` quotes its line.
             problem: error.message().to_owned(),
         })?;
-        Ok(Section { document, path: String::new(), at: 0, table: table.into_inner(), known: Vec::new() })
+        Ok(Section::new(document, String::new(), 0, table.into_inner()))
     }
 
     fn line(&self, at: usize) -> usize {
@@ -41,12 +44,11 @@ impl<'a> Document<'a> {
     }
 
     fn refuse(&self, at: usize, key: &str, problem: impl Into<Cow<'static, str>>) -> ConfigError {
-        ConfigError::Refused {
-            file: self.file.to_owned(),
-            line: self.line(at),
-            key: key.to_owned(),
-            problem: problem.into(),
-        }
+        let (at, problem) = match self.preset {
+            None => (at, problem.into()),
+            Some((name, named_at)) => (named_at, format!("as the preset {name} has it: {}", problem.into()).into()),
+        };
+        ConfigError::Refused { file: self.file.to_owned(), line: self.line(at), key: key.to_owned(), problem }
     }
 }
 
@@ -58,38 +60,51 @@ pub(super) struct Section<'a> {
     table: DeTable<'a>,
     /// What was asked for, to tell a person who mistypes a key.
     known: Vec<String>,
+    /// The preset's table, for keys that are not in this one.
+    under: Option<Box<Self>>,
 }
 
 impl<'a> Section<'a> {
+    fn new(document: Document<'a>, path: String, at: usize, table: DeTable<'a>) -> Self {
+        Self { document, path, at, table, known: Vec::new(), under: None }
+    }
+
+    /// Lays this table over a preset's, which `named` names: what is not here is read there, in inner tables too.
+    pub(super) fn lay_over(&mut self, preset: &'static str, table: DeTable<'a>, named: &Entry<'_>) {
+        let document = Document { preset: Some((preset, named.value_at)), ..self.document };
+        self.under = Some(Box::new(Self::new(document, self.path.clone(), self.at, table)));
+    }
+
+    /// The keys that nobody took yet.
+    pub(super) fn left(&self) -> &DeTable<'a> {
+        &self.table
+    }
+
     /// Takes a key out.
     pub(super) fn take(&mut self, name: &str) -> Option<Entry<'a>> {
         self.known.push(name.to_owned());
-        let (key, value) = self.table.remove_entry(name)?;
+        let under = self.under.as_mut().and_then(|under| under.take(name));
+        let Some((key, value)) = self.table.remove_entry(name) else { return under };
         Some(Entry {
             document: self.document,
             key: self.key(name),
             at: key.span().start,
             value_at: value.span().start,
             value: value.into_inner(),
+            under: under.map(Box::new),
         })
     }
 
     /// Takes a key out that must be there.
     pub(super) fn required(&mut self, name: &str) -> Result<Entry<'a>, ConfigError> {
-        self.take(name).ok_or_else(|| self.document.refuse(self.at, &self.key(name), "is missing"))
+        self.take(name).ok_or_else(|| self.missing(name, "is missing"))
     }
 
     /// Takes a table out; an empty one when it is not there.
     pub(super) fn section(&mut self, name: &str) -> Result<Self, ConfigError> {
         match self.take(name) {
             Some(entry) => entry.section("must be a table"),
-            None => Ok(Section {
-                document: self.document,
-                path: self.key(name),
-                at: self.at,
-                table: DeTable::new(),
-                known: Vec::new(),
-            }),
+            None => Ok(Self::new(self.document, self.key(name), self.at, DeTable::new())),
         }
     }
 
@@ -101,8 +116,13 @@ impl<'a> Section<'a> {
 
     /// Takes out every key that is left, in the order of the keys.
     pub(super) fn entries(&mut self) -> Vec<(String, Entry<'a>)> {
-        let names: Vec<String> = self.table.keys().map(|key| key.get_ref().to_string()).collect();
-        names.into_iter().filter_map(|name| Some((name.clone(), self.take(&name)?))).collect()
+        self.names().into_iter().filter_map(|name| Some((name.clone(), self.take(&name)?))).collect()
+    }
+
+    fn names(&self) -> BTreeSet<String> {
+        let mut names = self.under.as_ref().map(|under| under.names()).unwrap_or_default();
+        names.extend(self.table.keys().map(|key| key.get_ref().to_string()));
+        names
     }
 
     /// Refuses what nobody took.
@@ -119,6 +139,11 @@ impl<'a> Section<'a> {
     /// Whether every key was taken.
     pub(super) fn is_empty(&self) -> bool {
         self.table.is_empty()
+    }
+
+    /// An error about a key that is not here.
+    pub(super) fn missing(&self, name: &str, problem: impl Into<Cow<'static, str>>) -> ConfigError {
+        self.document.refuse(self.at, &self.key(name), problem)
     }
 
     /// An error at the table's name.
@@ -140,6 +165,8 @@ pub(super) struct Entry<'a> {
     at: usize,
     value_at: usize,
     value: DeValue<'a>,
+    /// What the preset has under this key.
+    under: Option<Box<Self>>,
 }
 
 impl<'a> Entry<'a> {
@@ -241,6 +268,7 @@ impl<'a> Entry<'a> {
             at: self.at,
             value_at: value.span().start,
             value: value.into_inner(),
+            under: None,
         };
         Ok(values.into_iter().map(element).collect())
     }
@@ -259,6 +287,8 @@ impl<'a> Entry<'a> {
         let DeValue::Table(table) = self.value else {
             return Err(self.document.refuse(self.at, &self.key, otherwise));
         };
-        Ok(Section { document: self.document, path: self.key, at: self.at, table, known: Vec::new() })
+        let mut section = Section::new(self.document, self.key, self.at, table);
+        section.under = self.under.and_then(|under| under.section(otherwise).ok()).map(Box::new);
+        Ok(section)
     }
 }

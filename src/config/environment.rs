@@ -3,10 +3,14 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    fmt, io,
+    fmt,
+    fs::OpenOptions,
+    io::{self, Read as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
+use rustix::fs::OFlags;
 use tokio::runtime::Handle;
 use zeroize::Zeroizing;
 
@@ -14,6 +18,16 @@ use super::{
     ConfigError,
     command::{self, CommandError},
 };
+use crate::secret::Capability;
+
+/// Names the socket that clients ask.
+pub const SOCKET: &str = "CREDPROXY_SOCKET";
+
+/// Names the open file that holds the capability which the socket wants.
+pub const CAPABILITY_FD: &str = "CREDPROXY_CAPABILITY_FD";
+
+/// Ours have 43 bytes.
+const LONGEST_CAPABILITY: usize = 1024;
 
 /// What is read from the environment, and where commands run. A test passes its own.
 #[derive(Clone)]
@@ -141,10 +155,29 @@ impl Environment {
 
     /// `$CREDPROXY_SOCKET`, for clients.
     pub(super) fn client_socket(&self) -> Result<Option<PathBuf>, ConfigError> {
-        match self.lookup("CREDPROXY_SOCKET").map(PathBuf::from) {
-            Some(path) if path.is_relative() => Err(ConfigError::RelativeVariable { name: "CREDPROXY_SOCKET" }),
+        match self.lookup(SOCKET).map(PathBuf::from) {
+            Some(path) if path.is_relative() => Err(ConfigError::RelativeVariable { name: SOCKET }),
             path => Ok(path),
         }
+    }
+
+    /// What the open file holds that `$CREDPROXY_CAPABILITY_FD` names.
+    pub(super) fn capability(&self) -> Result<Option<Capability>, ConfigError> {
+        let Some(number) = self.lookup(CAPABILITY_FD) else { return Ok(None) };
+        let number = number.to_str().and_then(|text| text.parse::<u32>().ok());
+        let read = || {
+            let number = number.ok_or_else(|| io::Error::other("it is not a number"))?;
+            // Opened anew, so that the next program reads it from the beginning, too.
+            let file = OpenOptions::new()
+                .read(true)
+                .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+                .open(format!("/proc/self/fd/{number}"))?;
+            let mut text = String::with_capacity(LONGEST_CAPABILITY);
+            file.take(LONGEST_CAPABILITY as u64).read_to_string(&mut text)?;
+            text.truncate(text.trim_end().len());
+            Capability::new(text).map_err(|error| io::Error::other(format!("it {error}")))
+        };
+        read().map(Some).map_err(ConfigError::NoCapability)
     }
 
     /// `$CREDENTIALS_DIRECTORY`, which systemd sets for services with credentials.

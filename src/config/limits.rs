@@ -4,6 +4,7 @@ use super::{ConfigError, document::Section};
 use crate::{
     limits::{LoginLimits, Rate, SocketLimits},
     policy::Role,
+    sandbox,
 };
 
 /// How much there may be of what costs something.
@@ -11,6 +12,8 @@ use crate::{
 pub struct LimitsConfig {
     /// Logins that wait for their person.
     pub logins: LoginLimits,
+    /// Sandboxes made at run time.
+    pub sandboxes: usize,
 }
 
 /// What the kernel lets a process open at most, on machines as they are set up.
@@ -25,6 +28,9 @@ const MOST_FORCED: u32 = 3600;
 /// Each waiting login may hold a port.
 const MOST_LOGINS: usize = 10_000;
 
+/// Each has a socket and a part of the open files.
+const MOST_SANDBOXES: usize = 1000;
+
 pub(super) fn read(mut section: Section<'_>) -> Result<LimitsConfig, ConfigError> {
     let mut logins = LoginLimits::default();
     if let Some(entry) = section.take("logins") {
@@ -33,8 +39,9 @@ pub(super) fn read(mut section: Section<'_>) -> Result<LimitsConfig, ConfigError
     if let Some(entry) = section.take("logins_per_socket") {
         logins.per_socket = entry.count(1..=MOST_LOGINS)?;
     }
+    let sandboxes = section.take("sandboxes").map_or(Ok(sandbox::MOST), |entry| entry.count(1..=MOST_SANDBOXES))?;
     section.finish()?;
-    Ok(LimitsConfig { logins })
+    Ok(LimitsConfig { logins, sandboxes })
 }
 
 /// Takes a socket's limits out of its table.
@@ -108,7 +115,9 @@ mod tests {
     fn a_sandbox_is_limited_and_a_host_is_not_unless_told() {
         assert_eq!(socket("sandbox", "").unwrap(), SocketLimits::SANDBOX);
         assert_eq!(socket("host", "").unwrap(), SocketLimits::HOST);
-        assert_eq!(parse("").unwrap().limits.logins, LoginLimits::default());
+        let usual = LimitsConfig { logins: LoginLimits::default(), sandboxes: 64 };
+        assert_eq!(parse("").unwrap().limits, usual);
+        assert_eq!(parse("[limits]\nsandboxes = 2").unwrap().limits, LimitsConfig { sandboxes: 2, ..usual });
         for role in ["sandbox", "host"] {
             for (more, rate) in [
                 ("rate = \"10/s\"", Some(Rate::per_second(10, 20))),

@@ -12,6 +12,7 @@ pub use authentication::{Authentication, ClientKeyConfig};
 use super::{
     ConfigError,
     document::{Entry, Section},
+    preset,
 };
 use crate::{
     account::ProviderName,
@@ -25,6 +26,8 @@ use crate::{
 pub struct ProviderConfig {
     /// Its name in the API and on the command line.
     pub name: ProviderName,
+    /// The preset that its table was laid over.
+    pub preset: Option<&'static str>,
     /// The issuer, as written: metadata must repeat it byte by byte (RFC 8414 section 3.3).
     pub issuer: Option<String>,
     /// RFC 6749 section 3.2; there is one when there is no issuer.
@@ -75,6 +78,7 @@ const LONGEST_GRACE: Duration = Duration::from_hours(1);
 
 pub(super) fn read(name: &str, mut section: Section<'_>) -> Result<ProviderConfig, ConfigError> {
     let name: ProviderName = name.parse().map_err(|error| section.refuse(format!("{error}")))?;
+    let preset = preset::apply(&mut section)?;
     let issuer = section.take("issuer").map(|entry| issuer(&entry)).transpose()?;
     let mut url = |key: &str| section.take(key).map(|entry| endpoint(&entry)).transpose();
     let token_endpoint = url("token_endpoint")?;
@@ -126,6 +130,7 @@ pub(super) fn read(name: &str, mut section: Section<'_>) -> Result<ProviderConfi
     section.finish()?;
     Ok(ProviderConfig {
         name,
+        preset,
         issuer,
         token_endpoint,
         refresh_endpoint,

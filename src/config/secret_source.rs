@@ -1,4 +1,4 @@
-//! Where a client secret is read from.
+//! Where a client's secret or key is read from.
 
 use std::{fmt, io, path::PathBuf};
 
@@ -8,9 +8,9 @@ use super::{
     Environment,
     command::{COMMAND_LIMIT, CommandError, read_limited},
 };
-use crate::secret::{ClientSecret, SecretError};
+use crate::secret::{ClientKey, ClientSecret, SecretError};
 
-/// Where a client secret is kept; the configuration itself never holds one.
+/// Where a secret or key is kept; the configuration itself never holds one.
 #[derive(Clone, PartialEq, Eq)]
 pub enum SecretSource {
     /// An environment variable.
@@ -32,67 +32,76 @@ impl fmt::Debug for SecretSource {
     }
 }
 
-/// Why a client secret cannot be had. Names the kind of source, not what the configuration says of it.
+/// Why a client's secret or key cannot be had. Names the key of the configuration and the kind of source, not what the
+/// configuration says of it.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretSourceError {
     /// The variable is unset or empty.
-    #[error("the environment variable named by client_secret.env is not set")]
-    NotSet,
+    #[error("the environment variable named by {0}.env is not set")]
+    NotSet(&'static str),
     /// The file cannot be read.
-    #[error("the file named by client_secret.file cannot be read")]
-    File(#[source] io::Error),
+    #[error("the file named by {0}.file cannot be read")]
+    File(&'static str, #[source] io::Error),
     /// The shell cannot be started, or its output not be read.
-    #[error("the command of client_secret.command cannot be run")]
-    Command(#[source] io::Error),
+    #[error("the command of {0}.command cannot be run")]
+    Command(&'static str, #[source] io::Error),
     /// The command took longer than [`COMMAND_LIMIT`].
-    #[error("the command of client_secret.command did not end within {} s", COMMAND_LIMIT.as_secs())]
-    TimedOut,
+    #[error("the command of {0}.command did not end within {limit} s", limit = COMMAND_LIMIT.as_secs())]
+    TimedOut(&'static str),
     /// The command said that it failed.
-    #[error("the command of client_secret.command failed")]
-    Failed,
+    #[error("the command of {0}.command failed")]
+    Failed(&'static str),
     /// What was read is not text.
-    #[error("the client secret is not UTF-8 text")]
-    NotText,
+    #[error("what was read for {0} is not UTF-8 text")]
+    NotText(&'static str),
     /// What was read is no secret.
-    #[error("the client secret")]
-    Unfit(#[source] SecretError),
-}
-
-impl From<CommandError> for SecretSourceError {
-    fn from(error: CommandError) -> Self {
-        match error {
-            CommandError::Io(cause) => Self::Command(cause),
-            CommandError::TimedOut => Self::TimedOut,
-            CommandError::Failed => Self::Failed,
-        }
-    }
+    #[error("what was read for {0}")]
+    Unfit(&'static str, #[source] SecretError),
 }
 
 impl SecretSource {
-    /// Reads the secret. One newline at the end of a file or of a command's output does not count.
-    pub async fn read(&self, env: &Environment) -> Result<ClientSecret, SecretSourceError> {
-        let text = match self {
+    /// Reads a client's secret.
+    pub async fn client_secret(&self, env: &Environment) -> Result<ClientSecret, SecretSourceError> {
+        let key = "client_secret";
+        ClientSecret::new(self.read(env, key).await?).map_err(|source| SecretSourceError::Unfit(key, source))
+    }
+
+    /// Reads a client's private key.
+    pub async fn client_key(&self, env: &Environment) -> Result<ClientKey, SecretSourceError> {
+        let key = "client_key";
+        ClientKey::new(self.read(env, key).await?).map_err(|source| SecretSourceError::Unfit(key, source))
+    }
+
+    /// Reads the text for a key of the configuration. One newline at the end of a file or of a command's output does not
+    /// count.
+    async fn read(&self, env: &Environment, key: &'static str) -> Result<String, SecretSourceError> {
+        let bytes = match self {
             Self::Env(name) => {
-                env.lookup(name).ok_or(SecretSourceError::NotSet)?.into_string().map_err(|_| SecretSourceError::NotText)
+                let text = env.lookup(name).ok_or(SecretSourceError::NotSet(key))?;
+                return text.into_string().map_err(|_| SecretSourceError::NotText(key));
             }
             Self::File(path) => {
-                let file = tokio::fs::File::open(path).await.map_err(SecretSourceError::File)?;
-                text(read_limited(file).await.map_err(SecretSourceError::File)?)
+                let file = tokio::fs::File::open(path).await.map_err(|error| SecretSourceError::File(key, error))?;
+                read_limited(file).await.map_err(|error| SecretSourceError::File(key, error))?
             }
-            Self::Command(command) => text(env.output(command).await?),
+            Self::Command(command) => env.output(command).await.map_err(|error| match error {
+                CommandError::Io(cause) => SecretSourceError::Command(key, cause),
+                CommandError::TimedOut => SecretSourceError::TimedOut(key),
+                CommandError::Failed => SecretSourceError::Failed(key),
+            })?,
         };
-        ClientSecret::new(text?).map_err(SecretSourceError::Unfit)
+        text(bytes).ok_or(SecretSourceError::NotText(key))
     }
 }
 
-fn text(mut bytes: Zeroizing<Vec<u8>>) -> Result<String, SecretSourceError> {
+fn text(mut bytes: Zeroizing<Vec<u8>>) -> Option<String> {
     if bytes.last() == Some(&b'\n') {
         bytes.pop();
         if bytes.last() == Some(&b'\r') {
             bytes.pop();
         }
     }
-    Ok(str::from_utf8(&bytes).map_err(|_| SecretSourceError::NotText)?.to_owned())
+    str::from_utf8(&bytes).ok().map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -106,7 +115,7 @@ mod tests {
     #[expect(clippy::disallowed_methods, reason = "the test made the secret up")]
     async fn read(source: SecretSource) -> Result<String, String> {
         let env = Environment::of([("SECRET", "from-env"), ("EMPTY", "")]);
-        let secret = source.read(&env).await.map_err(|error| error.to_string())?;
+        let secret = source.client_secret(&env).await.map_err(|error| error.to_string())?;
         Ok(secret.expose_secret().to_owned())
     }
 

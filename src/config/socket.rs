@@ -29,8 +29,19 @@ pub struct SocketConfig {
 
 impl SocketConfig {
     /// A host's socket with nothing configured but its place.
-    pub(super) fn host(name: &str, path: PathBuf) -> Self {
+    pub(super) fn host_at(name: &str, path: PathBuf) -> Self {
         Self { name: name.to_owned(), path, policy: Policy::host(), uids: Vec::new(), limits: SocketLimits::HOST }
+    }
+}
+
+impl SocketConfig {
+    /// The socket that the person's own clients use: of those with the role `host` the one of that name, or else the
+    /// first.
+    #[must_use]
+    pub fn host(sockets: &[Self]) -> Option<&Self> {
+        let mut hosts = sockets.iter().filter(|socket| socket.policy.role() == Role::Host);
+        let first = hosts.clone().next();
+        hosts.find(|socket| socket.name == HOST).or(first)
     }
 }
 

@@ -243,7 +243,7 @@ fn a_client_looks_for_its_socket_from_the_nearest_place_to_the_farthest() {
     file.write_all(b"[sockets.host]\npath = \"/configured\"\nrole = \"host\"\n").unwrap();
     let named = Environment::of([("CREDPROXY_SOCKET", "/named")]);
     let find = |explicit: Option<&str>, file: Option<&Path>, env: &Environment| {
-        client_socket(explicit.map(Path::new), file, env).unwrap().display().to_string()
+        client_socket(explicit.map(Path::new), file, env).unwrap().0.display().to_string()
     };
     assert_eq!(find(Some("given"), None, &named), "given");
     assert_eq!(find(None, Some(file.path()), &named), "/named");
@@ -273,6 +273,8 @@ operations = ["read", "keys"]
 keys = ["canary"]
 
 [providers.corp]
+preset = "keycloak"
+variables = { realm = "canary.example.com/realms/canary" }
 issuer = "https://canary.example.com/"
 token_endpoint = "https://canary.example.com/token"
 client_id = """

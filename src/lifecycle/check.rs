@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{authentication, chain, confine, key::Keeper, settings};
+use super::{chain, client, confine, key::Keeper};
 use crate::{
     audit,
     clock::{Clock, SystemClock},
     config::{Config, Environment},
-    provider::oauth2::OAuth2,
     server::{
         listener::{Listener, Occupant},
         peer::Peers,
@@ -32,12 +31,12 @@ pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> 
     let mut findings = vec![Finding { subject: "store".to_owned(), result: store(config, environment, ask).await }];
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     for provider in &config.providers {
-        let (authentication, missing) = authentication(provider, environment).await;
-        let settings = settings(provider, authentication, config.refresh.request_timeout);
-        let result = match (OAuth2::new(settings, Arc::clone(&clock)), missing) {
-            (Err(error), _) => Err(chain(&error)),
-            (Ok(_), Some(error)) => Err(chain(&error)),
-            (Ok(_), None) => Ok("configured".to_owned()),
+        let (client, missing) = client(provider, environment, config.refresh.request_timeout, Arc::clone(&clock)).await;
+        let preset = provider.preset.map(|name| format!(" (preset {name})")).unwrap_or_default();
+        let result = match (client, missing) {
+            (Err(error), _) => Err(chain(&error) + &preset),
+            (Ok(_), Some(error)) => Err(chain(error.as_ref()) + &preset),
+            (Ok(_), None) => Ok(format!("configured{preset}")),
         };
         findings.push(Finding { subject: format!("provider {}", provider.name), result });
     }

@@ -7,7 +7,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{LifecycleError, run};
+use super::{LifecycleError, Parts, run};
 use crate::{
     account::Account,
     audit::Audit,
@@ -21,6 +21,7 @@ use crate::{
     },
     refresh::{Coordinator, condition::IfMatch},
     registration::Dialect,
+    sandbox,
     server::dev::Issuer,
     store::memory::Memory,
 };
@@ -42,23 +43,23 @@ pub async fn serve<T>(socket: SocketConfig, ready: impl FnOnce(&[PathBuf]) -> T)
     let issuer = Issuer::bind()
         .await
         .map_err(|source| LifecycleError::Io { what: "start the built-in authorization server", source })?;
-    let (coordinator, keys) = parts(&issuer).await.map_err(LifecycleError::Dev)?;
+    let parts = parts(&issuer).await.map_err(LifecycleError::Dev)?;
     let (stop, serving) = (CancellationToken::new(), TaskTracker::new());
     serving.spawn(issuer.serve(stop.clone()));
     serving.close();
-    let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-    let served = run(&coordinator, &keys, &logins, &[socket], &Audit::default(), ready).await;
+    let served = run(&parts, &[socket], ready).await;
     stop.cancel();
     serving.wait().await;
     served
 }
 
-async fn parts(issuer: &Issuer) -> Result<(Coordinator, Keys), Box<dyn std::error::Error + Send + Sync>> {
+async fn parts(issuer: &Issuer) -> Result<Parts, Box<dyn std::error::Error + Send + Sync>> {
     let url = |name| endpoint(&issuer.endpoint(name)).map(Some);
     let settings = Settings {
         endpoints: Endpoints {
             issuer: None,
             token: url("token")?,
+            refresh: None,
             authorization: url("authorize")?,
             device_authorization: url("device_authorization")?,
             revocation: url("revoke")?,
@@ -66,6 +67,7 @@ async fn parts(issuer: &Issuer) -> Result<(Coordinator, Keys), Box<dyn std::erro
         client_id: "credproxy-dev".to_owned(),
         authentication: Authentication::None,
         dialect: Dialect::default(),
+        second_exchange: None,
         request_timeout: Duration::from_secs(15),
         ca_file: None,
         rules: Rules::default(),
@@ -77,8 +79,9 @@ async fn parts(issuer: &Issuer) -> Result<(Coordinator, Keys), Box<dyn std::erro
     let providers = [(alive.provider.clone(), provider)].into_iter().collect();
     let store = Arc::new(Memory::new()?);
     let keys = Keys::new(Arc::<Memory>::clone(&store), Arc::clone(&clock));
-    let coordinator = Coordinator::new(store, providers, clock, COOLDOWN);
+    let coordinator = Coordinator::new(Arc::<Memory>::clone(&store), providers, clock, COOLDOWN);
     coordinator.put(&alive, issuer.login(true)?, &IfMatch::Absent).await?;
     coordinator.put(&dead, issuer.login(false)?, &IfMatch::Absent).await?;
-    Ok((coordinator, keys))
+    let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
+    Ok(Parts { coordinator, keys, logins, shelf: store, audit: Audit::default(), sandboxes: sandbox::MOST })
 }

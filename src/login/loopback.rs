@@ -169,27 +169,34 @@ impl Desk {
             Progress::Complete => page(
                 StatusCode::OK,
                 "Logged in",
-                &format!("credproxy has a grant for {}.", self.account),
+                &format!("credproxy has a grant for <b>{}</b>.", self.account),
                 "You can close this page.",
             ),
             Progress::Failed(error) => page(
                 StatusCode::BAD_REQUEST,
                 "Not logged in",
-                &format!("There is no new grant for {}: {error}.", self.account),
-                &format!("Begin again in the terminal: credproxy login {}", self.account),
+                &format!("There is no new grant for <b>{}</b>: {error}.", self.account),
+                &format!("Begin again in the terminal: <code>credproxy login {}</code>", self.account),
             ),
             Progress::Pending => page(StatusCode::SERVICE_UNAVAILABLE, "Not logged in", "The login goes on.", ""),
         }
     }
 }
 
-/// Account names and error codes have no character that means anything in HTML; all else is our own.
+/// All but the title is HTML: account names and error codes have no character that means anything there, and all else
+/// is our own.
 fn page(status: StatusCode, title: &str, text: &str, advice: &str) -> Response<Full<Bytes>> {
-    let (light, dark) = if status.is_success() { ("#1a7f4b", "#4cc38a") } else { ("#b3372f", "#f0786f") };
+    // A tick or a cross.
+    let (icon, light, dark) = if status.is_success() {
+        ("M7 12.5l3.5 3.5 6.5-7.5", "#1a7f4b", "#4cc38a")
+    } else {
+        ("M8.5 8.5l7 7M15.5 8.5l-7 7", "#b3372f", "#f0786f")
+    };
     let html = PAGE
         .replace("{title}", title)
         .replace("{text}", text)
         .replace("{advice}", advice)
+        .replace("{icon}", icon)
         .replace("{light}", light)
         .replace("{dark}", dark);
     let mut response = Response::new(Full::from(html));

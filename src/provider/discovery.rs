@@ -7,6 +7,7 @@
 //!
 //! Must not know: tokens, grants.
 
+use http::HeaderMap;
 use serde_json::{Map, Value};
 use url::Url;
 
@@ -25,10 +26,10 @@ pub(super) struct Metadata {
     pub(super) sends_iss: bool,
 }
 
-/// Asks the issuer. The error says what is wrong, in words of ours.
-pub(super) async fn discover(http: &Http, issuer: &Url) -> Result<Metadata, &'static str> {
+/// Asks the issuer, with these headers. The error says what is wrong, in words of ours.
+pub(super) async fn discover(http: &Http, issuer: &Url, headers: &HeaderMap) -> Result<Metadata, &'static str> {
     for place in places(issuer) {
-        match http.get(place).await {
+        match http.get(place, headers.clone()).await {
             Exchange::NotSent(why) => return Err(why),
             Exchange::Lost { .. } => return Err("discovery: the answer broke off"),
             Exchange::Answered { head, body } => {

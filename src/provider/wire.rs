@@ -27,7 +27,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderValue,
+    HeaderMap, HeaderValue,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
 };
 use hyper::body::{Body, Frame, SizeHint};
@@ -170,6 +170,8 @@ impl fmt::Debug for Http {
 pub(super) struct Post {
     pub(super) content_type: &'static str,
     pub(super) authorization: Option<HeaderValue>,
+    /// Further headers, which win over those of the client's that they may replace.
+    pub(super) headers: HeaderMap,
     pub(super) body: Zeroizing<Vec<u8>>,
 }
 
@@ -200,6 +202,11 @@ impl Head {
             retry_after: text(RETRY_AFTER).map(str::to_owned),
         }
     }
+
+    /// The answer that this is the head of.
+    pub(super) fn with<'a>(&'a self, body: &'a [u8]) -> answer::Received<'a> {
+        answer::Received { status: self.status, content_type: self.content_type.as_deref(), body }
+    }
 }
 
 impl Http {
@@ -219,23 +226,35 @@ impl Http {
             Err(why) => return Exchange::NotSent(why),
         };
         let (letter, sealed) = Letter::new(post.body);
-        progress.letter = Some(letter);
+        progress.cargo = Cargo::Letter(letter);
         let mut request = client
             .post(url.clone())
             .header(ACCEPT, JSON)
             .header(CONTENT_TYPE, post.content_type)
+            .headers(post.headers)
             .body(reqwest::Body::wrap(sealed));
-        if let Some(mut credentials) = post.authorization {
-            credentials.set_sensitive(true);
+        if let Some(credentials) = post.authorization {
             request = request.header(AUTHORIZATION, credentials);
         }
         exchange(request, progress).await
     }
 
-    /// Gets a JSON document. It holds no secret, so [`Exchange::NotSent`] may mean a broken connection as well.
-    pub(super) async fn get(&self, url: Url) -> Exchange {
-        match self.client(&url) {
-            Ok(client) => exchange(client.get(url).header(ACCEPT, JSON), &mut Progress::default()).await,
+    /// Gets a JSON document that anybody may see. [`Exchange::NotSent`] may mean a broken connection as well.
+    pub(super) async fn get(&self, url: Url, headers: HeaderMap) -> Exchange {
+        self.ask(&url, headers, &mut Progress::default()).await
+    }
+
+    /// Gets a JSON document for whom the credentials are. Nothing of the request can be taken back, so it counts as sent
+    /// as soon as there is a connection, and when the time is up.
+    pub(super) async fn get_for(&self, url: &Url, credentials: HeaderValue, mut headers: HeaderMap) -> Exchange {
+        headers.insert(AUTHORIZATION, credentials);
+        let mut progress = Progress { cargo: Cargo::Head, head: None };
+        self.ask(url, headers, &mut progress).await
+    }
+
+    async fn ask(&self, url: &Url, headers: HeaderMap, progress: &mut Progress) -> Exchange {
+        match self.client(url) {
+            Ok(client) => exchange(client.get(url.clone()).header(ACCEPT, JSON).headers(headers), progress).await,
             Err(why) => Exchange::NotSent(why),
         }
     }
@@ -277,6 +296,9 @@ impl Http {
 async fn exchange(request: RequestBuilder, progress: &mut Progress) -> Exchange {
     let mut response = match request.send().await {
         Ok(response) => response,
+        Err(error) if error.is_connect() && matches!(progress.cargo, Cargo::Head) => {
+            return Exchange::NotSent(why(&error));
+        }
         Err(error) => return mem::take(progress).broken(why(&error), false),
     };
     progress.head = Some(Head::of(&response));
@@ -329,18 +351,33 @@ fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
 /// was dropped because the time was up.
 #[derive(Default)]
 pub(super) struct Progress {
-    letter: Option<Letter>,
+    cargo: Cargo,
     head: Option<Head>,
+}
+
+/// Where the part of a request is that must not be sent unnoticed.
+#[derive(Default)]
+enum Cargo {
+    /// There is none.
+    #[default]
+    None,
+    /// In the body.
+    Letter(Letter),
+    /// In the head.
+    Head,
 }
 
 impl Progress {
     /// The outcome of a request that goes no further. A refusal counts without its body: its status says that the
     /// request was not carried out. A 2xx or 5xx says nothing as long as the rest is missing.
     pub(super) fn broken(self, why_not_sent: &'static str, timed_out: bool) -> Exchange {
-        if self.letter.is_none_or(|letter| letter.take_back()) {
-            return Exchange::NotSent(why_not_sent);
-        }
+        let unsent = match self.cargo {
+            Cargo::None => true,
+            Cargo::Letter(letter) => letter.take_back(),
+            Cargo::Head => false,
+        };
         match self.head {
+            _ if unsent => Exchange::NotSent(why_not_sent),
             Some(head) if (300..500).contains(&head.status) => Exchange::Answered { head, body: None },
             Some(_) | None => Exchange::Lost { timed_out },
         }

@@ -4,14 +4,43 @@
 //!
 //! Must not know: headers.
 
-use std::sync::Arc;
+use std::{fmt, ops::Deref};
+
+use bytes::Bytes;
 
 use crate::{account::Account, grant::Version};
 
-/// The entity tag of one state of an account's grant, without quotes: `provider/bucket:id:generation`.
+/// The entity tag of one state of an account's grant: as text, `provider/bucket:id:generation`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct EntityTag(Bytes);
+
+impl EntityTag {
+    /// The tag with its quotes, as it is sent. Its bytes are visible ASCII.
+    #[must_use]
+    pub fn quoted(&self) -> Bytes {
+        self.0.clone()
+    }
+}
+
+impl Deref for EntityTag {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        // It was made of text, with a quote at either end.
+        self.0.get(1..self.0.len() - 1).and_then(|tag| str::from_utf8(tag).ok()).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for EntityTag {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, formatter)
+    }
+}
+
+/// The entity tag of one state of an account's grant.
 #[must_use]
-pub fn tag(account: &Account, version: Version) -> Arc<str> {
-    format!("{account}:{version}").into()
+pub fn tag(account: &Account, version: Version) -> EntityTag {
+    EntityTag(format!("\"{account}:{version}\"").into())
 }
 
 /// A tag that a caller sent.
@@ -142,7 +171,7 @@ mod tests {
             let version = Version { id: GrantId::from_bytes(id), generation };
             let text = tag(&account, version);
             prop_assert_eq!(Tag::parse(&text), Tag::Ours(account.clone(), version));
-            prop_assert!(text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"'), "{text}");
+            prop_assert!(text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"'), "{text:?}");
             let mut changed: Vec<char> = text.chars().collect();
             let at = at.index(changed.len());
             changed[at] = other;

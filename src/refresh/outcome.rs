@@ -64,7 +64,11 @@ pub fn sort(reply: Reply, rules: &Rules, current: &Grant) -> Sorted {
                 Body::Error(code) => Some(code),
                 Body::Issued(_) | Body::Unreadable => None,
             };
-            let (outcome, reason) = by_code(code, rules).unwrap_or_else(|| by_status(status, code.is_some()));
+            let (outcome, reason) = if rules.is_dead(status, code) {
+                (Outcome::Final, "the provider no longer accepts the grant")
+            } else {
+                by_code(code).unwrap_or_else(|| by_status(status, code.is_some()))
+            };
             let code = code.and_then(ErrorCode::shown).map(str::to_owned);
             Failure { code, retry_after, ..failure(outcome, reason) }
         }
@@ -76,11 +80,9 @@ const fn success(status: u16) -> bool {
 }
 
 /// A code that is understood decides alone: providers send `invalid_grant` with 200, 400, 401 and 403.
-fn by_code(code: Option<&ErrorCode>, rules: &Rules) -> Option<(Outcome, &'static str)> {
+fn by_code(code: Option<&ErrorCode>) -> Option<(Outcome, &'static str)> {
     let code = code?.as_str();
-    if code == "invalid_grant" || (!code.is_empty() && rules.dead_grant_codes.iter().any(|dead| dead == code)) {
-        Some((Outcome::Final, "the provider no longer accepts the grant"))
-    } else if LATER_CODES.contains(&code) {
+    if LATER_CODES.contains(&code) {
         Some((Outcome::NotSpent, "the provider asks to come back later"))
     } else if CONFIGURATION_CODES.contains(&code) {
         Some((Outcome::Configuration, "the provider does not accept this client as it is configured"))
@@ -174,6 +176,26 @@ mod tests {
         ] {
             assert_eq!(sorted(error(status, "odd")), Err((with_code, Some("odd".into()))), "{status}");
             assert_eq!(sorted(unreadable(status)), Err((without, None)), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_status_that_means_a_dead_grant_does_so_whatever_the_body_says() {
+        let rules = Rules { dead_grant_statuses: vec![401], ..Rules::default() };
+        let grant = Grant::new(GrantId::from_bytes([1; 16]), issued("canary-at-1"), Timestamp::from_secs(0));
+        let mut said = vec![unreadable(401), error(401, "odd"), error(401, "")];
+        said.extend(CONFIGURATION_CODES.iter().chain(&LATER_CODES).map(|code| error(401, code)));
+        for reply in said {
+            let Sorted::Failure(failure) = sort(reply, &rules, &grant) else { panic!("a success") };
+            assert_eq!(failure.outcome, Outcome::Final, "{failure:?}");
+        }
+        for (reply, outcome) in [
+            (unreadable(403), Outcome::Refused),
+            (error(403, "odd"), Outcome::Refused),
+            (error(400, "invalid_client"), Outcome::Configuration),
+        ] {
+            let Sorted::Failure(failure) = sort(reply, &rules, &grant) else { panic!("a success") };
+            assert_eq!(failure.outcome, outcome, "{failure:?}");
         }
     }
 

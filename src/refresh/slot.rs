@@ -15,7 +15,11 @@ use std::sync::{
 
 use tokio::sync::{Notify, watch};
 
-use super::{RefreshError, condition, cooldown::Ended};
+use super::{
+    RefreshError,
+    condition::{self, EntityTag},
+    cooldown::Ended,
+};
 use crate::{
     account::Account,
     grant::{Grant, SanitizedToken},
@@ -27,8 +31,8 @@ use crate::{
 pub struct Snapshot {
     /// The token as it may leave.
     pub token: SanitizedToken,
-    /// Its entity tag, without quotes.
-    pub tag: Arc<str>,
+    /// Its entity tag.
+    pub tag: EntityTag,
     /// The record's marks.
     pub marks: Marks,
 }

@@ -78,6 +78,12 @@ impl Additions {
         self.requests[request as usize].0.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
+    /// The headers of every request.
+    #[must_use]
+    pub const fn every_header(&self) -> &HeaderMap {
+        &self.headers.0
+    }
+
     /// The headers of such a request; its own win over those of every request.
     #[must_use]
     pub fn headers(&self, request: Request) -> HeaderMap {

@@ -11,7 +11,7 @@ use http::request::Parts;
 
 use super::peer::Peer;
 use crate::{
-    account::Account,
+    account::AccountRef,
     audit::{Kind, Origin, Subject},
     clock::Monotonic,
     limits::{Bucket, Rate, Spending},
@@ -72,13 +72,22 @@ impl Errand {
     }
 
     /// It is about this account.
-    pub(super) fn about(&self, account: &Account) {
-        self.0.subject.account(account);
+    pub(super) fn about<'a>(&self, account: impl Into<AccountRef<'a>>) {
+        if self.is_written_down() {
+            self.0.subject.account(account.into());
+        }
     }
 
     /// It is about this thing.
     pub(super) fn about_named(&self, kind: Kind, name: &str) {
-        self.0.subject.named(kind, name);
+        if self.is_written_down() {
+            self.0.subject.named(kind, name);
+        }
+    }
+
+    /// Whether anybody will want to know. Of a request without a connection it is not known here.
+    fn is_written_down(&self) -> bool {
+        self.connection().is_none_or(|connection| connection.origin.is_some())
     }
 
     pub(super) fn subject(&self) -> &Subject {
@@ -96,5 +105,15 @@ impl<S: Sync> FromRequestParts<S> for Errand {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
         Ok(parts.extensions.get().cloned().unwrap_or_default())
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Peer {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let errand: Option<&Errand> = parts.extensions.get();
+        let connected = errand.and_then(Errand::connection).map(|connection| connection.peer);
+        Ok(connected.or_else(|| parts.extensions.get().copied()).unwrap_or_else(Self::own))
     }
 }

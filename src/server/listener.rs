@@ -16,6 +16,7 @@ use std::{
         fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -28,8 +29,11 @@ use rustix::{
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
 };
-use tokio::net::{UnixListener, UnixStream};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
 use super::{
@@ -47,6 +51,9 @@ use crate::{
 
 /// The room for a path in `sockaddr_un`, less the closing zero byte.
 const LONGEST_PATH: usize = 107;
+
+/// Below the host's socket, the directory of those that are made at run time. It is in nobody's way there.
+pub const SANDBOXES: &str = "sandboxes";
 
 /// How long a connection may stay silent, before its first request and between two.
 const IDLE: Duration = Duration::from_mins(1);
@@ -122,6 +129,15 @@ pub enum Occupant {
     Living,
 }
 
+/// How a listener is told to end.
+#[derive(Debug, Clone, Default)]
+pub struct Ending {
+    /// It accepts nobody any more, and the requests under way are finished.
+    pub orderly: CancellationToken,
+    /// Every connection is cut where it is.
+    pub at_once: CancellationToken,
+}
+
 /// A bound socket.
 #[derive(Debug)]
 pub struct Listener {
@@ -175,19 +191,24 @@ impl Listener {
         &self.path
     }
 
-    /// Serves until `stop`, then lets the requests under way finish.
-    pub async fn serve(&self, router: Router, terms: Terms, stop: CancellationToken) {
+    /// Serves until it is to end. No connection is left when it returns.
+    pub async fn serve(&self, router: Router, terms: Terms, ending: &Ending) {
         let mut builder = http1::Builder::new();
         builder.header_read_timeout(IDLE).max_buf_size(LONGEST_HEAD).half_close(true);
-        let connections = TaskTracker::new();
+        let mut connections = JoinSet::new();
         let graceful = GracefulShutdown::new();
         let seats = self.seats(&terms);
         let spending = terms.limits.forced_refreshes.map(|rate| Arc::new(Spending::new(rate)));
+        // It goes on where it was when a connection ends meanwhile.
+        let mut accepting = pin!(self.accept(&seats, &terms.audit));
         loop {
             let accepted = tokio::select! {
-                () = stop.cancelled() => break,
-                accepted = self.accept(&seats, &terms.audit) => accepted,
+                () = ending.orderly.cancelled() => break,
+                () = ending.at_once.cancelled() => break,
+                Some(_) = connections.join_next() => continue,
+                accepted = &mut accepting => accepted,
             };
+            accepting.set(self.accept(&seats, &terms.audit));
             let (stream, peer, seat) = match accepted {
                 Ok(Some(accepted)) => accepted,
                 Ok(None) => continue,
@@ -225,9 +246,12 @@ impl Listener {
                 drop(seat);
             });
         }
-        graceful.shutdown().await;
-        connections.close();
-        connections.wait().await;
+        let finished = async {
+            graceful.shutdown().await;
+            while connections.join_next().await.is_some() {}
+        };
+        ending.at_once.run_until_cancelled(finished).await;
+        connections.shutdown().await;
     }
 
     fn seats(&self, terms: &Terms) -> Arc<Seats> {
@@ -330,12 +354,13 @@ fn unfit(directory: &Path, socket: &Path, mode: u32) -> Result<bool, BindError> 
     if found == mode {
         return Ok(false);
     }
-    // A directory that others use is not ours to close: only one with nothing in it but our socket.
+    // A directory that others use is not ours to close: only one with nothing in it but our sockets.
     if found & 0o1022 != 0 {
         return Err(refuse("is writable by others"));
     }
     for entry in fs::read_dir(directory).map_err(failed)? {
-        if Some(entry.map_err(failed)?.file_name().as_os_str()) != socket.file_name() {
+        let name = entry.map_err(failed)?.file_name();
+        if Some(name.as_os_str()) != socket.file_name() && name != SANDBOXES {
             return Err(refuse("is open to others and holds other files"));
         }
     }
@@ -375,6 +400,11 @@ fn knock(path: &Path) -> rustix::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        sync::Semaphore,
+    };
+
     use super::*;
 
     fn mode(path: &Path) -> u32 {
@@ -475,8 +505,33 @@ mod tests {
         let ours = home.path().join("ours");
         fs::create_dir(&ours).unwrap();
         fs::set_permissions(&ours, Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(ours.join(SANDBOXES)).unwrap();
         assert!(bind(&ours.join("s")).is_ok());
         assert_eq!(mode(&ours), 0o700);
+    }
+
+    #[tokio::test]
+    async fn who_is_to_end_at_once_waits_for_nobody() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("credproxy.sock");
+        let listener = bind(&path).unwrap();
+        let reached = Arc::new(Semaphore::new(0));
+        let handler = Arc::clone(&reached);
+        let never = move || {
+            handler.add_permits(1);
+            std::future::pending::<()>()
+        };
+        let ending = Ending::default();
+        let terms = Terms { limits: SocketLimits::HOST, share: 10, audit: Audit::default() };
+        let serving = listener.serve(Router::new().fallback(never), terms, &ending);
+        let calling = async {
+            let mut stream = UnixStream::connect(&path).await.unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            reached.acquire().await.unwrap().forget();
+            ending.at_once.cancel();
+            stream.read_to_end(&mut Vec::new()).await.unwrap()
+        };
+        assert_eq!(tokio::join!(serving, calling), ((), 0));
     }
 
     #[tokio::test]

@@ -20,6 +20,7 @@ use crate::{
     keys::KeyError,
     login::LoginError,
     refresh::RefreshError,
+    sandbox::SandboxError,
     store::{Outcome, StoreError},
 };
 
@@ -178,6 +179,11 @@ impl Problem {
         Self::new(Code::StoreUnavailable, "the audit log cannot be written").soon()
     }
 
+    /// The same whether none was shown or a wrong one.
+    pub(crate) fn wrong_capability() -> Self {
+        Self::new(Code::Unauthorized, "wrong capability")
+    }
+
     /// A store or lease is usually back within seconds, and asking again costs no provider anything.
     pub(crate) fn soon(self) -> Self {
         self.retry_after(Duration::from_secs(1))
@@ -242,6 +248,19 @@ impl Problem {
             }
             LoginError::ShuttingDown => problem(Code::StoreUnavailable).soon(),
             LoginError::Internal => problem(Code::InternalError),
+        }
+    }
+
+    /// What became of a request for a sandbox.
+    pub(crate) fn sandbox(error: &SandboxError) -> Self {
+        let problem = |code| Self::new(code, error.to_string());
+        match error {
+            SandboxError::TooMany { wait, .. } => problem(Code::RateLimited).retry_after(*wait),
+            SandboxError::NotFound => problem(Code::NotFound),
+            SandboxError::NoProcess => problem(Code::InvalidRequest),
+            SandboxError::Store(source) => Self::store(source),
+            SandboxError::ShuttingDown => problem(Code::StoreUnavailable).soon(),
+            SandboxError::NoSocket(_) | SandboxError::Internal => problem(Code::InternalError),
         }
     }
 

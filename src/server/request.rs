@@ -5,7 +5,7 @@
 //! 1. Nothing unknown, doubled or malformed gets past: it is a [`Problem`], and nothing was touched.
 //! 2. No text of the request is repeated in a problem.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{borrow::Cow, convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -14,16 +14,18 @@ use axum::{
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, Uri, header, request::Parts};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 
 use super::{AppState, connection::Errand, peer::Peer, problem::Problem};
 use crate::{
-    account::{Account, Bucket, KeyName, ProviderName},
+    account::{Account, AccountRef, KeyName},
     audit::Kind,
     item::ItemTag,
     login::{LoginError, LoginId, Owner},
     policy::Policy,
     refresh::condition::{IfMatch, Tag},
+    sandbox::{SandboxError, SandboxId},
     store::Expect,
 };
 
@@ -39,14 +41,16 @@ const BODY_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The parameters of a query, each of them known and given at most once.
 #[derive(Debug)]
-pub(super) struct Query(Vec<(&'static str, String)>);
+pub(super) struct Query<'a>(Vec<(&'static str, Cow<'a, str>)>);
 
-impl Query {
-    pub(super) fn parse(uri: &Uri, known: &[&'static str]) -> Result<Self, Problem> {
-        let mut found: Vec<(&'static str, String)> = Vec::new();
-        // A plus sign is a plus sign (RFC 3986), as in names; no parameter could hold a space.
-        let query = uri.query().unwrap_or_default().replace('+', "%2B");
-        for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+impl<'a> Query<'a> {
+    pub(super) fn parse(uri: &'a Uri, known: &[&'static str]) -> Result<Self, Problem> {
+        let mut found: Vec<(&'static str, Cow<'a, str>)> = Vec::new();
+        for pair in uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+            // A plus sign is a plus sign (RFC 3986), as in names; no parameter could hold a space.
+            let decoded = |text| percent_decode_str(text).decode_utf8_lossy();
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let (name, value) = (decoded(name), decoded(value));
             let Some(name) = known.iter().find(|known| **known == name) else {
                 let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
                 return Err(Problem::invalid(format!("unknown query parameter; known here: {known}")));
@@ -54,24 +58,24 @@ impl Query {
             if found.iter().any(|(earlier, _)| earlier == name) {
                 return Err(Problem::invalid(format!("the query parameter {name} is given twice")));
             }
-            found.push((name, value.into_owned()));
+            found.push((name, value));
         }
         Ok(Self(found))
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
+        self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| &**value)
     }
 
-    /// The account that the path's provider and the query's `bucket` make.
+    /// The account that the path's provider and the query's `bucket` make, by their names.
+    fn named<'b>(&'b self, provider: &'b str) -> Result<AccountRef<'b>, Problem> {
+        let named = AccountRef::new(provider, self.get("bucket"));
+        named.map_err(|(which, error)| Problem::invalid(format!("{which}: {error}")))
+    }
+
+    /// The same account.
     fn account(&self, provider: &str) -> Result<Account, Problem> {
-        let provider: ProviderName =
-            provider.parse().map_err(|error| Problem::invalid(format!("provider: {error}")))?;
-        let bucket = match self.get("bucket") {
-            Some(bucket) => bucket.parse().map_err(|error| Problem::invalid(format!("bucket: {error}")))?,
-            None => Bucket::default(),
-        };
-        Ok(Account::new(provider, bucket))
+        self.named(provider).map(Account::from)
     }
 }
 
@@ -83,8 +87,13 @@ pub(super) struct ProviderSegment {
 }
 
 impl ProviderSegment {
-    /// The account that it and the query's `bucket` make, which the request is about.
-    pub(super) fn account(&self, query: &Query) -> Result<Account, Problem> {
+    /// The account that it and the query's `bucket` make, by their names: what the request is about.
+    pub(super) fn named<'a>(&'a self, query: &'a Query<'_>) -> Result<AccountRef<'a>, Problem> {
+        query.named(&self.provider).inspect(|account| self.errand.about(*account))
+    }
+
+    /// The same account.
+    pub(super) fn account(&self, query: &Query<'_>) -> Result<Account, Problem> {
         query.account(&self.provider).inspect(|account| self.errand.about(account))
     }
 }
@@ -131,9 +140,8 @@ impl FromRequestParts<AppState> for Caller {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
-        let errand = Errand::from_request_parts(parts, state).await?;
-        let connected = errand.connection().map(|connection| connection.peer);
-        let peer = connected.or_else(|| parts.extensions.get().copied()).unwrap_or_else(Peer::own);
+        let (errand, peer) =
+            (Errand::from_request_parts(parts, state).await?, Peer::from_request_parts(parts, state).await?);
         let owner = Owner { socket: Arc::clone(&state.0.socket), uid: peer.uid };
         Ok(Self { owner, policy: Arc::clone(&state.0.policy), errand })
     }
@@ -153,6 +161,24 @@ impl<S: Send + Sync> FromRequestParts<S> for LoginSegment {
         let id: LoginId = text.parse().map_err(|_| unknown())?;
         let Ok(errand) = Errand::from_request_parts(parts, state).await;
         errand.about_named(Kind::Login, &id.to_string());
+        Ok(Self(id))
+    }
+}
+
+/// The sandbox that the path names.
+#[derive(Debug)]
+pub(super) struct SandboxSegment(pub(super) SandboxId);
+
+impl<S: Send + Sync> FromRequestParts<S> for SandboxSegment {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        // As with a login.
+        let unknown = || Problem::sandbox(&SandboxError::NotFound);
+        let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| unknown())?;
+        let id: SandboxId = text.parse().map_err(|_| unknown())?;
+        let Ok(errand) = Errand::from_request_parts(parts, state).await;
+        errand.about_named(Kind::Sandbox, &id.to_string());
         Ok(Self(id))
     }
 }
@@ -272,6 +298,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::account::Bucket;
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
         pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
@@ -279,15 +306,17 @@ mod tests {
 
     #[test]
     fn a_query_is_read_strictly() {
-        let parse = |text: &str| Query::parse(&text.parse().unwrap(), &["bucket", "min_validity"]);
-        assert_eq!(parse("/x?bucket=a%2Bb").unwrap().account("corp").unwrap().to_string(), "corp/a+b");
-        assert_eq!(parse("/x?bucket=a+b").unwrap().account("corp").unwrap().to_string(), "corp/a+b");
-        assert_eq!(parse("/x?").unwrap().account("corp").unwrap().to_string(), "corp/default");
+        let uri = |text: &str| text.parse::<Uri>().unwrap();
+        let known = ["bucket", "min_validity"];
+        let account = |text: &str| Query::parse(&uri(text), &known).unwrap().account("corp").map(|it| it.to_string());
+        assert_eq!(account("/x?bucket=a%2Bb").unwrap(), "corp/a+b");
+        assert_eq!(account("/x?bucket=a+b").unwrap(), "corp/a+b");
+        assert_eq!(account("/x?").unwrap(), "corp/default");
         for bad in ["/x?bukcet=a", "/x?bucket=a&bucket=a", "/x?Bucket=a", "/x?a", "/x?bucket%00=a"] {
-            assert!(parse(bad).is_err(), "{bad}");
+            assert!(Query::parse(&uri(bad), &known).is_err(), "{bad}");
         }
         for bad in ["/x?bucket=", "/x?bucket=a%2Fb", "/x?bucket=%00", "/x?bucket=%ff", "/x?bucket"] {
-            assert!(parse(bad).unwrap().account("corp").is_err(), "{bad}");
+            assert!(account(bad).is_err(), "{bad}");
         }
     }
 
@@ -350,7 +379,8 @@ mod tests {
             let names: Vec<_> = pairs.iter().map(|(name, _)| name.as_str()).collect();
             let twice = (1..names.len()).any(|at| names[..at].contains(&names[at]));
             let strict = !twice && names.iter().all(|name| known.contains(name));
-            let parsed = Query::parse(&format!("/x?{query}").parse().unwrap(), &known);
+            let uri = format!("/x?{query}").parse().unwrap();
+            let parsed = Query::parse(&uri, &known);
             prop_assert_eq!(parsed.is_ok(), strict, "{}", query);
             if let Ok(parsed) = parsed {
                 let given = pairs.iter().find(|(name, _)| name == "bucket").map(|(_, value)| value);

@@ -5,6 +5,7 @@ pub(super) mod health;
 pub(super) mod keys;
 pub(super) mod logins;
 pub(super) mod providers;
+pub(super) mod sandboxes;
 pub(super) mod tokens;
 
 use http::HeaderValue;
@@ -12,7 +13,7 @@ use http::HeaderValue;
 use super::problem::{Code, Problem};
 use crate::{
     policy::{Operation, Policy},
-    refresh::{Coordinator, Status},
+    refresh::RefreshError,
 };
 
 fn entity_tag(tag: &str) -> HeaderValue {
@@ -20,15 +21,11 @@ fn entity_tag(tag: &str) -> HeaderValue {
     HeaderValue::try_from(format!("\"{tag}\"")).unwrap_or(HeaderValue::from_static("\"\""))
 }
 
-/// The accounts that a socket may see; a socket that may not read sees nothing at all.
-async fn visible<'a>(
-    coordinator: &Coordinator,
-    policy: &'a Policy,
-) -> Result<impl Iterator<Item = Status> + use<'a>, Problem> {
-    if !policy.may(Operation::Read) {
-        return Err(Problem::unauthorized());
-    }
-    let list = coordinator.list().await;
-    let list = list.map_err(|_| Problem::new(Code::StoreUnavailable, "the store cannot be read").soon())?;
-    Ok(list.into_iter().filter(|status| policy.sees(&status.account)))
+/// A socket that may not read sees nothing at all.
+fn may_list(policy: &Policy) -> Result<(), Problem> {
+    if policy.may(Operation::Read) { Ok(()) } else { Err(Problem::unauthorized()) }
+}
+
+fn unlisted(_: RefreshError) -> Problem {
+    Problem::new(Code::StoreUnavailable, "the store cannot be read").soon()
 }

@@ -28,7 +28,7 @@ use crate::{
     secret::StoreKey,
     store::{
         Claim, Deleted, Entry, Expect, ItemEntry, Marks, Presented, Put, Record, Removed, Revision, Shelf, Store,
-        StoreError, seal::Sealer,
+        StoreError, Visitor, Wanted, seal::Sealer,
     },
 };
 
@@ -133,12 +133,16 @@ impl Store for Memory {
         self.shared.lock().rows.get(account).map(|row| self.shared.open(account, row)).transpose()
     }
 
-    async fn list(&self) -> Result<Vec<Entry>, StoreError> {
-        let entry = |(account, row): (&Account, &Row)| Entry {
-            account: account.clone(),
-            record: self.shared.open(account, row),
-        };
-        Ok(self.shared.lock().rows.iter().map(entry).collect())
+    async fn names(&self) -> Result<Vec<Account>, StoreError> {
+        Ok(self.shared.lock().rows.keys().cloned().collect())
+    }
+
+    async fn visit(&self, wanted: &Wanted<'_>, each: &mut Visitor<'_>) -> Result<(), StoreError> {
+        let state = self.shared.lock();
+        for (account, row) in state.rows.iter().filter(|(account, _)| wanted(account)) {
+            each(Entry { account: account.clone(), record: self.shared.open(account, row) });
+        }
+        Ok(())
     }
 
     async fn claim(&self, account: &Account, expected: Revision, presented: Presented) -> Result<Claim, StoreError> {

@@ -15,6 +15,8 @@ use crate::{
     world::{self, Answer, Api, World},
 };
 
+mod hostile;
+
 const JSON: (&str, &str) = ("content-type", "application/json");
 const PATIENT: Duration = Duration::from_mins(10);
 

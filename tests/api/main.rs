@@ -19,6 +19,7 @@ use world::{Api, World};
 mod keys;
 mod logins;
 mod outcomes;
+mod sandboxes;
 #[path = "../support/mod.rs"]
 mod support;
 mod world;

@@ -198,6 +198,7 @@ impl World {
             endpoints: Endpoints {
                 issuer: None,
                 token: url(issuer.token_endpoint()),
+                refresh: None,
                 authorization: url(issuer.authorization_endpoint()),
                 device_authorization: url(issuer.device_authorization_endpoint()),
                 revocation: url(issuer.revocation_endpoint()),
@@ -205,6 +206,7 @@ impl World {
             client_id: "client".into(),
             authentication: Authentication::None,
             dialect: Dialect::default(),
+            second_exchange: None,
             request_timeout,
             ca_file: None,
             rules: Rules { dead_grant_codes: vec!["token_revoked".into()], ..Rules::default() },

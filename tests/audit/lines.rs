@@ -64,7 +64,11 @@ async fn every_operation_makes_exactly_one_line() {
         let body = json!({"provider": "corp", "bucket": bucket, "flow": "paste"}).to_string();
         world.daemon.request("POST", "/v1/logins", &[JSON], body).await.json()
     };
-    let (login, cancelled) = (begun("agent").await, begun("agent").await);
+    let sandbox_body = json!({"allow": ["corp"]}).to_string();
+    let made = async || world.daemon.request("POST", "/v1/sandboxes", &[JSON], sandbox_body.clone()).await.json();
+    let (login, cancelled, sandbox) = (begun("agent").await, begun("agent").await, made().await);
+    let sandbox_path = format!("/v1/sandboxes/{}", sandbox["id"].as_str().unwrap());
+    let that_sandbox = json!({"sandbox": sandbox["id"]});
     let id = |login: &Value| login["id"].as_str().unwrap().to_owned();
     let path = |login: &Value| format!("/v1/logins/{}", id(login));
     let code = json!({"code": world.issuer.agree(login["authorization_url"].as_str().unwrap())}).to_string();
@@ -74,7 +78,7 @@ async fn every_operation_makes_exactly_one_line() {
     let finished = json!({"account": "corp/agent", "login": id(&login), "provider_called": true});
     let key = json!({"key": "openai"});
     let secret = json!({"api_key": "canary-api-key"}).to_string();
-    let mut cases = vec![
+    let cases = vec![
         case("listTokens", "GET", "/v1/tokens", 200, json!({})),
         case("getToken", "GET", TOKEN, 200, account.clone()),
         case("getToken", "HEAD", TOKEN, 200, account.clone()),
@@ -88,19 +92,27 @@ async fn every_operation_makes_exactly_one_line() {
         case("getLogin", "GET", &path(&login), 200, agent),
         Case { body: code, ..case("finishLogin", "POST", &format!("{}/code", path(&login)), 200, finished) },
         case("cancelLogin", "DELETE", &path(&cancelled), 204, json!({"login": id(&cancelled)})),
+        case("listSandboxes", "GET", "/v1/sandboxes", 200, json!({})),
+        case("getSandbox", "GET", &sandbox_path, 200, that_sandbox.clone()),
+        case("deleteSandbox", "DELETE", &sandbox_path, 204, that_sandbox),
         case("listProviders", "GET", "/v1/providers", 200, json!({})),
         case("health", "GET", "/v1/health", 200, json!({})),
         case("openapi", "GET", "/openapi.yaml", 200, json!({})),
     ];
     world.check(&cases).await;
 
-    // The id of a login that begins is not known before.
-    let lines = world.lines_of(begun("other")).await;
+    // The id of what begins is not known before.
+    let mut begun_login = Value::Null;
+    let lines = world.lines_of(async { begun_login = begun("other").await }).await;
     let [line] = &lines[..] else { panic!("{lines:#?}") };
     assert_eq!((&line["operation"], &line["account"]), (&json!("startLogin"), &json!("corp/other")));
-    assert_eq!(line["login"].as_str().map(str::len), Some(32), "{line}");
-    cases.push(case("startLogin", "", "", 0, json!({})));
-    let seen: BTreeSet<_> = cases.iter().map(|case| case.operation.to_owned()).collect();
+    assert_eq!(line["login"], begun_login["id"], "{line}");
+    let mut made_sandbox = Value::Null;
+    let lines = world.lines_of(async { made_sandbox = made().await }).await;
+    let [line] = &lines[..] else { panic!("{lines:#?}") };
+    assert_eq!((&line["operation"], &line["sandbox"]), (&json!("createSandbox"), &made_sandbox["id"]));
+    let seen = cases.iter().map(|case| case.operation).chain(["startLogin", "createSandbox"]);
+    let seen: BTreeSet<_> = seen.map(str::to_owned).collect();
     assert_eq!(seen, Contract::load().operations().into_iter().map(|(.., id)| id).collect());
 }
 

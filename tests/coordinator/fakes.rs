@@ -16,7 +16,7 @@ use credproxy::{
     grant::{Extra, Grant, Issued, Lifetime, Version},
     provider::{Body, ErrorCode, Provider, Reply, Rules},
     secret::{AccessToken, RefreshToken},
-    store::{Claim, Deleted, Entry, Expect, Marks, Presented, Put, Record, Revision, Store, StoreError},
+    store::{Claim, Deleted, Expect, Marks, Presented, Put, Record, Revision, Store, StoreError, Visitor, Wanted},
 };
 use secrecy::ExposeSecret as _;
 use tokio::sync::Semaphore;
@@ -281,9 +281,14 @@ impl<S: Store> Store for Frail<S> {
         loaded
     }
 
-    async fn list(&self) -> Result<Vec<Entry>, StoreError> {
+    async fn names(&self) -> Result<Vec<Account>, StoreError> {
         unless(&self.no_reads)?;
-        self.inner.list().await
+        self.inner.names().await
+    }
+
+    async fn visit(&self, wanted: &Wanted<'_>, each: &mut Visitor<'_>) -> Result<(), StoreError> {
+        unless(&self.no_reads)?;
+        self.inner.visit(wanted, each).await
     }
 
     async fn claim(&self, account: &Account, expected: Revision, presented: Presented) -> Result<Claim, StoreError> {

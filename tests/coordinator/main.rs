@@ -74,7 +74,9 @@ impl World {
     }
 
     async fn state(&self) -> AccountState {
-        self.coordinator.list().await.unwrap()[0].state
+        let mut states = Vec::new();
+        self.coordinator.overview(&|_| true, |status| states.push(status.state)).await.unwrap();
+        states[0]
     }
 
     /// A login whose access token is of no use any more, as an imported one's may be.

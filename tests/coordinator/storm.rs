@@ -19,8 +19,8 @@ use credproxy::{
     refresh::{Coordinator, RefreshError, Snapshot, condition::IfMatch},
     secret::{AccessToken, RefreshToken, StoreKey},
     store::{
-        Claim, Deleted, Entry, Expect, Marks, Presented, Put, Record, Revision, Store, StoreError, memory::Memory,
-        sqlite::Sqlite,
+        Claim, Deleted, Expect, Marks, Presented, Put, Record, Revision, Store, StoreError, Visitor, Wanted,
+        memory::Memory, sqlite::Sqlite,
     },
 };
 use secrecy::ExposeSecret as _;
@@ -138,8 +138,12 @@ impl Store for Slow {
         self.around(self.inner.load(account)).await
     }
 
-    async fn list(&self) -> Result<Vec<Entry>, StoreError> {
-        self.inner.list().await
+    async fn names(&self) -> Result<Vec<Account>, StoreError> {
+        self.inner.names().await
+    }
+
+    async fn visit(&self, wanted: &Wanted<'_>, each: &mut Visitor<'_>) -> Result<(), StoreError> {
+        self.inner.visit(wanted, each).await
     }
 
     async fn claim(&self, account: &Account, expected: Revision, presented: Presented) -> Result<Claim, StoreError> {

@@ -233,11 +233,12 @@ async fn a_wrong_value_is_named_by_its_place_and_never_shown() {
     let config = daemon.config();
     let provider = "[providers.corp]\nissuer = \"https://h.example\"\nclient_id = \"me\"\n";
     let sandbox = "[sockets.s]\npath = \"/run/x/s\"\nrole = \"sandbox\"\n";
-    let tables: [(&str, &[&str]); 6] = [
+    let keyed = format!("{sandbox}operations = [\"keys\"]\n");
+    let tables: [(&str, &[&str]); 7] = [
         ("[store]\n", &["url", "key"]),
         ("[refresh]\n", &["cooldown", "request_timeout"]),
         ("[audit]\n", &["path", "max_size", "keep", "on_failure"]),
-        ("[limits]\n", &["logins", "logins_per_socket"]),
+        ("[limits]\n", &["logins", "logins_per_socket", "sandboxes"]),
         (
             sandbox,
             &[
@@ -253,6 +254,7 @@ async fn a_wrong_value_is_named_by_its_place_and_never_shown() {
                 "forced_refreshes",
             ],
         ),
+        (&keyed, &["keys"]),
         (
             provider,
             &[
@@ -277,6 +279,7 @@ async fn a_wrong_value_is_named_by_its_place_and_never_shown() {
         "keep",
         "logins",
         "logins_per_socket",
+        "sandboxes",
         "connections",
         "connections_per_user",
         "forced_refreshes",

@@ -138,9 +138,18 @@ async fn no_secret_of_any_kind_is_in_the_loudest_log() {
         drop(refresh().await);
         log_in_again(&world.daemon, &world.issuer).await;
     }
+    for body in
+        ["{\"api_key\": \"canary-key\"}", "{\"api_key\": \"canary\\r\"}", "{\"api_key\": \"canary-key\", \"canary-x\""]
+    {
+        drop(world.daemon.request("PUT", "/v1/api-keys/openai", &[JSON], body).await);
+    }
     for (method, target) in [
         ("GET", TOKEN),
         ("HEAD", TOKEN),
+        ("GET", "/v1/api-keys"),
+        ("GET", "/v1/api-keys/openai"),
+        ("GET", "/v1/api-keys/openai?x=canary-query"),
+        ("GET", "/v1/api-keys/canary-name"),
         ("GET", "/v1/tokens"),
         ("GET", "/v1/providers"),
         ("GET", "/v1/health"),
@@ -156,7 +165,14 @@ async fn no_secret_of_any_kind_is_in_the_loudest_log() {
         );
     }
     drop(world.daemon.request("PUT", TOKEN, &[JSON], "{\"access_token\": \"canary-at-1\", \"canary-x\"}").await);
-    for arguments in [&["token", "corp"][..], &["status"], &["refresh", "corp"], &["check"], &["logout", "corp"]] {
+    for arguments in [
+        &["token", "corp"][..],
+        &["key", "get", "openai"],
+        &["status"],
+        &["refresh", "corp"],
+        &["check"],
+        &["logout", "corp"],
+    ] {
         drop(world.daemon.command(arguments, "").await);
     }
     world.daemon.restart().await;

@@ -12,9 +12,9 @@ use credproxy::{
     clock::SystemClock,
     provider::{
         Provider as _,
-        oauth2::{Endpoints, OAuth2, Settings, SetupError},
+        oauth2::{Authentication, Endpoints, OAuth2, Settings, SetupError},
     },
-    registration::RequestFormat,
+    registration::{Additions, Dialect, Headers, RequestForm, RequestFormat},
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use serde_json::json;
@@ -30,7 +30,7 @@ use tokio_rustls::{
 use url::Url;
 
 use crate::{
-    HTML, IMPATIENT, SECRET_PLACES, authenticating, class, grant, provider, refresh, settings,
+    HTML, IMPATIENT, SECRET_PLACES, assertion, authenticating, class, grant, provider, refresh, settings,
     support::issuer::{Answer, Gate, Issuer, Raw},
 };
 
@@ -353,12 +353,21 @@ async fn no_secret_is_logged_at_any_level() {
                 }
             }
         }
+        let mut headers = Headers::default();
+        headers.add("X-Key", "canary-key").unwrap();
+        let requests = RequestForm { additions: Additions::new(headers), ..RequestForm::default() };
+        let authentication = Authentication::Key(Ok(Box::new(assertion::assertions())));
+        let dialect = Dialect { requests, ..Dialect::default() };
+        let settings = Settings { authentication, dialect, ca_file: Some(file.path().into()), ..settings(&url) };
+        refresh(&issuer, settings).await;
+        assert_eq!(issuer.requests().last().unwrap().header("x-key"), Some("canary-key"));
     }
     let text = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
     for source in ["hyper", "reqwest", "credproxy::provider::oauth2: token endpoint"] {
         assert!(text.contains(source), "{source} was not listened to");
     }
-    for secret in ["canary", &STANDARD.encode("client-1:canary-secret")] {
+    // The last is how every JWT begins.
+    for secret in ["canary", &STANDARD.encode("client-1:canary-secret"), "eyJ"] {
         let line = text.lines().find(|line| line.contains(secret));
         assert_eq!(line, None, "{secret}");
     }

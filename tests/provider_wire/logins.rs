@@ -7,18 +7,19 @@ use credproxy::{
         DevicePoll, Flow, Provider as _,
         oauth2::{Endpoints, LoginSettings, Settings},
     },
+    registration::RequestFormat,
     secret::{AuthorizationCode, CodeVerifier, DeviceCode, LOGIN_BYTES, LoginState},
 };
 use serde_json::{Value, json};
 use url::Url;
 
 use crate::{
-    FORM, HTML, class, discovering, provider, settings,
+    FORM, HTML, SECRET_PLACES, authenticating, class, discovering, provider, settings,
     support::issuer::{Answer, Issuer, Raw},
 };
 
 /// A login's provider: every endpoint is the issuer's.
-fn logging_in(issuer: &Issuer) -> Settings {
+pub(crate) fn logging_in(issuer: &Issuer) -> Settings {
     let url = |text: String| Some(Url::parse(&text).unwrap());
     let endpoints = Endpoints {
         token: url(issuer.token_endpoint()),
@@ -30,7 +31,7 @@ fn logging_in(issuer: &Issuer) -> Settings {
     Settings { endpoints, login, ..settings("https://unused.example/") }
 }
 
-fn verifier() -> CodeVerifier {
+pub(crate) fn verifier() -> CodeVerifier {
     CodeVerifier::from_bytes([1; LOGIN_BYTES])
 }
 
@@ -74,6 +75,17 @@ async fn pkce_is_left_out_where_the_configuration_says_so_and_put_into_device_lo
     assert!(!bodies[0].contains("verifier"), "{bodies:?}");
     assert!(bodies[1].contains("code_challenge_method=S256") && !bodies[1].contains("verifier"), "{bodies:?}");
     assert!(bodies[2].contains("code_verifier="), "{bodies:?}");
+}
+
+#[tokio::test]
+async fn a_device_names_its_client_in_the_form_once_whichever_way_it_authenticates() {
+    for place in [None].into_iter().chain(SECRET_PLACES.map(Some)) {
+        let issuer = Issuer::start().await;
+        let settings = authenticating(place, "canary-cs", RequestFormat::Form, logging_in(&issuer));
+        provider(settings).start_device(&verifier()).await.unwrap();
+        let seen = issuer.requests().remove(0);
+        assert_eq!(seen.body.matches("client_id=client-1").count(), 1, "{place:?}: {}", seen.body);
+    }
 }
 
 #[tokio::test]

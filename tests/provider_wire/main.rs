@@ -18,16 +18,22 @@ use url::Url;
 use support::issuer::Issuer;
 
 mod answers;
+mod assertion;
 mod connections;
+mod dialect;
 mod discovery;
 mod issuer;
 mod logins;
+mod quirks;
 mod requests;
+mod second_exchange;
 #[path = "../support/mod.rs"]
 mod support;
 
 /// Long enough to never end a test that does not ask for it.
 const PATIENT: Duration = Duration::from_secs(20);
+/// When grants were issued.
+const NOW: Timestamp = Timestamp::from_secs(1_700_000_000);
 /// For the tests in which the time is up.
 const IMPATIENT: Duration = Duration::from_millis(300);
 
@@ -37,6 +43,7 @@ fn settings(token_endpoint: &str) -> Settings {
         client_id: "client-1".into(),
         authentication: Authentication::None,
         dialect: Dialect::default(),
+        second_exchange: None,
         request_timeout: PATIENT,
         ca_file: None,
         rules: Rules::default(),
@@ -57,7 +64,7 @@ fn grant(access: &str, refresh: Option<&str>) -> Grant {
         refresh_token: refresh.map(|text| RefreshToken::new(text.into()).unwrap()),
         extra: Extra::default(),
     };
-    Grant::new(GrantId::from_bytes([1; 16]), issued, Timestamp::from_secs(1_700_000_000))
+    Grant::new(GrantId::from_bytes([1; 16]), issued, NOW)
 }
 
 /// A refresh with a token that the server knows.

@@ -303,6 +303,13 @@ impl Daemon {
         command.stdin(Stdio::null()).stdout(stdout).stderr(Stdio::null()).spawn().unwrap()
     }
 
+    /// Starts the program beside the daemon, its input and output in the caller's hands. It is killed with the value.
+    pub(crate) fn start_beside(&self, arguments: &[&str]) -> tokio::process::Child {
+        let mut command = self.home.command(&self.config(), &self.env(), arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        tokio::process::Command::from(command).kill_on_drop(true).spawn().unwrap()
+    }
+
     /// Starts the program beside the daemon, to be killed.
     pub(crate) fn spawn_beside(&self, arguments: &[&str]) -> Child {
         let mut command = self.home.command(&self.config(), &self.env(), arguments);

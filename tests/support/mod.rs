@@ -4,10 +4,14 @@
 pub(crate) mod audit_log;
 pub(crate) mod contract;
 pub(crate) mod daemon;
+pub(crate) mod front;
 pub(crate) mod http;
 pub(crate) mod issuer;
 pub(crate) mod mounts;
 pub(crate) mod oidc;
+pub(crate) mod person;
+pub(crate) mod piped;
+pub(crate) mod server;
 pub(crate) mod terminal;
 
 /// Used by nobody, so that the expectation above holds in a test binary that uses all the rest.

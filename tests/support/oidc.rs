@@ -1,28 +1,28 @@
 //! An authorization server that someone else wrote: starts it, logs in there, and reads the log that it keeps.
 
-use std::{collections::BTreeMap, path::Path, process::Stdio, time::Duration};
+use std::{path::Path, time::Duration};
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
     process::{Child, Command},
     time::{sleep, timeout},
 };
-use url::{Url, form_urlencoded};
+use url::Url;
 
-use super::http::{Connection, Response};
+use super::{
+    front::Front,
+    http::{Connection, Response},
+    person::Person,
+    server::{self, Auth, START},
+};
 
-const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/authorization_server");
+const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/oidc_provider");
 const REDIRECT: &str = "http://127.0.0.1/callback";
 
 /// The example of RFC 7636 appendix B: a verifier and its SHA-256.
 const VERIFIER: &str = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
 const CHALLENGE: &str = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM";
-
-/// Node compiles some 100 files before it listens; a busy machine takes seconds.
-const START: Duration = Duration::from_secs(30);
 
 /// The clients registered there, named after how they authenticate.
 #[derive(Debug, Clone, Copy)]
@@ -51,11 +51,20 @@ impl Client {
 
     /// As `client_auth` has it in the daemon's configuration.
     pub(crate) const fn auth(self) -> &'static str {
+        self.method().name()
+    }
+
+    const fn method(self) -> Auth {
         match self {
-            Self::Public => "none",
-            Self::Basic => "basic",
-            Self::Post => "post",
+            Self::Public => Auth::None,
+            Self::Basic => Auth::Basic,
+            Self::Post => Auth::Post,
         }
+    }
+
+    /// As it is registered.
+    pub(crate) fn registered(self) -> server::Client {
+        server::Client { id: self.id().to_owned(), secret: self.secret(), auth: self.method() }
     }
 }
 
@@ -93,29 +102,30 @@ impl Oidc {
 
     /// Starts one whose access tokens live as long as told, in whole seconds.
     pub(crate) async fn start_with_lifetime(lifetime: Duration) -> Self {
+        Self::launch(lifetime, None).await
+    }
+
+    /// Starts one that the world knows as the front before it.
+    pub(crate) async fn start_behind(front: &Front) -> Self {
+        let oidc = Self::launch(Duration::from_mins(10), Some(front.origin())).await;
+        front.stands_before(&oidc.address);
+        oidc
+    }
+
+    async fn launch(lifetime: Duration, issuer: Option<&str>) -> Self {
         assert!(
             Path::new(DIRECTORY).join("node_modules").exists(),
             "the authorization server of the tests is not installed: run ./scripts/test"
         );
         // There when the system's own is too old.
         let installed = Path::new(DIRECTORY).join("node_modules/.bin/node");
-        let node = if installed.exists() { installed.as_path() } else { Path::new("node") };
-        // It ends when its standard input does, so it does not outlive a test that is killed.
-        let mut child = Command::new(node)
-            .arg("server.mjs")
-            .current_dir(DIRECTORY)
-            .env("ACCESS_TOKEN_TTL", lifetime.as_secs().to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap_or_else(|error| panic!("node: {error}: run ./scripts/test, which installs it"));
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let line = timeout(START, lines.next_line()).await.expect("the authorization server does not start").unwrap();
-        let line: Value = serde_json::from_str(&line.expect("the authorization server ended")).unwrap();
+        let mut command = Command::new(if installed.exists() { installed.as_path() } else { Path::new("node") });
+        command.arg("server.mjs").current_dir(DIRECTORY);
+        command.env("ACCESS_TOKEN_TTL", lifetime.as_secs().to_string());
+        command.envs(issuer.map(|issuer| ("ISSUER", issuer)));
+        let (child, line) = server::start(command).await;
         let issuer = line["issuer"].as_str().unwrap().to_owned();
-        let address = issuer.strip_prefix("http://").unwrap().to_owned();
-        Self { issuer, address, _child: child }
+        Self { issuer, address: format!("127.0.0.1:{}", line["port"]), _child: child }
     }
 
     pub(crate) fn issuer(&self) -> &str {
@@ -154,59 +164,21 @@ impl Oidc {
 
     /// A person who opens an authorization address and agrees: where the browser is sent back to.
     pub(crate) async fn agree(&self, authorization_url: &str) -> Url {
-        match self.browse(&mut BTreeMap::new(), "GET", authorization_url.parse().unwrap(), "").await {
-            Ok(page) => panic!("no way on: {page}"),
-            Err(back) => back,
-        }
+        Person::at(&self.address).open(authorization_url).await.expect_err("sent back to the client")
     }
 
     /// A person who opens a device's address with the code in it, and confirms, or aborts.
     pub(crate) async fn confirm_device(&self, address: &str, agree: bool) {
-        let mut cookies = BTreeMap::new();
-        let url: Url = address.parse().unwrap();
-        let mut page = self.browse(&mut cookies, "GET", url.clone(), "").await.unwrap();
+        let mut person = Person::at(&self.address);
+        let mut page = person.open(address).await.unwrap();
         // The first form hands the code over, the second confirms it.
         for confirming in [false, true] {
-            let mut form = form_urlencoded::Serializer::new(String::new());
-            form.extend_pairs(hidden_inputs(&page));
-            if confirming && !agree {
-                form.append_pair("abort", "yes");
-            }
-            page = self.browse(&mut cookies, "POST", url.join("/device").unwrap(), &form.finish()).await.unwrap();
+            let answers: &[_] = if confirming && !agree { &[("abort", "yes")] } else { &[] };
+            page.url.set_path("/device");
+            page = person.submit(&page, answers).await.unwrap();
         }
         let expected = if agree { "Sign-in Success" } else { "interrupted" };
-        assert!(page.contains(expected), "{page}");
-    }
-
-    /// What a browser does: goes where it is sent, and keeps cookies. Gives the page in the end, or the client's
-    /// address that it was sent to.
-    async fn browse(
-        &self,
-        cookies: &mut BTreeMap<String, String>,
-        method: &str,
-        mut url: Url,
-        form: &str,
-    ) -> Result<String, Url> {
-        let (mut method, mut body) = (method, form.to_owned());
-        for _ in 0..10 {
-            let jar = cookies.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("; ");
-            let path = &url[url::Position::BeforePath..];
-            let headers = [("cookie", jar.as_str()), ("content-type", "application/x-www-form-urlencoded")];
-            let answer = self.request(method, path, &headers, body).await;
-            for cookie in answer.headers.get_all("set-cookie") {
-                let pair = cookie.to_str().unwrap().split(';').next().unwrap();
-                let (name, value) = pair.split_once('=').unwrap();
-                cookies.insert(name.to_owned(), value.to_owned());
-            }
-            let Some(location) = answer.header("location") else { return Ok(answer.text()) };
-            url = url.join(location).unwrap();
-            // The server takes the request's `Host` for its own name, so it is told from the client by the path.
-            if url.path() == "/callback" {
-                return Err(url);
-            }
-            (method, body) = ("GET", String::new());
-        }
-        panic!("sent in circles, last to {url}");
+        assert!(page.text.contains(expected), "{}", page.text);
     }
 
     /// Presents a refresh token by hand.
@@ -216,26 +188,11 @@ impl Oidc {
 
     /// The same, where a fault may close the connection.
     pub(crate) async fn try_present(&self, client: Client, refresh_token: &str) -> Result<Response, hyper::Error> {
-        self.ask_token_endpoint(client, &[("grant_type", "refresh_token"), ("refresh_token", refresh_token)]).await
+        client.registered().present(&self.address, "/token", refresh_token).await
     }
 
     async fn ask_token_endpoint(&self, client: Client, form: &[(&str, &str)]) -> Result<Response, hyper::Error> {
-        let mut body = form_urlencoded::Serializer::new(String::new());
-        body.extend_pairs(form);
-        let mut headers = vec![("content-type", "application/x-www-form-urlencoded")];
-        let credentials;
-        match (client, client.secret()) {
-            (Client::Basic, Some(secret)) => {
-                let encoded: String = form_urlencoded::byte_serialize(secret.as_bytes()).collect();
-                credentials = format!("Basic {}", BASE64_STANDARD.encode(format!("{}:{encoded}", client.id())));
-                headers.push(("authorization", &credentials));
-            }
-            (_, secret) => {
-                body.append_pair("client_id", client.id());
-                body.extend_pairs(secret.map(|secret| ("client_secret", secret)));
-            }
-        }
-        self.connect().await.try_request("POST", "/token", &headers, body.finish()).await
+        client.registered().ask(&self.address, "/token", form).await
     }
 
     /// Everything the token endpoint was asked, logins included, oldest first.
@@ -283,18 +240,4 @@ impl Oidc {
     async fn connect(&self) -> Connection {
         Connection::to_provider(&self.address).await
     }
-}
-
-/// Name and value of each hidden input of a page.
-fn hidden_inputs(page: &str) -> Vec<(&str, &str)> {
-    let attribute = |tag: &'_ str, name: &str| -> Option<(usize, usize)> {
-        let start = tag.find(&format!("{name}=\""))? + name.len() + 2;
-        Some((start, start + tag[start..].find('"')?))
-    };
-    let tags = page.split("<input").skip(1).filter(|tag| tag.contains("type=\"hidden\""));
-    let pairs = tags.map(|tag| {
-        let ((from, to), (start, end)) = (attribute(tag, "name").unwrap(), attribute(tag, "value").unwrap());
-        (&tag[from..to], &tag[start..end])
-    });
-    pairs.collect()
 }

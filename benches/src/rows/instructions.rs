@@ -27,7 +27,7 @@ pub(crate) fn instructions(world: &World) -> Fallible<Vec<Row>> {
     let answer = World::answer_of(&server)?;
     server.stop()?;
     let ours = |answers| {
-        let (arguments, socket) = world.prepare(&home)?;
+        let (arguments, socket) = world.prepare(&home, "")?;
         count(world, &world.program("credproxy"), &arguments.map(Into::into), (&home, &socket), answers)
     };
     let other = |answers| {

@@ -33,14 +33,20 @@ pub(crate) fn warm(world: &World) -> Fallible<Vec<Row>> {
     let bare = world.bare_like(&ours)?;
     let mut rows = Vec::new();
     for way in WAYS {
-        rows.extend(way_of_asking(&ours, &bare, way)?);
+        rows.extend(beside("warm GET", &ours, &bare, way)?);
     }
     rows.push(on_one_processor(world, &ours, &bare)?);
     Ok(rows)
 }
 
-fn way_of_asking(ours: &Server, bare: &Server, (name, connections, fresh): (&str, usize, bool)) -> Fallible<Vec<Row>> {
-    let loads = |connections| [ours, bare].map(|server| (server, Load { fresh, ..World::get(server, connections) }));
+/// Two servers that are asked in the same way: how many answers they give, what these cost, and how long they take.
+pub(super) fn beside(
+    what: &str,
+    ours: &Server,
+    other: &Server,
+    (way, connections, fresh): (&str, usize, bool),
+) -> Fallible<Vec<Row>> {
+    let loads = |connections| [ours, other].map(|server| (server, Load { fresh, ..World::get(server, connections) }));
     let [rates, used] = Pairs::measure(PAIRS, loads(connections), |(server, load)| {
         let before = server.used()?;
         let capacity = closed(load, SHORT)?;
@@ -53,7 +59,7 @@ fn way_of_asking(ours: &Server, bare: &Server, (name, connections, fresh): (&str
         let latencies = open(load, rate, LONG)?;
         Ok([500, 990, 999].map(|wanted| latencies.per_mille(wanted)))
     })?;
-    let row = |what: &str, unit, pairs| Row::ratio(format!("warm GET, {name}: {what}"), unit, pairs);
+    let row = |number: &str, unit, pairs| Row::ratio(format!("{what}, {way}: {number}"), unit, pairs);
     let (mut throughput, mut tail) = (row("answers", "1/s", &rates), row("p99", "µs", &tail));
     if connections > 1 && !fresh {
         throughput = throughput.reach(Reach::RatioAtLeast(0.90));

@@ -85,6 +85,7 @@ fn every_key_of_a_provider_is_read() {
         Authentication::Secret { place: SecretPlace::BasicRaw, source: SecretSource::Env("CORP_SECRET".into()) };
     let expected = ProviderConfig {
         name: "corp".parse().unwrap(),
+        preset: None,
         issuer: Some("https://login.example.com/".into()),
         token_endpoint: url("https://login.example.com/token?tenant=1"),
         refresh_endpoint: url("https://login.example.com/refresh"),
@@ -194,7 +195,7 @@ const BROKEN: &[(&str, &str)] = &[
 
 /// Lines that follow [`PROVIDER`], and the error without the file's name.
 const BROKEN_PROVIDER: &[(&str, &str)] = &[
-    ("preset = \"canary\"", "4: providers.corp.preset: unknown key"),
+    ("preset = \"canary\"", "4: providers.corp.preset: there is no such preset; there are "),
     ("client_secret = \"canary\"", "4: providers.corp.client_secret: must be one of { env = \"NAME\" }"),
     ("client_secret = { canary = \"x\" }", "4: providers.corp.client_secret: must be one of"),
     ("client_secret = { env = \"A\", canary = \"x\" }", "4: providers.corp.client_secret: must be one of"),

@@ -11,7 +11,8 @@ use secrecy::ExposeSecret as _;
 use url::form_urlencoded::byte_serialize;
 use zeroize::Zeroizing;
 
-use crate::{registration::SecretPlace, secret::ClientSecret};
+use super::assertion::Assertions;
+use crate::{clock::Timestamp, registration::SecretPlace, secret::ClientSecret};
 
 /// How the client authenticates.
 #[derive(Debug)]
@@ -25,21 +26,50 @@ pub enum Authentication {
         /// The secret, or why it could not be read: that stops this provider's refreshes, not the daemon.
         secret: Result<ClientSecret, &'static str>,
     },
+    /// By assertions that it signs, or why there is no key to sign them with.
+    Key(Result<Box<Assertions>, &'static str>),
 }
 
+/// RFC 7523 section 2.2.
+const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+
 impl Authentication {
-    /// Adds to a body what says who the client is. What says it in a header is given back.
+    /// Whether a header says who the client is, and the body does not.
+    pub(super) const fn is_in_a_header(&self) -> bool {
+        matches!(self, Self::Secret { place: SecretPlace::Basic | SecretPlace::BasicRaw, .. })
+    }
+
+    /// A new assertion, where the client shows one: for `audience`, unless the configuration names another.
+    pub(super) fn assertion(
+        &self,
+        client_id: &str,
+        audience: &str,
+        now: Timestamp,
+    ) -> Result<Option<Zeroizing<String>>, &'static str> {
+        match self {
+            Self::None | Self::Secret { .. } => Ok(None),
+            Self::Key(assertions) => assertions.as_ref().map_err(|why| *why)?.make(client_id, audience, now).map(Some),
+        }
+    }
+
+    /// Adds to a body what says who the client is, the assertion among it. What says it in a header is given back.
     #[expect(clippy::disallowed_methods, reason = "the client secret is for the provider's endpoints")]
     pub(super) fn sign<'a>(
         &'a self,
         client_id: &'a str,
+        assertion: Option<&'a str>,
         members: &mut Vec<(&'a str, &'a str)>,
     ) -> Result<Option<HeaderValue>, &'static str> {
-        let Self::Secret { place, secret } = self else {
-            members.push(("client_id", client_id));
-            return Ok(None);
+        let (place, secret) = match self {
+            Self::Secret { place, secret } => (place, secret.as_ref().map_err(|why| *why)?.expose_secret()),
+            Self::None | Self::Key(_) => {
+                members.push(("client_id", client_id));
+                let assertion =
+                    assertion.map(|text| [("client_assertion_type", ASSERTION_TYPE), ("client_assertion", text)]);
+                members.extend(assertion.into_iter().flatten());
+                return Ok(None);
+            }
         };
-        let secret = secret.as_ref().map_err(|why| *why)?.expose_secret();
         match place {
             SecretPlace::Body => {
                 members.extend([("client_id", client_id), ("client_secret", secret)]);

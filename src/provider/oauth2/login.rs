@@ -21,6 +21,7 @@ use crate::{
         discovery::{Metadata, is_named},
         wire::{Exchange, answer, check_endpoint},
     },
+    registration::Request,
     secret::{AuthorizationCode, CodeVerifier, DeviceCode, LoginState, holds_forbidden_text},
 };
 
@@ -43,12 +44,7 @@ impl OAuth2 {
         };
         let code = there(authorization, |metadata| &metadata.authorization);
         let device = there(device_authorization, |metadata| &metadata.device_authorization);
-        let on_offer = |flow: &Flow| match flow {
-            Flow::Browser => code && self.settings.login.redirect_uri.listener().is_some(),
-            Flow::Paste => code,
-            Flow::Device => device,
-        };
-        Flow::ALL.into_iter().filter(on_offer).collect()
+        Flow::offered(code, device, &self.settings.login.redirect_uri)
     }
 
     /// Asks the issuer, if there is one: for endpoints, and for what RFC 9207 expects.
@@ -83,23 +79,19 @@ impl OAuth2 {
         state: &LoginState,
         verifier: &CodeVerifier,
     ) -> Result<Url, &'static str> {
-        let login = &self.settings.login;
-        let mut url = self.authorization_endpoint().await?.clone();
-        // What the endpoint's own query says stays (RFC 6749 section 3.1).
-        let mut query = url.query_pairs_mut();
-        query.append_pair("response_type", "code");
-        query.append_pair("client_id", &self.settings.client_id);
-        query.append_pair("redirect_uri", redirect_uri);
-        if !login.scopes.is_empty() {
-            query.append_pair("scope", &login.scopes.join(" "));
+        let endpoint = self.authorization_endpoint().await?;
+        let (scope, challenge) = (self.scope(), verifier.challenge());
+        let mut parameters = vec![
+            ("response_type", "code"),
+            ("client_id", self.settings.client_id.as_str()),
+            ("redirect_uri", redirect_uri),
+            ("state", state.expose_secret()),
+        ];
+        parameters.extend(scope.as_deref().map(|scope| ("scope", scope)));
+        if self.settings.login.pkce {
+            parameters.extend([("code_challenge", challenge.as_str()), ("code_challenge_method", "S256")]);
         }
-        query.append_pair("state", state.expose_secret());
-        if login.pkce {
-            query.append_pair("code_challenge", &verifier.challenge());
-            query.append_pair("code_challenge_method", "S256");
-        }
-        drop(query);
-        Ok(url)
+        Ok(self.address(endpoint, &parameters))
     }
 
     #[expect(clippy::disallowed_methods, reason = "code and verifier go to the provider that made the code")]
@@ -115,34 +107,42 @@ impl OAuth2 {
             parameters.push(("code_verifier", verifier.expose_secret()));
         }
         let started = self.clock.monotonic();
-        let reply = self.reply(self.call(self.token_endpoint(), &parameters).await, None);
+        let reply = self.reply(self.call(Request::Token, self.token_endpoint(), &parameters).await, None);
         log(&reply, self.clock.monotonic().since(started));
         match reply {
             Reply::Answered { status, body: Body::Error(error), retry_after } => {
                 let error = error.unless(|text| code.occurs_in(text) || verifier.occurs_in(text));
                 Reply::Answered { status, body: Body::Error(error), retry_after }
             }
+            Reply::Answered { status, body: Body::Issued(issued), retry_after } => {
+                let redeemed = self.redeemed(issued).await;
+                redeemed.map_or_else(
+                    |refusal| refusal,
+                    |issued| Reply::Answered { status, body: Body::Issued(issued), retry_after },
+                )
+            }
             Reply::NotSent(_) | Reply::Lost { .. } | Reply::Answered { .. } => reply,
         }
     }
 
     pub(super) async fn device_codes(&self, verifier: &CodeVerifier) -> Result<DeviceAuthorization, Refusal> {
-        let login = &self.settings.login;
-        let (scope, challenge) = (login.scopes.join(" "), verifier.challenge());
-        let mut parameters = Vec::new();
-        if !scope.is_empty() {
-            parameters.push(("scope", scope.as_str()));
-        }
-        if login.device_pkce {
+        let (scope, challenge) = (self.scope(), verifier.challenge());
+        let mut parameters: Vec<_> = scope.as_deref().map(|scope| ("scope", scope)).into_iter().collect();
+        if self.settings.login.device_pkce {
             parameters.extend([("code_challenge", challenge.as_str()), ("code_challenge_method", "S256")]);
         }
-        let answer = match self.call(self.device_endpoint(), &parameters).await {
+        // RFC 8628 section 3.1 lets it out where the client is authenticated, and some servers look for it all the same.
+        if self.settings.authentication.is_in_a_header() {
+            parameters.push(("client_id", &self.settings.client_id));
+        }
+        let names = &self.settings.dialect.names;
+        let answer = match self.call(Request::Device, self.device_endpoint(), &parameters).await {
             Exchange::NotSent(why) => return Err(why.into()),
             Exchange::Lost { timed_out: true } => return Err("the provider did not answer in time".into()),
             Exchange::Lost { timed_out: false } => return Err("the provider's answer broke off".into()),
             Exchange::Answered { head, body } => body
                 .and_then(|body| {
-                    let members = answer::members(head.content_type.as_deref(), &body)?;
+                    let members = answer::members(head.with(&body), names)?;
                     let success = (200..300).contains(&head.status);
                     Some(match answer::error(&members, success) {
                         Some(code) => Err(ErrorCode::new(code, None)),
@@ -178,16 +178,22 @@ impl OAuth2 {
         if self.settings.login.device_pkce {
             parameters.push(("code_verifier", verifier.expose_secret()));
         }
-        let exchange = self.call(self.token_endpoint(), &parameters).await;
+        let exchange = self.call(Request::Token, self.token_endpoint(), &parameters).await;
+        let names = &self.settings.dialect.names;
         // GitHub says in a refusal how long to wait from now on.
         let told = match &exchange {
-            Exchange::Answered { head, body: Some(body) } => answer::members(head.content_type.as_deref(), body)
-                .and_then(|members| answer::seconds(&members, "interval")),
+            Exchange::Answered { head, body: Some(body) } => {
+                answer::members(head.with(body), names).and_then(|members| answer::seconds(&members, "interval"))
+            }
             Exchange::NotSent(_) | Exchange::Lost { .. } | Exchange::Answered { .. } => None,
         };
         match self.reply(exchange, None) {
             Reply::NotSent(_) | Reply::Lost { .. } => DevicePoll::Unreachable,
-            Reply::Answered { body: Body::Issued(issued), .. } => DevicePoll::Issued(issued),
+            Reply::Answered { body: Body::Issued(issued), .. } => match self.redeemed(issued).await {
+                Ok(issued) => DevicePoll::Issued(issued),
+                Err(Reply::Answered { body: Body::Error(code), .. }) => DevicePoll::Failed(code),
+                Err(_) => DevicePoll::Failed(ErrorCode::new("", None)),
+            },
             Reply::Answered { status, body: Body::Error(error), retry_after } => match error.as_str() {
                 "authorization_pending" | "AuthorizationPendingException" => DevicePoll::Pending { interval: told },
                 "slow_down" | "SlowDownException" => DevicePoll::SlowDown { interval: told.max(retry_after) },

@@ -3,13 +3,15 @@
 //! Invariants:
 //! 1. An error wins over tokens beside it, whatever the status: some providers answer errors with 200.
 //! 2. Of an error its code is kept and no other text.
-//! 3. A refresh token that cannot be kept makes the whole answer unreadable. To take the access token and go on would
+//! 3. Of an answer with tokens in two places those in one place are taken, together, and those in the other left out.
+//! 4. A refresh token that cannot be kept makes the whole answer unreadable. To take the access token and go on would
 //!    look like success, while the spent refresh token stays in the store and its successor is gone.
 //!
 //! Must not know: HTTP clients, what a reply means for a grant.
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::{Map, Value};
 use url::form_urlencoded;
 
@@ -17,19 +19,37 @@ use crate::{
     clock::Timestamp,
     grant::{Issued, Lifetime},
     provider::{Body, ErrorCode},
+    registration::{AnswerForm, Dialect, ExpiresInUnit, MemberNames},
     secret::{AccessToken, RefreshToken},
 };
 
-/// Reads the body of an answer to a request that presented `presented`. The content type is a hint only: providers
-/// send JSON as `text/html` and forms as `text/plain`.
+/// An answer as it came.
+#[derive(Clone, Copy)]
+pub struct Received<'a> {
+    /// The HTTP status.
+    pub status: u16,
+    /// A hint only: providers send JSON as `text/html` and forms as `text/plain`.
+    pub content_type: Option<&'a str>,
+    /// The whole body.
+    pub body: &'a [u8],
+}
+
+impl Received<'_> {
+    const fn success(&self) -> bool {
+        self.status >= 200 && self.status < 300
+    }
+}
+
+/// Reads an answer that came at `now` to a request that presented `presented`.
 #[must_use]
-pub fn read(status: u16, content_type: Option<&str>, body: &[u8], presented: Option<&RefreshToken>) -> Body {
-    let Some(members) = members(content_type, body) else { return Body::Unreadable };
-    let success = (200..300).contains(&status);
+pub fn read(received: Received<'_>, dialect: &Dialect, presented: Option<&RefreshToken>, now: Timestamp) -> Body {
+    let Some(members) = members(received, &dialect.names) else { return Body::Unreadable };
+    let success = received.success();
     if let Some(code) = error(&members, success) {
         Body::Error(ErrorCode::new(code, presented))
     } else if success {
-        issued(members).map_or(Body::Unreadable, |issued| Body::Issued(Box::new(issued)))
+        let members = holder(members, dialect);
+        issued(members, &dialect.answers, now).map_or(Body::Unreadable, |issued| Body::Issued(Box::new(issued)))
     } else {
         Body::Unreadable
     }
@@ -37,23 +57,54 @@ pub fn read(status: u16, content_type: Option<&str>, body: &[u8], presented: Opt
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-pub(in crate::provider) fn members(content_type: Option<&str>, body: &[u8]) -> Option<Map<String, Value>> {
+/// An answer's members in their standard names.
+pub(in crate::provider) fn members(received: Received<'_>, names: &MemberNames) -> Option<Map<String, Value>> {
+    let body = received.body;
     let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body).trim_ascii();
     if body.starts_with(b"{") {
-        return serde_json::from_slice(body).ok();
+        return serde_json::from_slice(body).ok().map(|members| names.standard(members));
     }
-    let announced = content_type.is_some_and(|value| value.trim_start().starts_with(FORM));
+    let announced = received.content_type.is_some_and(|value| value.trim_start().starts_with(FORM));
     // Markup and prose have a space or a bracket somewhere; a form has neither.
     let plausible = body.iter().all(|byte| byte.is_ascii_graphic() && !b"<>\"{}".contains(byte));
     if !announced && !plausible {
         return None;
     }
-    let form: Map<String, Value> =
-        form_urlencoded::parse(body).map(|(name, value)| (name.into_owned(), value.into_owned().into())).collect();
+    let form = form_urlencoded::parse(body).map(|(name, value)| (name.into_owned(), value.into_owned().into()));
+    let form = names.standard(form.collect());
     ["access_token", "device_code", "error"].iter().any(|name| form.contains_key(*name)).then_some(form)
 }
 
 pub(in crate::provider) const FORM: &str = "application/x-www-form-urlencoded";
+
+/// What an answer says of its own token, where another one lies deeper.
+const OF_THE_TOKEN: [&str; 7] =
+    ["access_token", "refresh_token", "token_type", "scope", "expires_in", "expires_at", "expiry"];
+
+/// The members of what holds the tokens, and those around it. Without an access token where it is expected the answer
+/// itself counts: Slack nests the tokens of a login and not those of a refresh, and a successor that is not found is
+/// lost.
+fn holder(mut members: Map<String, Value>, dialect: &Dialect) -> Map<String, Value> {
+    let Some(inner) = take(&mut members, &dialect.answers.path, &dialect.names) else { return members };
+    // They belong to another grant, which nobody could refresh, and would pass for this one's.
+    for name in OF_THE_TOKEN {
+        members.remove(name);
+    }
+    members.extend(inner);
+    members
+}
+
+/// Takes the object at the end of the path out, if it holds an access token.
+fn take(members: &mut Map<String, Value>, path: &[String], names: &MemberNames) -> Option<Map<String, Value>> {
+    let (last, way) = path.split_last()?;
+    let around = way.iter().try_fold(members, |members, name| members.get_mut(name)?.as_object_mut())?;
+    let holds = |name| around.get(last)?.get(name).filter(|token| token.is_string());
+    holds(names.of("access_token")).or_else(|| holds("access_token"))?;
+    match around.remove(last)? {
+        Value::Object(inner) => Some(names.standard(inner)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => None,
+    }
+}
 
 /// The number of seconds in a member, in any form a provider sends; `None` without one above zero.
 pub(in crate::provider) fn seconds(members: &Map<String, Value>, name: &str) -> Option<Duration> {
@@ -78,17 +129,24 @@ pub(in crate::provider) fn error(members: &Map<String, Value>, success: bool) ->
     };
     // Slack: {"ok": false, "error": …}.
     let not_ok = || (members.get("ok") == Some(&Value::Bool(false))).then_some("");
-    // On a success `code` is a member like any other.
-    let code = || if success { None } else { text(members, "code") };
+    // On a success `code` is a member like any other, and `__type` the name of the answer's form.
+    let code = || if success { None } else { text(members, "code").or_else(|| text(members, "__type").map(exception)) };
     found.or_else(code).or_else(not_ok)
+}
+
+/// AWS: `com.amazonaws.ssooidc#ExpiredTokenException:http://…` has the name in the middle, and may have it alone.
+fn exception(named: &str) -> &str {
+    let name = named.split_once(':').map_or(named, |(name, _)| name);
+    name.rsplit_once('#').map_or(name, |(_, name)| name)
 }
 
 pub(in crate::provider) fn text<'a>(members: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
     members.get(name)?.as_str().filter(|text| !text.is_empty())
 }
 
-fn issued(mut members: Map<String, Value>) -> Option<Issued> {
+fn issued(mut members: Map<String, Value>, form: &AnswerForm, now: Timestamp) -> Option<Issued> {
     let Some(Value::String(access_token)) = members.remove("access_token") else { return None };
+    let hinted = hinted_end(&access_token).filter(|end| *end > now);
     let access_token = AccessToken::new(access_token).ok()?;
     let refresh_token = match members.remove("refresh_token") {
         None | Some(Value::Null) => None,
@@ -97,10 +155,14 @@ fn issued(mut members: Map<String, Value>) -> Option<Issued> {
         Some(Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => return None,
     };
     let expires_in = members.remove("expires_in");
+    let lifetime = stated(expires_in.as_ref(), &members, form.expires_in_unit)
+        .or(hinted.map(Lifetime::At))
+        .or(form.default_lifetime.map(Lifetime::In))
+        .unwrap_or(Lifetime::Unknown);
     Some(Issued {
         access_token,
         token_type: members.remove("token_type").and_then(token_type),
-        lifetime: lifetime(expires_in.as_ref(), &members),
+        lifetime,
         scope: members.remove("scope").and_then(scope),
         refresh_token,
         extra: members.into(),
@@ -126,25 +188,44 @@ fn scope(value: Value) -> Option<String> {
 }
 
 /// `expires_in`, or else the point of time that some providers send beside it or instead.
-fn lifetime(expires_in: Option<&Value>, members: &Map<String, Value>) -> Lifetime {
+fn stated(sent: Option<&Value>, members: &Map<String, Value>, unit: ExpiresInUnit) -> Option<Lifetime> {
     let known = |lifetime: &Lifetime| *lifetime != Lifetime::Unknown;
-    expires_in
-        .and_then(Lifetime::from_expires_in)
-        .filter(known)
-        .or_else(|| ["expires_at", "expiry"].iter().find_map(|name| expires_at(members.get(*name)?).filter(known)))
-        .unwrap_or(Lifetime::Unknown)
+    let expires_in = |value: &Value| match unit {
+        ExpiresInUnit::Seconds => Lifetime::from_expires_in(value),
+        ExpiresInUnit::Milliseconds => Lifetime::from_expires_in(&(number(value)? / 1000.0).into()),
+    };
+    let at = |name: &&str| expires_at(members.get(*name)?).filter(known);
+    sent.and_then(expires_in).filter(known).or_else(|| ["expires_at", "expiry"].iter().find_map(at))
 }
 
 /// More than this many seconds would lie past the year 5000: the number is one of milliseconds.
 const SECONDS_END: f64 = 1e11;
 
 fn expires_at(value: &Value) -> Option<Lifetime> {
-    let number = match value {
-        Value::Number(number) => number.as_f64()?,
-        Value::String(text) => text.trim().parse().ok()?,
-        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => return None,
-    };
+    let number = number(value)?;
     Lifetime::from_expires_at(&if number > SECONDS_END { number / 1000.0 } else { number }.into())
+}
+
+fn number(value: &Value) -> Option<f64> {
+    match value {
+        Value::Number(number) => number.as_f64(),
+        Value::String(text) => text.trim().parse().ok(),
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+/// When a token that is a JWT says that it ends (RFC 7519 section 4.1.4). Its signature is for whom it is shown to: here
+/// it is a hint, and believed as `expires_in` would be.
+fn hinted_end(access_token: &str) -> Option<Timestamp> {
+    let mut parts = access_token.split('.');
+    let (Some(_), Some(claims), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        return None;
+    };
+    let claims: Map<String, Value> = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()?;
+    match Lifetime::from_expires_at(claims.get("exp").filter(|exp| exp.is_number())?)? {
+        Lifetime::At(end) => Some(end),
+        Lifetime::In(_) | Lifetime::Unknown => None,
+    }
 }
 
 /// Reads `Retry-After`: seconds or an HTTP date (RFC 9110 section 10.2.3). A date that is past is no wait. More than
@@ -166,8 +247,15 @@ mod tests {
 
     use super::*;
 
+    const NOW: Timestamp = Timestamp::from_secs(1_700_000_000);
+
+    fn read_in(dialect: &Dialect, status: u16, body: &Value) -> Body {
+        let body = body.to_string();
+        read(Received { status, content_type: None, body: body.as_bytes() }, dialect, None, NOW)
+    }
+
     fn read_json(status: u16, body: &Value) -> Body {
-        read(status, None, body.to_string().as_bytes(), None)
+        read_in(&Dialect::default(), status, body)
     }
 
     fn lifetime_of(extra: &Value) -> Lifetime {
@@ -203,6 +291,135 @@ mod tests {
         ] {
             assert_eq!(lifetime_of(&members), lifetime, "{members}");
         }
+    }
+
+    /// An access token whose claims say this.
+    fn jwt(claims: &Value) -> Value {
+        let part = |text: &Value| URL_SAFE_NO_PAD.encode(text.to_string());
+        format!("{}.{}.c2ln", part(&json!({"alg": "none"})), part(claims)).into()
+    }
+
+    #[test]
+    fn what_an_answer_does_not_say_of_the_end_is_hinted_at_or_assumed() {
+        let seconds = |number| Lifetime::In(Duration::from_secs(number));
+        let at = |seconds| Lifetime::At(Timestamp::from_secs(seconds));
+        let (end, hint, hour) = (1_700_000_900, jwt(&json!({"exp": 1_700_000_900, "sub": "x"})), seconds(3600));
+        for (answer, alone, with_default) in [
+            (json!({"access_token": "opaque"}), Lifetime::Unknown, hour),
+            (json!({"access_token": hint}), at(end), at(end)),
+            (json!({"access_token": hint, "expires_in": 60}), seconds(60), seconds(60)),
+            (json!({"access_token": hint, "expires_in": 0}), at(end), at(end)),
+            (json!({"access_token": hint, "expires_at": 1_900_000_000}), at(1_900_000_000), at(1_900_000_000)),
+            (json!({"access_token": jwt(&json!({"exp": 1_700_000_000}))}), Lifetime::Unknown, hour),
+            (json!({"access_token": jwt(&json!({"exp": "1700000900"}))}), Lifetime::Unknown, hour),
+            (json!({"access_token": jwt(&json!({"exp": 1e300}))}), Lifetime::Unknown, hour),
+            (json!({"access_token": jwt(&json!([]))}), Lifetime::Unknown, hour),
+            (json!({"access_token": "a.!.c"}), Lifetime::Unknown, hour),
+            (json!({"access_token": "a.b.c.d"}), Lifetime::Unknown, hour),
+            (json!({"access_token": "..", "expires_in": "soon"}), Lifetime::Unknown, hour),
+        ] {
+            let default_lifetime = Some(Duration::from_hours(1));
+            let answers = AnswerForm { default_lifetime, ..AnswerForm::default() };
+            let assuming = Dialect { answers, ..Dialect::default() };
+            for (dialect, expected) in [(Dialect::default(), alone), (assuming, with_default)] {
+                let Body::Issued(issued) = read_in(&dialect, 200, &answer) else { panic!("{answer}") };
+                assert_eq!(issued.lifetime, expected, "{answer}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_life_may_be_counted_in_milliseconds() {
+        let answers = AnswerForm { expires_in_unit: ExpiresInUnit::Milliseconds, ..AnswerForm::default() };
+        let dialect = Dialect { answers, ..Dialect::default() };
+        for (sent, lifetime) in [
+            (json!(3_600_000), Lifetime::In(Duration::from_hours(1))),
+            (json!("1500"), Lifetime::In(Duration::from_millis(1500))),
+            (json!(0), Lifetime::Unknown),
+            (json!(-1), Lifetime::Unknown),
+            (json!("NaN"), Lifetime::Unknown),
+            (json!(1e300), Lifetime::Unknown),
+        ] {
+            let answer = json!({"access_token": "at", "expires_in": sent});
+            let Body::Issued(issued) = read_in(&dialect, 200, &answer) else { panic!("{answer}") };
+            assert_eq!(issued.lifetime, lifetime, "{answer}");
+        }
+    }
+
+    fn nesting(path: &[&str]) -> Dialect {
+        let answers =
+            AnswerForm { path: path.iter().map(|name| (*name).to_owned()).collect(), ..AnswerForm::default() };
+        let names = MemberNames::new([("access_token", "accessToken"), ("refresh_token", "refreshToken")]).unwrap();
+        Dialect { names, answers, ..Dialect::default() }
+    }
+
+    #[test]
+    fn tokens_are_taken_together_from_where_they_are() {
+        let outer = json!({"ok": true, "access_token": "outer", "refresh_token": "outer-rt", "scope": "s", "team": 1});
+        let with = |inner: Value| {
+            let mut answer = outer.clone();
+            answer["user"] = inner;
+            answer
+        };
+        let deep = json!({"data": {"user": {"accessToken": "inner"}, "other": 1}, "access_token": "outer"});
+        for (path, answer, token, refreshable, extra) in [
+            (
+                &["user"][..],
+                with(json!({"access_token": "inner", "refresh_token": "inner-rt", "id": "U", "team": 2})),
+                "inner",
+                true,
+                json!({"ok": true, "id": "U", "team": 2}),
+            ),
+            (&["user"], with(json!({"accessToken": "inner"})), "inner", false, json!({"ok": true, "team": 1})),
+            (&["user"], outer.clone(), "outer", true, json!({"ok": true, "team": 1})),
+            (&["user"], with(json!({"id": 1})), "outer", true, json!({"ok": true, "team": 1, "user": {"id": 1}})),
+            (&["user"], with(json!("text")), "outer", true, json!({"ok": true, "team": 1, "user": "text"})),
+            (&["data", "user"], deep.clone(), "inner", false, json!({"data": {"other": 1}})),
+            (
+                &["data", "nobody"],
+                deep,
+                "outer",
+                false,
+                json!({"data": {"user": {"accessToken": "inner"}, "other": 1}}),
+            ),
+        ] {
+            let Body::Issued(issued) = read_in(&nesting(path), 200, &answer) else { panic!("{answer}") };
+            assert!(issued.access_token.reveals(&RefreshToken::new(token.into()).unwrap()), "{answer}");
+            let own = RefreshToken::new(format!("{token}-rt")).unwrap();
+            let refresh_token = issued.refresh_token.as_ref();
+            assert_eq!(refresh_token.is_some_and(|token| token.same_as(&own)), refreshable, "{answer}");
+            assert_eq!(Value::Object(issued.extra.members().clone()), extra, "{answer}");
+        }
+    }
+
+    #[test]
+    fn an_error_counts_wherever_the_tokens_are() {
+        for answer in [
+            json!({"ok": false, "error": "token_revoked", "user": {"access_token": "inner"}}),
+            json!({"error": "token_revoked", "access_token": "outer"}),
+        ] {
+            let Body::Error(code) = read_in(&nesting(&["user"]), 200, &answer) else { panic!("{answer}") };
+            assert_eq!(code.as_str(), "token_revoked");
+        }
+        let names = MemberNames::new([("error", "errorCode")]).unwrap();
+        let dialect = Dialect { names, ..Dialect::default() };
+        let Body::Error(code) = read_in(&dialect, 200, &json!({"errorCode": "gone"})) else { panic!("no error") };
+        assert_eq!(code.as_str(), "gone");
+    }
+
+    #[test]
+    fn the_name_of_an_exception_is_an_error_code() {
+        for (answer, code) in [
+            (json!({"__type": "ExpiredTokenException", "message": "m"}), "ExpiredTokenException"),
+            (json!({"__type": "com.amazonaws.ssooidc#InvalidGrantException"}), "InvalidGrantException"),
+            (json!({"__type": "a.b#SlowDownException:http://c.example/d#e"}), "SlowDownException"),
+            (json!({"__type": "SlowDownException:http://c.example/d"}), "SlowDownException"),
+            (json!({"__type": "InvalidGrantException", "error": "invalid_grant"}), "invalid_grant"),
+        ] {
+            let Body::Error(found) = read_json(400, &answer) else { panic!("{answer}") };
+            assert_eq!(found.as_str(), code, "{answer}");
+        }
+        assert!(matches!(read_json(200, &json!({"access_token": "at", "__type": "Token"})), Body::Issued(_)));
     }
 
     #[test]
@@ -287,8 +504,9 @@ mod tests {
     proptest! {
         #[test]
         fn no_answer_makes_the_reader_panic(status in 100_u16..600, body in proptest::collection::vec(any::<u8>(), 0..200)) {
-            drop(read(status, None, &body, None));
-            drop(read(status, Some(FORM), &body, None));
+            for content_type in [None, Some(FORM)] {
+                drop(read(Received { status, content_type, body: &body }, &Dialect::default(), None, NOW));
+            }
         }
 
         #[test]
@@ -305,7 +523,8 @@ mod tests {
             let json = Value::Object(members).to_string();
             for body in [json.clone(), format!("{json}{trailing}"), form] {
                 for content_type in [None, Some(FORM)] {
-                    match read(status, content_type, body.as_bytes(), Some(&token("canary-rt"))) {
+                    let received = Received { status, content_type, body: body.as_bytes() };
+                    match read(received, &Dialect::default(), Some(&token("canary-rt")), NOW) {
                         Body::Issued(issued) => {
                             prop_assert!((200..300).contains(&status), "{body}");
                             for word in ["refresh_token", "Refresh_Token", "REFRESH_TOKEN"] {

@@ -12,7 +12,6 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
 
 use super::{
     super::{
@@ -26,7 +25,7 @@ use crate::{
     clock::Timestamp,
     keys::{Key, Keys, Listed},
     policy::{Operation, Policy},
-    secret::ApiKey,
+    secret::{self, ApiKey},
     store::Put,
 };
 
@@ -149,5 +148,5 @@ pub(in crate::server) async fn delete(
 fn view(name: &KeyName, key: &Key) -> Bytes {
     let view = View { name, api_key: key.secret.expose_secret(), created_at: key.created_at.as_secs() };
     // Strings and integers always serialize.
-    Bytes::from_owner(Zeroizing::new(serde_json::to_vec(&view).unwrap_or_default()))
+    Bytes::from_owner(secret::json(&view).unwrap_or_default())
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{
     super::{problem::Problem, request::Query},
-    visible,
+    may_list, unlisted,
 };
 use crate::{
     account::{Bucket, ProviderName},
@@ -36,9 +36,11 @@ pub(in crate::server) async fn list(
     uri: Uri,
 ) -> Result<Json<List>, Problem> {
     Query::parse(&uri, &[])?;
+    may_list(&policy)?;
+    let accounts = coordinator.accounts().await.map_err(unlisted)?;
     let mut buckets: BTreeMap<ProviderName, Vec<Bucket>> = BTreeMap::new();
-    for status in visible(&coordinator, &policy).await? {
-        buckets.entry(status.account.provider).or_default().push(status.account.bucket);
+    for account in accounts.into_iter().filter(|account| policy.sees(account)) {
+        buckets.entry(account.provider).or_default().push(account.bucket);
     }
     let names = coordinator.providers().names().filter(|name| policy.sees_provider(name));
     let flows = |name| coordinator.providers().get(name).map(|provider| provider.flows()).unwrap_or_default();

@@ -11,7 +11,7 @@ use sqlx::{
     sqlite::{SqliteArguments, SqliteRow},
 };
 
-use super::{Sqlite, rows::run};
+use super::{Shared, Sqlite, writer::Change};
 use crate::{
     account::ItemName,
     item::{Item, ItemKind, ItemTag},
@@ -54,18 +54,15 @@ async fn put(
     (tag, sealed): (ItemTag, &[u8]),
     expect: &Expect<ItemTag>,
 ) -> Result<Put, sqlx::Error> {
-    run(connection, "BEGIN IMMEDIATE").await?;
     let (met, put) = match on(kind, name, LOAD).fetch_optional(&mut *connection).await? {
         Some(row) => (expect.allows(read_tag(&row)), Put::Replaced),
         None => (expect.allows_none(), Put::Created),
     };
     if !met {
-        run(connection, "ROLLBACK").await?;
         return Ok(Put::Conflict);
     }
     let query = on(kind, name, "INSERT OR REPLACE INTO items (kind, name, tag, sealed) VALUES (?1, ?2, ?3, ?4)");
-    query.bind(&tag.to_bytes()[..]).bind(sealed).execute(&mut *connection).await?;
-    run(connection, "COMMIT").await?;
+    query.bind(&tag.to_bytes()[..]).bind(sealed).execute(connection).await?;
     Ok(put)
 }
 
@@ -74,16 +71,14 @@ async fn delete(
     (kind, name): (ItemKind, &ItemName),
     expect: &Expect<ItemTag>,
 ) -> Result<Removed, sqlx::Error> {
-    run(connection, "BEGIN IMMEDIATE").await?;
     let removed = match on(kind, name, LOAD).fetch_optional(&mut *connection).await? {
         Some(row) if expect.allows(read_tag(&row)) => Removed::Gone,
         Some(_) => Removed::Conflict,
         None => Removed::Missing,
     };
     if removed == Removed::Gone {
-        on(kind, name, "DELETE FROM items WHERE kind = ?1 AND name = ?2").execute(&mut *connection).await?;
+        on(kind, name, "DELETE FROM items WHERE kind = ?1 AND name = ?2").execute(connection).await?;
     }
-    run(connection, "COMMIT").await?;
     Ok(removed)
 }
 
@@ -128,13 +123,7 @@ impl Shelf for Sqlite {
         expect: &Expect<ItemTag>,
     ) -> Result<Put, StoreError> {
         let sealed = self.shared.sealer.seal_item(kind, name, item)?;
-        let (name, tag, expect) = (name.clone(), item.tag, expect.clone());
-        self.write(move |_, connection| {
-            Box::pin(async move {
-                put(connection, (kind, &name), (tag, &sealed), &expect).await.map_err(StoreError::unavailable)
-            })
-        })
-        .await
+        self.write(PuttingItem { kind, name: name.clone(), tag: item.tag, sealed, expect: expect.clone() }).await
     }
 
     async fn delete_item(
@@ -143,10 +132,45 @@ impl Shelf for Sqlite {
         name: &ItemName,
         expect: &Expect<ItemTag>,
     ) -> Result<Removed, StoreError> {
-        let (name, expect) = (name.clone(), expect.clone());
-        self.write(move |_, connection| {
-            Box::pin(async move { delete(connection, (kind, &name), &expect).await.map_err(StoreError::unavailable) })
-        })
-        .await
+        self.write(DeletingItem { kind, name: name.clone(), expect: expect.clone() }).await
+    }
+}
+
+/// Stores a whole item.
+struct PuttingItem {
+    kind: ItemKind,
+    name: ItemName,
+    tag: ItemTag,
+    sealed: Vec<u8>,
+    expect: Expect<ItemTag>,
+}
+
+#[async_trait]
+impl Change for PuttingItem {
+    type Outcome = Put;
+
+    const NEEDS_TRANSACTION: bool = true;
+
+    async fn carry_out(&self, _: &Shared, connection: &mut SqliteConnection) -> Result<Put, StoreError> {
+        let put = put(connection, (self.kind, &self.name), (self.tag, &self.sealed), &self.expect).await;
+        put.map_err(StoreError::unavailable)
+    }
+}
+
+/// Deletes an item.
+struct DeletingItem {
+    kind: ItemKind,
+    name: ItemName,
+    expect: Expect<ItemTag>,
+}
+
+#[async_trait]
+impl Change for DeletingItem {
+    type Outcome = Removed;
+
+    const NEEDS_TRANSACTION: bool = true;
+
+    async fn carry_out(&self, _: &Shared, connection: &mut SqliteConnection) -> Result<Removed, StoreError> {
+        delete(connection, (self.kind, &self.name), &self.expect).await.map_err(StoreError::unavailable)
     }
 }

@@ -3,9 +3,8 @@
 //! Owns: what is read from and written to a row.
 //!
 //! Invariants:
-//! 1. A change of one row is one statement, which is its own commit; a change that must read first is a transaction
-//!    that takes the write lock before it reads. A function that fails may leave its transaction open: the connection
-//!    is then closed, not used again.
+//! 1. A change of one row is one statement, which may be its own commit; what must read first ([`put`], [`delete`]) is
+//!    called in a transaction that has taken the write lock.
 //! 2. A row that damage made senseless is read as `None`, and never as one with fewer marks.
 //!
 //! No statement returns rows from a commit of its own (`RETURNING`): the driver takes the first row for the end, and an
@@ -31,6 +30,9 @@ pub(super) const LOAD: &str = "SELECT sealed, grant_id, generation, revision, pr
 
 pub(super) const LIST: &str = "SELECT sealed, grant_id, generation, revision, presented, attempt, latch, provider, \
                                bucket FROM records ORDER BY provider, bucket";
+
+/// The names alone, which the index holds.
+pub(super) const NAMES: &str = "SELECT provider, bucket FROM records ORDER BY provider, bucket";
 
 /// The next so many rows behind an account, in the order of the names.
 pub(super) const NEXT: &str = "SELECT sealed, grant_id, generation, revision, presented, attempt, latch, provider, \
@@ -88,7 +90,7 @@ pub(super) fn read_names(row: &SqliteRow) -> Result<(String, String), sqlx::Erro
     Ok((row.try_get("provider")?, row.try_get("bucket")?))
 }
 
-/// Whose row of [`LIST`] it is.
+/// Whose row of [`LIST`] or [`NAMES`] it is.
 pub(super) fn read_account(row: &SqliteRow) -> Option<Account> {
     let name = |column| row.try_get::<&str, _>(column).ok();
     Some(Account::new(name("provider")?.parse().ok()?, name("bucket")?.parse().ok()?))
@@ -193,7 +195,6 @@ pub(super) async fn put(
     (version, sealed): (Version, &[u8]),
     expect: &Expect,
 ) -> Result<Put, sqlx::Error> {
-    run(connection, "BEGIN IMMEDIATE").await?;
     let deleted: i64 = sqlx::query_scalar("SELECT deleted_revision FROM meta").fetch_one(&mut *connection).await?;
     let found = on(account, LOAD).fetch_optional(&mut *connection).await?;
     let (met, put) = match &found {
@@ -201,7 +202,6 @@ pub(super) async fn put(
         None => (expect.allows_none(), Put::Created),
     };
     if !met {
-        run(connection, "ROLLBACK").await?;
         return Ok(Put::Conflict);
     }
     let last = found.and_then(|row| row.try_get::<i64, _>("revision").ok()).unwrap_or(deleted).max(deleted);
@@ -210,8 +210,7 @@ pub(super) async fn put(
         "INSERT OR REPLACE INTO records (provider, bucket, grant_id, generation, sealed, revision) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     );
-    bind_version(query, version).bind(sealed).bind(last.saturating_add(1)).execute(&mut *connection).await?;
-    run(connection, "COMMIT").await?;
+    bind_version(query, version).bind(sealed).bind(last.saturating_add(1)).execute(connection).await?;
     Ok(put)
 }
 
@@ -227,7 +226,6 @@ pub(super) async fn delete(
     account: &Account,
     expect: &Expect,
 ) -> Result<Removal, sqlx::Error> {
-    run(connection, "BEGIN IMMEDIATE").await?;
     let found = on(account, LOAD).fetch_optional(&mut *connection).await?;
     let removal = match &found {
         Some(row) if expect.allows(read_version(row)) => Removal::Gone(read(row)),
@@ -235,7 +233,6 @@ pub(super) async fn delete(
         None => Removal::Missing,
     };
     if !matches!(removal, Removal::Gone(_)) {
-        run(connection, "ROLLBACK").await?;
         return Ok(removal);
     }
     let remember = on(
@@ -244,8 +241,7 @@ pub(super) async fn delete(
          FROM (SELECT revision FROM records WHERE provider = ?1 AND bucket = ?2)",
     );
     remember.execute(&mut *connection).await?;
-    on(account, "DELETE FROM records WHERE provider = ?1 AND bucket = ?2").execute(&mut *connection).await?;
-    run(connection, "COMMIT").await?;
+    on(account, "DELETE FROM records WHERE provider = ?1 AND bucket = ?2").execute(connection).await?;
     Ok(removal)
 }
 

@@ -1,15 +1,17 @@
 // The authorization server of the tests: oidc-provider as it is published, with a gate before its token endpoint that
 // keeps a log and makes faults. People are played by a page that logs in and consents at once.
 //
-// Prints one line, {"issuer": "http://127.0.0.1:PORT"}, when it listens, and ends when its standard input does.
-// ACCESS_TOKEN_TTL is the life of an access token in seconds.
+// Prints one line, {"issuer": "http://127.0.0.1:PORT", "port": PORT}, when it listens, and ends when its standard input
+// does. ACCESS_TOKEN_TTL is the life of an access token in seconds; ISSUER is what the world knows it as, if not by its
+// own address.
 //
 //   GET    /test/log     what the token endpoint was asked, oldest first (see `gate`)
 //   GET    /test/issued  every token handed out: {"access_tokens": [..], "refresh_tokens": [..]}
+//   PUT    /test/client  registers a client that signs: {"client_id": .., "algorithm": .., "key": public, PEM}
 //   PUT    /test/fault   {"kind": "delay" | "hold" | "drop" | "answer", "after": bool, ..} (see `suffer`)
 //   DELETE /test/fault   ends the fault and lets go what it holds
 
-import { createHash, generateKeyPairSync, randomBytes } from 'node:crypto';
+import { createHash, createPublicKey, generateKeyPairSync, randomBytes } from 'node:crypto';
 import { createServer } from 'node:http';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -136,7 +138,18 @@ async function interact(request, response) {
   }
   const grant = new provider.Grant({ accountId: 'someone', clientId: params.client_id });
   grant.addOIDCScope(params.scope);
+  for (const resource of [params.resource ?? []].flat()) grant.addResourceScope(resource, 'read');
   return provider.interactionFinished(request, response, { consent: { grantId: await grant.save() } });
+}
+
+function register({ client_id, algorithm, key }) {
+  records.set(`Client:${client_id}`, {
+    ...common,
+    client_id,
+    token_endpoint_auth_method: 'private_key_jwt',
+    token_endpoint_auth_signing_alg: algorithm,
+    jwks: { keys: [{ ...createPublicKey(key).export({ format: 'jwk' }), kid: client_id, use: 'sig' }] },
+  });
 }
 
 async function control(request, response) {
@@ -146,7 +159,9 @@ async function control(request, response) {
   if (request.method === 'PUT') {
     const chunks = [];
     for await (const chunk of request) chunks.push(chunk);
-    fault = JSON.parse(Buffer.concat(chunks));
+    const body = JSON.parse(Buffer.concat(chunks));
+    if (request.url === '/test/client') register(body);
+    else fault = body;
   } else {
     fault = undefined;
     for (const release of held.splice(0)) release();
@@ -164,9 +179,11 @@ const server = createServer((request, response) => {
   else application(request, response);
 });
 await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
-const issuer = `http://127.0.0.1:${server.address().port}`;
+const { port } = server.address();
+const issuer = process.env.ISSUER ?? `http://127.0.0.1:${port}`;
 
 const life = 86400;
+const api = { scope: 'read', accessTokenFormat: 'jwt', jwt: { sign: { alg: 'ES256' } } };
 const provider = new Provider(issuer, {
   adapter: Memory,
   clients,
@@ -175,7 +192,14 @@ const provider = new Provider(issuer, {
   rotateRefreshToken: () => true,
   findAccount: (ctx, id) => ({ accountId: id, claims: () => ({ sub: id }) }),
   interactions: { url: (ctx, interaction) => `/interaction/${interaction.uid}` },
-  features: { devInteractions: { enabled: false }, deviceFlow: { enabled: true }, revocation: { enabled: true } },
+  features: {
+    devInteractions: { enabled: false },
+    deviceFlow: { enabled: true },
+    revocation: { enabled: true },
+    // Whatever API is asked for is there, and its tokens are JWTs.
+    resourceIndicators: { enabled: true, getResourceServerInfo: (ctx, audience) => ({ audience, ...api }) },
+  },
+  enabledJWA: { clientAuthSigningAlgValues: ['RS256', 'PS256', 'ES256', 'ES384', 'EdDSA'] },
   jwks: { keys: [generateKeyPairSync('ec', { namedCurve: 'P-256' }).privateKey.export({ format: 'jwk' })] },
   cookies: { keys: [randomBytes(32).toString('hex')] },
   ttl: {
@@ -193,5 +217,5 @@ provider.use(gate);
 provider.on('server_error', (ctx, error) => console.error(error));
 const application = provider.callback();
 
-console.log(JSON.stringify({ issuer }));
+console.log(JSON.stringify({ issuer, port }));
 process.stdin.resume().on('end', () => process.exit());

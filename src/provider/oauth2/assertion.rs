@@ -1,0 +1,163 @@
+//! What a client that signs shows for itself (RFC 7523 section 2.2, OpenID Connect Core section 9).
+//!
+//! Invariants:
+//! 1. No assertion is shown twice: each has an id of its own.
+//! 2. The key and its assertions are never printed.
+//!
+//! Must not know: where the key is kept, what a request is for.
+
+use std::fmt;
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use ring::{
+    rand::SystemRandom,
+    signature::{
+        ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair,
+        RSA_PKCS1_SHA256, RSA_PSS_SHA256, RsaEncoding, RsaKeyPair,
+    },
+};
+use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
+use secrecy::ExposeSecret as _;
+use serde_json::{Value, json};
+use zeroize::{Zeroize as _, Zeroizing};
+
+use crate::{clock::Timestamp, registration::Algorithm, secret::ClientKey};
+
+/// How long an assertion is good for, in seconds: the time of a request, and of clocks that do not agree.
+const LIFETIME: i64 = 60;
+
+/// What signs a client's assertions.
+#[derive(Debug)]
+pub struct Assertions {
+    key: Key,
+    algorithm: Algorithm,
+    /// The key's name at the provider.
+    id: Option<String>,
+    /// Whom they are for, if not whom the provider client knows.
+    audience: Option<String>,
+}
+
+/// Why a key signs nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// It is in another form, or damaged.
+    #[error("the client key is no private key in PEM form, PKCS#8 (`openssl pkcs8 -topk8 -nocrypt` makes one)")]
+    Form,
+    /// It is of a kind or size that nothing is signed with.
+    #[error("the client key is neither RSA of 2048 to 4096 bits, nor P-256, P-384 or Ed25519")]
+    Kind,
+    /// Another kind of key makes such signatures.
+    #[error("the client key does not fit client_key_algorithm")]
+    Algorithm,
+}
+
+impl Assertions {
+    /// Reads the key. Without an algorithm the key decides: `RS256`, or the only one that it can.
+    pub fn new(
+        key: &ClientKey,
+        algorithm: Option<Algorithm>,
+        id: Option<String>,
+        audience: Option<String>,
+    ) -> Result<Self, KeyError> {
+        let key = Key::read(key)?;
+        let algorithm = match (key.algorithm(), algorithm) {
+            (Algorithm::Rs256, Some(wanted @ (Algorithm::Rs256 | Algorithm::Ps256))) => wanted,
+            (own, None) => own,
+            (own, Some(wanted)) if own == wanted => own,
+            (_, Some(_)) => return Err(KeyError::Algorithm),
+        };
+        Ok(Self { key, algorithm, id, audience })
+    }
+
+    /// A new assertion of the client's, for `audience` unless the configuration names another.
+    pub(super) fn make(
+        &self,
+        client_id: &str,
+        audience: &str,
+        now: Timestamp,
+    ) -> Result<Zeroizing<String>, &'static str> {
+        let mut id = [0; 16];
+        getrandom::fill(&mut id).map_err(|_| NO_RANDOMNESS)?;
+        let mut header = json!({"alg": self.algorithm.name(), "typ": "JWT"});
+        if let Some(id) = &self.id {
+            header["kid"] = Value::from(id.as_str());
+        }
+        let claims = json!({
+            "iss": client_id,
+            "sub": client_id,
+            "aud": self.audience.as_deref().unwrap_or(audience),
+            "jti": URL_SAFE_NO_PAD.encode(id),
+            "iat": now.as_secs(),
+            "exp": now.as_secs().saturating_add(LIFETIME),
+        });
+        let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let signed = format!("{}.{}", part(header), part(claims));
+        let signature = self.key.sign(self.algorithm, signed.as_bytes())?;
+        Ok(Zeroizing::new(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))))
+    }
+}
+
+const NO_RANDOMNESS: &str = "there is no randomness for a client assertion";
+
+/// A key that was read. It is wiped as little as any key that a library has taken in, so it is read once and not anew
+/// for each assertion.
+enum Key {
+    Rsa(Box<RsaKeyPair>),
+    P256(EcdsaKeyPair),
+    P384(EcdsaKeyPair),
+    Ed25519(Ed25519KeyPair),
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Key([REDACTED])")
+    }
+}
+
+impl Key {
+    #[expect(clippy::disallowed_methods, reason = "the key is taken in to sign with")]
+    fn read(key: &ClientKey) -> Result<Self, KeyError> {
+        let mut der = PrivatePkcs8KeyDer::from_pem_slice(key.expose_secret().as_bytes()).map_err(|_| KeyError::Form)?;
+        let found = Self::of(der.secret_pkcs8_der());
+        der.zeroize();
+        found.ok_or(KeyError::Kind)
+    }
+
+    /// A key in this form says of what kind it is: all but one of these readers refuse it.
+    fn of(der: &[u8]) -> Option<Self> {
+        let random = SystemRandom::new();
+        let on = |curve| EcdsaKeyPair::from_pkcs8(curve, der, &random).ok();
+        on(&ECDSA_P256_SHA256_FIXED_SIGNING)
+            .map(Self::P256)
+            .or_else(|| on(&ECDSA_P384_SHA384_FIXED_SIGNING).map(Self::P384))
+            .or_else(|| Ed25519KeyPair::from_pkcs8_maybe_unchecked(der).ok().map(Self::Ed25519))
+            .or_else(|| RsaKeyPair::from_pkcs8(der).ok().map(|key| Self::Rsa(Box::new(key))))
+    }
+
+    /// What it signs with unless told.
+    const fn algorithm(&self) -> Algorithm {
+        match self {
+            Self::Rsa(_) => Algorithm::Rs256,
+            Self::P256(_) => Algorithm::Es256,
+            Self::P384(_) => Algorithm::Es384,
+            Self::Ed25519(_) => Algorithm::EdDsa,
+        }
+    }
+
+    fn sign(&self, algorithm: Algorithm, message: &[u8]) -> Result<Vec<u8>, &'static str> {
+        let random = SystemRandom::new();
+        let failed = |_| "the client assertion could not be signed";
+        match self {
+            Self::Rsa(key) => {
+                let padding: &dyn RsaEncoding =
+                    if algorithm == Algorithm::Ps256 { &RSA_PSS_SHA256 } else { &RSA_PKCS1_SHA256 };
+                let mut signature = vec![0; key.public().modulus_len()];
+                key.sign(padding, &random, message, &mut signature).map_err(failed)?;
+                Ok(signature)
+            }
+            // RFC 7518 section 3.4: both numbers, one after the other, and not their ASN.1.
+            Self::P256(key) | Self::P384(key) => Ok(key.sign(&random, message).map_err(failed)?.as_ref().to_vec()),
+            Self::Ed25519(key) => Ok(key.sign(message).as_ref().to_vec()),
+        }
+    }
+}

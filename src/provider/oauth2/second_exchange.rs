@@ -1,0 +1,103 @@
+//! The second exchange: what a login brings is a long-lived token, and the access tokens are had for it elsewhere
+//! (GitHub Copilot).
+//!
+//! The long-lived token plays the part of the refresh token: it never leaves but for its provider. It is not spent.
+//!
+//! Invariants:
+//! 1. A login that the provider agreed to is kept, unless the second endpoint calls its token dead.
+
+use http::HeaderValue;
+use secrecy::ExposeSecret as _;
+use serde_json::Map;
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+use super::{OAuth2, log};
+use crate::{
+    grant::{Issued, Lifetime},
+    provider::{Body, ErrorCode, Reply, wire::Exchange},
+    registration::{Request, SecondExchange},
+    secret::{AccessToken, RefreshToken},
+};
+
+/// What stands for the access token of a grant that has none yet. It opens nothing, and has expired.
+const NONE_YET: &str = "none-yet";
+
+impl OAuth2 {
+    /// Asks for an access token.
+    #[expect(clippy::disallowed_methods, reason = "the long-lived token goes to its own provider")]
+    pub(super) async fn exchange_again(&self, second: &SecondExchange, token: &RefreshToken) -> Reply {
+        let SecondExchange { endpoint, scheme } = second;
+        let credentials = Zeroizing::new(format!("{scheme} {}", token.expose_secret()));
+        let Ok(mut credentials) = HeaderValue::from_str(&credentials) else {
+            return Reply::NotSent("the token does not fit a header");
+        };
+        credentials.set_sensitive(true);
+        let headers = self.settings.dialect.requests.additions.headers(Request::Refresh);
+        let started = self.clock.monotonic();
+        let asked = timeout(self.settings.request_timeout, self.http.get_for(endpoint, credentials, headers)).await;
+        let reply = self.reply(asked.unwrap_or(Exchange::Lost { timed_out: true }), Some(token));
+        log(&reply, self.clock.monotonic().since(started));
+        reply
+    }
+
+    /// What a login's tokens come to: with a second exchange, the first access token that it gives. Where it gives none
+    /// for now (the network fails, the endpoint is down or answers nonsense) the grant is stored all the same, with an
+    /// access token that has expired: the person has agreed, the code is spent, and the next refresh asks again. To
+    /// store nothing would lose the long-lived token, which nobody else has. Only a token that is called dead is no
+    /// grant, and the refusal is what came of the login.
+    pub(super) async fn redeemed(&self, login: Box<Issued>) -> Result<Box<Issued>, Reply> {
+        let Some(second) = &self.settings.second_exchange else { return Ok(login) };
+        let Some(token) = long_lived(&login.access_token) else { return Err(UNREADABLE) };
+        let brought = match self.exchange_again(second, &token).await {
+            Reply::Answered { body: Body::Issued(issued), .. } if !issued.reveals(Some(&token)) => Some(issued),
+            Reply::Answered { status, body, retry_after } if self.settings.rules.is_dead(status, code(&body)) => {
+                tracing::warn!(status, "the second exchange refused a login's token");
+                return Err(Reply::Answered { status, body, retry_after });
+            }
+            Reply::NotSent(_) | Reply::Lost { .. } | Reply::Answered { .. } => {
+                tracing::warn!("the second exchange gave no access token yet; the next refresh asks again");
+                None
+            }
+        };
+        let brought = match brought {
+            Some(issued) => *issued,
+            None => self.none_yet().ok_or(UNREADABLE)?,
+        };
+        let extra = login.extra.members().iter().chain(brought.extra.members());
+        let extra: Map<_, _> = extra.map(|(name, value)| (name.clone(), value.clone())).collect();
+        // A refresh token of the login's own would be another chain than the one that is kept.
+        Ok(Box::new(Issued {
+            scope: brought.scope.or(login.scope),
+            refresh_token: Some(token),
+            extra: extra.into(),
+            ..brought
+        }))
+    }
+
+    fn none_yet(&self) -> Option<Issued> {
+        Some(Issued {
+            access_token: AccessToken::new(NONE_YET.to_owned()).ok()?,
+            token_type: None,
+            lifetime: Lifetime::At(self.clock.now()),
+            scope: None,
+            refresh_token: None,
+            extra: Map::new().into(),
+        })
+    }
+}
+
+/// Both kinds of token are made of the same characters.
+const UNREADABLE: Reply = Reply::Answered { status: 200, body: Body::Unreadable, retry_after: None };
+
+const fn code(body: &Body) -> Option<&ErrorCode> {
+    match body {
+        Body::Error(code) => Some(code),
+        Body::Issued(_) | Body::Unreadable => None,
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the token changes its part, and never leaves as a refresh token")]
+fn long_lived(token: &AccessToken) -> Option<RefreshToken> {
+    RefreshToken::new(token.expose_secret().to_owned()).ok()
+}

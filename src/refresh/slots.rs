@@ -1,0 +1,106 @@
+//! The accounts' slots: how they come to be, how they are looked into, how they go.
+//!
+//! Invariants:
+//! 1. An account has one slot at a time: two would be two flights.
+//! 2. Made-up names take no memory, however their callers end.
+
+use std::sync::{Arc, PoisonError, RwLockReadGuard};
+
+use hashbrown::HashMap;
+
+use super::{
+    Inner, RefreshError,
+    slot::{Slot, Snapshot},
+};
+use crate::account::Account;
+
+/// Whether a reader may be given what was known before the store failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Staleness {
+    Tolerated,
+    Refused,
+}
+
+impl Inner {
+    pub(super) fn slots(&self) -> RwLockReadGuard<'_, HashMap<Account, Arc<Slot>>> {
+        self.slots.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn slot(&self, account: &Account) -> Arc<Slot> {
+        if let Some(slot) = self.slots().get(account) {
+            return Arc::clone(slot);
+        }
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(slots.entry(account.clone()).or_default())
+    }
+
+    /// Drops the slot of an account without a grant, so that made-up names take no memory. Nobody else may hold it:
+    /// two slots for one account would be two flights. The caller's hold ends in here, so that of several callers at
+    /// once the last one drops it.
+    pub(super) fn forget_if_empty(&self, account: &Account, slot: Arc<Slot>) {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let empty = {
+            let state = slot.lock();
+            state.last().is_none() && state.flight.is_none()
+        };
+        drop(slot);
+        if empty && slots.get(account).is_some_and(|slot| Arc::strong_count(slot) == 1) {
+            slots.remove(account);
+        }
+    }
+
+    /// What is known of the account, from memory or from the store.
+    pub(super) async fn look(
+        &self,
+        account: &Account,
+        staleness: Staleness,
+    ) -> Result<(Arc<Slot>, Arc<Snapshot>), RefreshError> {
+        // Made before its slot is held, and so dropped after that.
+        let mut leaving = Leaving { inner: self, account, slot: None };
+        let slot = self.slot(account);
+        leaving.slot = Some(Arc::clone(&slot));
+        let snapshot = self.look_into(account, &slot, staleness).await?;
+        leaving.slot = None;
+        Ok((slot, snapshot))
+    }
+
+    async fn look_into(
+        &self,
+        account: &Account,
+        slot: &Slot,
+        staleness: Staleness,
+    ) -> Result<Arc<Snapshot>, RefreshError> {
+        loop {
+            let (base, known) = slot.look(self.store.epoch());
+            if let Some(snapshot) = known {
+                return Ok(snapshot);
+            }
+            let record = match self.store.load(account).await {
+                Ok(record) => record,
+                Err(error) => {
+                    let last = slot.lock().last().cloned();
+                    return last.filter(|_| staleness == Staleness::Tolerated).ok_or(error.into());
+                }
+            };
+            let snapshot = record.map(|record| self.snapshot(account, &record.grant, record.marks));
+            if let Ok(seen) = slot.lock().fill(base, snapshot) {
+                return seen.ok_or(RefreshError::NotFound);
+            }
+        }
+    }
+}
+
+/// Of a caller who has found nothing, or has gone away: whoever makes names up takes no memory with them.
+struct Leaving<'a> {
+    inner: &'a Inner,
+    account: &'a Account,
+    slot: Option<Arc<Slot>>,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            self.inner.forget_if_empty(self.account, slot);
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What the store keeps of a sandbox.
+
+use std::{path::PathBuf, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use secrecy::ExposeSecret as _;
+use serde::{Deserialize, Serialize};
+
+use super::{Sandbox, SandboxId, process::Process};
+use crate::{
+    account::{ItemName, KeyName},
+    clock::Timestamp,
+    policy::Allowed,
+    secret::{CapabilityHash, Content},
+};
+
+/// A sandbox, as it outlives the daemon.
+#[derive(Debug)]
+pub(super) struct Definition {
+    pub(super) id: SandboxId,
+    /// The directory in which its own one is. Of the daemons on one store, each keeps the sandboxes in its directory.
+    pub(super) root: PathBuf,
+    pub(super) allowed: Allowed,
+    pub(super) capability: Option<CapabilityHash>,
+    pub(super) lifetime: Duration,
+    pub(super) expires_at: Timestamp,
+    pub(super) process: Option<Process>,
+}
+
+/// The form in the store. A member that is not known may be a restriction: what has one is not read.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kept {
+    root: PathBuf,
+    allow: Vec<String>,
+    operations: Vec<String>,
+    keys: Vec<KeyName>,
+    capability: Option<String>,
+    /// In milliseconds.
+    lifetime: u64,
+    expires_at: Timestamp,
+    process: Option<Process>,
+}
+
+impl Definition {
+    /// `None` when it cannot be written down: the root is not UTF-8.
+    pub(super) fn content(&self) -> Option<Content> {
+        let texts = |list: &[_]| list.iter().map(ToString::to_string).collect();
+        let kept = Kept {
+            root: self.root.clone(),
+            allow: texts(&self.allowed.allow),
+            operations: self.allowed.operations.iter().map(|operation| operation.as_str().to_owned()).collect(),
+            keys: self.allowed.keys.clone(),
+            capability: self.capability.map(|hash| URL_SAFE_NO_PAD.encode(hash.to_bytes())),
+            lifetime: u64::try_from(self.lifetime.as_millis()).ok()?,
+            expires_at: self.expires_at,
+            process: self.process,
+        };
+        serde_json::to_vec(&kept).ok().map(Content::new)
+    }
+
+    /// `None` when it is not understood in full.
+    #[expect(clippy::disallowed_methods, reason = "reads a definition, which holds no secret but a hash")]
+    pub(super) fn read(name: &ItemName, content: &Content) -> Option<Self> {
+        let kept: Kept = serde_json::from_slice(content.expose_secret()).ok()?;
+        let hash = |text: String| <[u8; _]>::try_from(URL_SAFE_NO_PAD.decode(text).ok()?).ok();
+        let capability = match kept.capability {
+            Some(text) => Some(CapabilityHash::from_bytes(hash(text)?)),
+            None => None,
+        };
+        Some(Self {
+            id: name.as_str().parse().ok()?,
+            root: kept.root,
+            allowed: Allowed {
+                allow: kept.allow.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?,
+                operations: kept.operations.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?,
+                keys: kept.keys,
+            },
+            capability,
+            lifetime: Duration::from_millis(kept.lifetime),
+            expires_at: kept.expires_at,
+            process: kept.process,
+        })
+    }
+
+    pub(super) fn sandbox(&self) -> Sandbox {
+        Sandbox {
+            id: self.id,
+            directory: self.root.join(self.id.to_string()),
+            allowed: self.allowed.clone(),
+            expires_at: self.expires_at,
+            tied: self.process.is_some(),
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! The capability that a sandbox's peers show.
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+};
+use http::{HeaderMap, header};
+
+use super::{AppState, problem::Problem};
+use crate::secret::CapabilityHash;
+
+/// Answers nobody who does not show it, where one is demanded: not a path is told from another.
+pub(super) fn demanded(capability: Option<CapabilityHash>, routes: Router<AppState>) -> Router<AppState> {
+    match capability {
+        Some(capability) => routes.layer(middleware::from_fn_with_state(capability, admit)),
+        None => routes,
+    }
+}
+
+async fn admit(State(capability): State<CapabilityHash>, request: Request, next: Next) -> Response {
+    if shown(request.headers()).is_some_and(|text| capability.admits(text)) {
+        next.run(request).await
+    } else {
+        Problem::wrong_capability().into_response()
+    }
+}
+
+/// The one bearer token of the request (RFC 6750 section 2.1), whose scheme is written in any case (RFC 9110 section
+/// 11.1).
+fn shown(headers: &HeaderMap) -> Option<&str> {
+    let mut lines = headers.get_all(header::AUTHORIZATION).iter();
+    let (line, None) = (lines.next()?, lines.next()) else { return None };
+    let (scheme, text) = line.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("Bearer").then(|| text.trim_start_matches(' '))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_bearer_token_is_shown_or_none() {
+        let shown = |lines: &[&str]| {
+            let headers: HeaderMap = lines.iter().map(|line| (header::AUTHORIZATION, line.parse().unwrap())).collect();
+            shown(&headers).map(str::to_owned)
+        };
+        for right in ["Bearer abc", "bearer abc", "BEARER  abc"] {
+            assert_eq!(shown(&[right]).as_deref(), Some("abc"), "{right}");
+        }
+        for wrong in [&[][..], &[""], &["Bearer"], &["abc"], &["Basic abc"], &["Bearer abc", "Bearer abc"]] {
+            assert_eq!(shown(wrong), None, "{wrong:?}");
+        }
+        assert_eq!(shown(&["Bearer "]).as_deref(), Some(""));
+    }
+}

@@ -1,0 +1,178 @@
+//! `/v1/sandboxes`: sockets made at run time. The host's alone.
+
+use axum::{
+    Json,
+    body::Body,
+    extract::FromRequestParts,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, StatusCode, Uri, header, request::Parts};
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+
+use super::super::{
+    AppState,
+    connection::Errand,
+    peer::Peer,
+    problem::{Code, Problem},
+    request::{Query, SandboxSegment, members},
+};
+use crate::{
+    account::KeyName,
+    audit::Kind,
+    policy::{Allowed, Operation, Pattern, Role},
+    sandbox::{Created, Lifetime, Sandbox, Sandboxes, Wanted},
+};
+
+/// The sandboxes, for whoever may have to do with them.
+#[derive(Debug)]
+pub(in crate::server) struct Hosts(Sandboxes);
+
+impl FromRequestParts<AppState> for Hosts {
+    type Rejection = Problem;
+
+    async fn from_request_parts(_: &mut Parts, state: &AppState) -> Result<Self, Problem> {
+        if state.0.policy.role() != Role::Host {
+            return Err(Problem::unauthorized());
+        }
+        let none = || Problem::new(Code::NotFound, "no sandboxes are made here: this API has no sockets of its own");
+        state.0.sandboxes.clone().map(Self).ok_or_else(none)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    #[serde(default)]
+    allow: Vec<String>,
+    operations: Option<Vec<String>>,
+    #[serde(default)]
+    keys: Vec<KeyName>,
+    ttl: Option<u64>,
+    #[serde(default)]
+    capability: bool,
+    #[serde(default)]
+    tied: bool,
+}
+
+/// `createSandbox`: a socket in a directory of its own.
+pub(in crate::server) async fn create(
+    Hosts(sandboxes): Hosts,
+    peer: Peer,
+    errand: Errand,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    Query::parse(&uri, &[])?;
+    let known = "allow, operations, keys, ttl, capability and tied, none of which must be there";
+    let asked: Asked = members(&headers, body, LARGEST_SANDBOX, known).await?;
+    let lifetime = asked.ttl.map(Lifetime::of_secs).transpose();
+    let wanted = Wanted {
+        lifetime: lifetime.map_err(|error| Problem::invalid(format!("ttl: {error}")))?,
+        capability: asked.capability,
+        // The number 0 is nobody's.
+        process: asked.tied.then(|| peer.pid.map_or(0, u32::cast_signed)),
+        allowed: allowed(asked)?,
+    };
+    let created = sandboxes.create(wanted).await.map_err(|error| Problem::sandbox(&error))?;
+    let id = created.sandbox.id.to_string();
+    errand.about_named(Kind::Sandbox, &id);
+    let location = format!("/v1/sandboxes/{id}");
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(View::created(&created))).into_response())
+}
+
+/// `listSandboxes`.
+pub(in crate::server) async fn list(Hosts(sandboxes): Hosts, uri: Uri) -> Result<Response, Problem> {
+    #[derive(Serialize)]
+    struct List<'a> {
+        sandboxes: Vec<View<'a>>,
+    }
+    Query::parse(&uri, &[])?;
+    let found = sandboxes.list().await.map_err(|error| Problem::sandbox(&error))?;
+    Ok(Json(List { sandboxes: found.iter().map(View::of).collect() }).into_response())
+}
+
+/// `getSandbox`.
+pub(in crate::server) async fn get(
+    Hosts(sandboxes): Hosts,
+    SandboxSegment(id): SandboxSegment,
+    uri: Uri,
+) -> Result<Response, Problem> {
+    Query::parse(&uri, &[])?;
+    let sandbox = sandboxes.get(id).await.map_err(|error| Problem::sandbox(&error))?;
+    Ok(Json(View::of(&sandbox)).into_response())
+}
+
+/// `deleteSandbox`: its connections are cut, and its socket is gone.
+pub(in crate::server) async fn delete(
+    Hosts(sandboxes): Hosts,
+    SandboxSegment(id): SandboxSegment,
+    uri: Uri,
+) -> Result<StatusCode, Problem> {
+    Query::parse(&uri, &[])?;
+    sandboxes.delete(id).await.map_err(|error| Problem::sandbox(&error))?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The largest body: some hundred accounts and keys.
+const LARGEST_SANDBOX: usize = 16 * 1024;
+
+/// The same rules as in the configuration, but that keys bring their operation along where none is named.
+fn allowed(asked: Asked) -> Result<Allowed, Problem> {
+    let allow = asked.allow.iter().map(|text| text.parse::<Pattern>());
+    let allow = allow.collect::<Result<_, _>>();
+    let operations = match &asked.operations {
+        Some(named) => named.iter().map(|text| text.parse::<Operation>()).collect::<Result<Vec<_>, _>>(),
+        None if asked.keys.is_empty() => Ok(vec![Operation::Read, Operation::Refresh]),
+        None => Ok(vec![Operation::Read, Operation::Refresh, Operation::Keys]),
+    };
+    let operations = operations.map_err(|error| Problem::invalid(format!("operations: each {error}")))?;
+    if !asked.keys.is_empty() && !operations.contains(&Operation::Keys) {
+        return Err(Problem::invalid("keys are of no use unless \"keys\" is among the operations"));
+    }
+    Ok(Allowed {
+        allow: allow
+            .map_err(|_| Problem::invalid("allow: each must be \"provider\", \"provider/bucket\" or \"provider/*\""))?,
+        operations,
+        keys: asked.keys,
+    })
+}
+
+/// A sandbox as the API shows it.
+#[derive(Serialize)]
+struct View<'a> {
+    id: String,
+    directory: String,
+    socket: String,
+    allow: Vec<String>,
+    operations: Vec<&'static str>,
+    keys: &'a [KeyName],
+    expires_at: i64,
+    tied: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    capability: Option<&'a str>,
+}
+
+impl<'a> View<'a> {
+    fn of(sandbox: &'a Sandbox) -> Self {
+        let Allowed { allow, operations, keys } = &sandbox.allowed;
+        Self {
+            id: sandbox.id.to_string(),
+            directory: sandbox.directory.display().to_string(),
+            socket: sandbox.socket().display().to_string(),
+            allow: allow.iter().map(ToString::to_string).collect(),
+            operations: operations.iter().map(|operation| operation.as_str()).collect(),
+            keys,
+            expires_at: sandbox.expires_at.as_secs(),
+            tied: sandbox.tied,
+            capability: None,
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "whoever made the sandbox is told its capability, this once")]
+    fn created(created: &'a Created) -> Self {
+        let capability = created.capability.as_ref().map(ExposeSecret::expose_secret);
+        Self { capability, ..Self::of(&created.sandbox) }
+    }
+}
