@@ -1,0 +1,167 @@
+//! A sandbox's socket is a boundary: the real daemon is asked from inside for everything that is outside. What is on a
+//! socket's lists is had; all the rest is refused in one way, by which nothing can be told from anything else.
+
+#![cfg(test)]
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde_json::{Value, json};
+
+use support::{
+    contract::Contract,
+    daemon::{Daemon, Home},
+    http::{Connection, Response},
+    issuer::Issuer,
+};
+
+mod operations;
+#[path = "../support/mod.rs"]
+mod support;
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+/// What the sandbox sockets are allowed, one as the other; they differ in their operations.
+const ALLOW: [&str; 2] = ["corp", "pool/*"];
+const KEYS: [&str; 2] = ["openai", "absent"];
+
+/// Each sandbox socket's name and operations.
+const SOCKETS: [(&str, &[&str]); 7] = [
+    ("none", &[]),
+    ("read", &["read"]),
+    ("refresh", &["refresh"]),
+    ("both", &["read", "refresh"]),
+    ("login", &["login"]),
+    ("keys", &["keys"]),
+    ("all", &["read", "refresh", "login", "keys"]),
+];
+
+/// An account or an API key that somebody might ask for.
+struct Subject {
+    provider: &'static str,
+    bucket: &'static str,
+    allowed: bool,
+    exists: bool,
+}
+
+const fn subject(provider: &'static str, bucket: &'static str, allowed: bool, exists: bool) -> Subject {
+    Subject { provider, bucket, allowed, exists }
+}
+
+/// Accounts: on the lists or not, by name or by pattern, there or not, of a provider that is configured or not.
+const ACCOUNTS: [Subject; 9] = [
+    subject("corp", "default", true, true),
+    subject("pool", "a", true, true),
+    subject("pool", "none", true, false),
+    subject("corp", "work", false, true),
+    subject("corp", "none", false, false),
+    subject("other", "default", false, true),
+    subject("other", "none", false, false),
+    subject("former", "default", false, true),
+    subject("nowhere", "default", false, false),
+];
+
+/// API keys, by their name alone.
+const API_KEYS: [Subject; 4] = [
+    subject("openai", "", true, true),
+    subject("absent", "", true, false),
+    subject("deploy", "", false, true),
+    subject("nowhere", "", false, false),
+];
+
+/// A daemon with all of these; `former` is the account of a provider that is no longer configured.
+struct World {
+    issuer: Issuer,
+    home: Arc<Home>,
+    daemon: Daemon,
+}
+
+impl World {
+    async fn new() -> Self {
+        let (issuer, home) = (Issuer::start().await, Home::new());
+        let provider = |name: &str| {
+            format!(
+                "[providers.{name}]\ntoken_endpoint = {:?}\nauthorization_endpoint = {:?}\n\
+                 device_authorization_endpoint = {:?}\nclient_id = \"me\"\n",
+                issuer.token_endpoint(),
+                issuer.authorization_endpoint(),
+                issuer.device_authorization_endpoint(),
+            )
+        };
+        let socket = |(name, operations): &(&str, &[&str])| {
+            let keys = if operations.contains(&"keys") { format!("keys = {KEYS:?}\n") } else { String::new() };
+            format!(
+                "[sockets.{name}]\npath = \"{{home}}/run/{name}/s\"\nrole = \"sandbox\"\nallow = {ALLOW:?}\n\
+                 operations = {operations:?}\n{keys}"
+            )
+        };
+        let config: String = ["corp", "pool", "other"].map(provider).concat();
+        let config = config + &SOCKETS.iter().map(socket).collect::<String>();
+        let daemon = Daemon::start(&home, "a", &format!("[refresh]\ncooldown = \"0s\"\n{config}"), &[]).await;
+        let world = Self { issuer, home, daemon };
+        for account in ACCOUNTS.iter().filter(|account| account.exists) {
+            let (access, refresh) = world.issuer.new_grant();
+            let grant = json!({"access_token": access, "refresh_token": refresh, "expires_in": 3600});
+            assert_eq!(world.host("PUT", &token(account), &grant).await.status, 201);
+        }
+        for key in API_KEYS.iter().filter(|key| key.exists) {
+            let value = json!({"api_key": format!("canary-key-{}", key.provider)});
+            assert_eq!(world.host("PUT", &format!("/v1/api-keys/{}", key.provider), &value).await.status, 201);
+        }
+        world
+    }
+
+    fn socket(&self, name: &str) -> PathBuf {
+        self.home.path().join(format!("run/{name}/s"))
+    }
+
+    /// A request to the host's socket.
+    async fn host(&self, method: &str, target: &str, body: &Value) -> Response {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        ask(&self.daemon.socket(), method, target, &[JSON], &body).await
+    }
+
+    async fn seen(&self, target: &str) -> (Option<String>, Value) {
+        let answer = self.host("GET", target, &Value::Null).await;
+        assert_eq!(answer.status, 200, "{target}: {}", answer.text());
+        (answer.header("etag").map(str::to_owned), answer.json())
+    }
+
+    /// Every state that a request could change, as the host sees it. The entity tags tell of every write.
+    async fn state(&self) -> Vec<(Option<String>, Value)> {
+        let mut state = Vec::new();
+        for target in ["/v1/tokens", "/v1/providers", "/v1/api-keys", "/v1/sandboxes"] {
+            state.push(self.seen(target).await);
+        }
+        for account in ACCOUNTS.iter().filter(|account| account.exists) {
+            state.push(self.seen(&token(account)).await);
+        }
+        for key in API_KEYS.iter().filter(|key| key.exists) {
+            state.push(self.seen(&format!("/v1/api-keys/{}", key.provider)).await);
+        }
+        state
+    }
+}
+
+fn token(account: &Subject) -> String {
+    format!("/v1/tokens/{}?bucket={}", account.provider, account.bucket)
+}
+
+/// One request, on a connection of its own, held against the contract.
+async fn ask(socket: &Path, method: &str, target: &str, headers: &[(&str, &str)], body: &str) -> Response {
+    let answer = Connection::to_daemon(socket, support::http::Transcript::default())
+        .await
+        .request(method, target, headers, body.to_owned())
+        .await;
+    Contract::hold(method, target, headers, body.as_bytes(), &answer);
+    answer
+}
+
+/// All of an answer but the time of day: what one can be told from another by.
+fn told(answer: &Response) -> (u16, String, String) {
+    let mut headers = answer.headers.clone();
+    headers.remove("date");
+    (answer.status, format!("{headers:?}"), answer.text())
+}
