@@ -181,6 +181,12 @@ impl<'a> AccountRef<'a> {
     }
 }
 
+impl fmt::Display for AccountRef<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.provider, self.bucket)
+    }
+}
+
 impl<'a> From<&'a Account> for AccountRef<'a> {
     fn from(account: &'a Account) -> Self {
         Self { provider: account.provider.as_str(), bucket: account.bucket.as_str() }

@@ -8,8 +8,8 @@
 //! 3. Every failure ends in `error: …` with the chain of its causes, a `hint: …` where there is something to do, and
 //!    the exit code that [`Exit`] documents.
 //!
-//! Must not know: how the daemon does what it is asked for. `serve`, `check` and `store` are parsed here and
-//! carried out by `main`.
+//! Must not know: how the daemon does what it is asked for. `serve`, `check`, `store` and `audit` are parsed here
+//! and carried out by `main`.
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -22,6 +22,7 @@ use crate::{
     provider::Flow,
 };
 
+mod audit;
 mod check;
 mod exec;
 mod failure;
@@ -39,6 +40,7 @@ mod store;
 mod terminal;
 mod token;
 
+pub use audit::{AuditArgs, print_audit};
 pub use check::print_findings;
 pub use exec::Exec;
 pub use failure::{Exit, Failure};
@@ -87,6 +89,8 @@ pub enum Command {
     /// Copy the store, check it, or change its key
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Show what was asked of the daemon, from the audit log; no daemon need be running
+    Audit(AuditArgs),
     /// Ask a running daemon.
     #[command(flatten)]
     Client(ClientCommand),

@@ -79,6 +79,12 @@ impl Monotonic {
     pub const fn since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
+
+    /// This point moved ahead by `duration`; stops at the end of time.
+    #[must_use]
+    pub const fn plus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(duration))
+    }
 }
 
 /// Where the time comes from. Waiting is tokio's business; a waiter looks at its clock again when it wakes.

@@ -19,10 +19,12 @@ use std::{
     time::Duration,
 };
 
+mod audit;
 mod command;
 mod document;
 mod environment;
 mod key_source;
+mod limits;
 mod preset;
 mod provider;
 mod secret_source;
@@ -31,15 +33,13 @@ mod socket;
 pub use command::COMMAND_LIMIT;
 pub use environment::{CAPABILITY_FD, Environment, SOCKET};
 pub use key_source::{GivenKey, GivenKeyError, KeySource};
+pub use limits::LimitsConfig;
 pub use preset::{Preset, Variable, presets};
 pub use provider::{Authentication, ClientKeyConfig, ProviderConfig};
 pub use secret_source::{SecretSource, SecretSourceError};
 pub use socket::SocketConfig;
 
-use crate::{
-    policy::{Policy, Role},
-    secret::Capability,
-};
+use crate::{audit::Settings, policy::Role, secret::Capability};
 use document::{Document, Section};
 
 /// All that is configured, defaults filled in.
@@ -51,6 +51,10 @@ pub struct Config {
     pub refresh: RefreshConfig,
     /// `[logins]`.
     pub logins: LoginsConfig,
+    /// `[limits]`.
+    pub limits: LimitsConfig,
+    /// `[audit]`.
+    pub audit: Settings,
     /// `[sockets.NAME]`, in the order of their names; at least one has the role `host`.
     pub sockets: Vec<SocketConfig>,
     /// `[providers.NAME]`, in the order of their names.
@@ -170,6 +174,8 @@ impl Config {
             store: store(root.section("store")?, env)?,
             refresh: refresh(root.section("refresh")?)?,
             logins: logins(root.section("logins")?)?,
+            limits: limits::read(root.section("limits")?)?,
+            audit: audit::read(root.section("audit")?, env)?,
             sockets: sockets(root.sections("sockets")?, env)?,
             providers: {
                 let sections = root.sections("providers")?.into_iter();
@@ -245,7 +251,7 @@ pub fn dev_socket(explicit: Option<&Path>, env: &Environment) -> Result<SocketCo
         }
         None => env.dev_socket()?,
     };
-    Ok(SocketConfig { name: "dev".to_owned(), path, policy: Policy::host(), uids: Vec::new() })
+    Ok(SocketConfig::host_at("dev", path))
 }
 
 /// A thousand providers need some 200 KiB; what is longer is another file.
@@ -317,8 +323,7 @@ fn sockets(sections: Vec<(String, Section<'_>)>, env: &Environment) -> Result<Ve
         sockets.push(socket::read(name, section, &sockets)?);
     }
     if !sockets.iter().any(|socket| socket.policy.role() == Role::Host) {
-        let path = env.host_socket()?;
-        sockets.push(SocketConfig { name: socket::HOST.into(), path, policy: Policy::host(), uids: Vec::new() });
+        sockets.push(SocketConfig::host_at(socket::HOST, env.host_socket()?));
         sockets.sort_by(|one, other| one.name.cmp(&other.name));
     }
     Ok(sockets)

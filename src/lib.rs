@@ -11,12 +11,13 @@
 //!
 //! # Rooms
 //! Imports run from the right to the left, never back; `tests/house.rs` holds the sources against that.
-//! `secret, clock, account <- grant, item, registration <- provider, store (the traits) <- refresh, policy, keys <-
-//! login, sandbox <- provider::*, store::*, server, client, config, cli <- lifecycle <- main`
+//! `secret, clock, private <- account <- grant, item, registration, limits, audit <- provider, store (the traits) <-
+//! refresh, policy, keys <- login, sandbox <- provider::*, store::*, server, client, config, cli <- lifecycle <- main`
 //!
 //! `faults` is there only with the feature of that name, for `tests/faults`: places to stop the program at.
 
 pub mod account;
+pub mod audit;
 pub mod cli;
 pub mod client;
 pub mod clock;
@@ -30,8 +31,10 @@ pub mod grant;
 pub mod item;
 pub mod keys;
 pub mod lifecycle;
+pub mod limits;
 pub mod login;
 pub mod policy;
+mod private;
 pub mod provider;
 pub mod refresh;
 pub mod registration;

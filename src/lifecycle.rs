@@ -16,6 +16,7 @@ use tokio::{
 
 use crate::{
     account::ProviderName,
+    audit::{Audit, AuditError},
     clock::Clock,
     config::{self, ClientKeyConfig, Config, Environment, ProviderConfig, SocketConfig},
     keys::Keys,
@@ -29,7 +30,7 @@ use crate::{
     sandbox,
     server::{
         self, AppState,
-        listener::{BindError, Ending, Listener},
+        listener::{BindError, Ending, Listener, Terms},
         peer::Peers,
     },
     store::{Shelf, StoreError, key::passphrase::Ask, sqlite::Sqlite},
@@ -96,6 +97,9 @@ pub enum LifecycleError {
         #[source]
         source: io::Error,
     },
+    /// There is nowhere to write down what is asked for.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// What `--dev` begins with cannot be made.
     #[error("cannot make the accounts of --dev")]
     Dev(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -111,15 +115,17 @@ pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Res
     let environment = confined.environment();
     let keeper = Keeper { source: &config.store.key, store: &config.store.path, copy: None, environment, ask };
     let store = Arc::new(keeper.open().await?);
+    let audit = Audit::start(&config.audit, Arc::clone(&clock))?;
     let providers = providers(&config.providers, environment, config.refresh.request_timeout, &clock).await?;
     confined.close();
     tracing::info!(confined = %confined.extent);
     let shelf: Arc<dyn Shelf> = Arc::<Sqlite>::clone(&store);
     let keys = Keys::new(Arc::clone(&shelf), Arc::clone(&clock));
     let coordinator = Coordinator::new(Arc::<Sqlite>::clone(&store), providers, clock, config.refresh.cooldown);
-    let logins = Logins::new(coordinator.clone(), config.logins.lifetime);
-    let parts = Parts { coordinator, keys, logins, shelf };
+    let logins = Logins::within(coordinator.clone(), config.logins.lifetime, config.limits.logins);
+    let parts = Parts { coordinator, keys, logins, shelf, audit, sandboxes: config.limits.sandboxes };
     let served = run(&parts, &config.sockets, |_| ()).await;
+    parts.audit.close().await;
     let closed = store.close().await;
     served?;
     Ok(closed?)
@@ -231,6 +237,7 @@ fn settings(provider: &ProviderConfig, authentication: Authentication, request_t
             dead_grant_statuses: provider.dead_grant_statuses.clone(),
             reuse_grace: provider.reuse_grace,
             expose: provider.expose.clone(),
+            concurrent_refreshes: provider.concurrent_refreshes,
         },
         login: LoginSettings {
             scopes: provider.scopes.clone(),
@@ -254,12 +261,16 @@ struct Parts {
     keys: Keys,
     logins: Logins,
     shelf: Arc<dyn Shelf>,
+    audit: Audit,
+    /// How many sandboxes there may be.
+    sandboxes: usize,
 }
 
 impl Parts {
     /// For a router behind the socket of that name.
     fn state(&self, policy: Policy, socket: &str) -> AppState {
-        AppState::new(self.coordinator.clone(), self.keys.clone(), policy).beside_others(self.logins.clone(), socket)
+        let state = AppState::new(self.coordinator.clone(), self.keys.clone(), policy);
+        state.beside_others(self.logins.clone(), socket).audited(self.audit.clone())
     }
 }
 
@@ -272,27 +283,30 @@ async fn run<T>(
 ) -> Result<T, LifecycleError> {
     // Signals are listened to before anything is there to be cleaned up.
     let mut signals = Signals::new().map_err(|source| LifecycleError::Io { what: "listen for signals", source })?;
-    let (share, sandbox_share) = shares(raise_open_files(), sockets.len());
+    let (share, sandbox_share) = shares(raise_open_files(), sockets.len(), parts.sandboxes);
     let mut listeners = Vec::with_capacity(sockets.len());
     for socket in sockets {
         let listener = Listener::bind(&socket.name, &socket.path, Peers::of(&socket.uids))
             .map_err(|source| LifecycleError::Bind { name: socket.name.clone(), source })?;
-        listeners.push((Arc::new(listener), socket.policy.clone()));
+        listeners.push((Arc::new(listener), socket));
     }
     let (ending, mut serving) = (Ending::default(), JoinSet::new());
     let mut sandboxes = None;
     if let Some(host) = SocketConfig::host(sockets) {
         let clock = Arc::clone(parts.coordinator.clock());
         let doors = Doors { parts: parts.clone(), share: sandbox_share, ending: ending.clone() };
-        let (handle, mut keeper) = sandbox::Keeper::new(Arc::clone(&parts.shelf), clock, doors::root(host), doors);
+        let (root, most) = (doors::root(host), parts.sandboxes);
+        let (handle, mut keeper) = sandbox::Keeper::new(Arc::clone(&parts.shelf), clock, root, doors, most);
         keeper.restore().await;
         serving.spawn(keeper.run(ending.orderly.clone()));
         sandboxes = Some(handle);
     }
-    for (listener, policy) in &listeners {
-        let router = server::router(parts.state(policy.clone(), listener.name()).with_sandboxes(sandboxes.clone()));
+    for (listener, socket) in &listeners {
+        let state = parts.state(socket.policy.clone(), listener.name());
+        let router = server::router(state.with_sandboxes(sandboxes.clone()));
+        let terms = Terms { limits: socket.limits, share, audit: parts.audit.clone() };
         let (listener, ending) = (Arc::clone(listener), ending.clone());
-        serving.spawn(async move { listener.serve(router, share, &ending).await });
+        serving.spawn(async move { listener.serve(router, terms, &ending).await });
     }
     let paths: Vec<PathBuf> = listeners.iter().map(|(listener, _)| listener.path().to_owned()).collect();
     tracing::info!(sockets = ?paths, "ready");
@@ -360,9 +374,9 @@ fn raise_open_files() -> usize {
 
 /// How many of that many connections each socket of the configuration may hold, and each sandbox. All the sandboxes that
 /// may be there share a quarter.
-fn shares(connections: usize, sockets: usize) -> (usize, usize) {
+fn shares(connections: usize, sockets: usize, sandboxes: usize) -> (usize, usize) {
     let for_sandboxes = connections / 4;
-    ((connections - for_sandboxes) / sockets.max(1), (for_sandboxes / sandbox::MOST).max(FEWEST_CONNECTIONS))
+    ((connections - for_sandboxes) / sockets.max(1), (for_sandboxes / sandboxes.max(1)).max(FEWEST_CONNECTIONS))
 }
 
 /// With fewer a program behind the socket could not ask while another waits for an answer.

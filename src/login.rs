@@ -26,6 +26,7 @@ use crate::{
     account::Account,
     clock::Timestamp,
     grant::Issued,
+    limits::LoginLimits,
     provider::{Body, Flow, Provider, Refusal, Reply},
     refresh::{Coordinator, RefreshError, condition::IfMatch},
 };
@@ -189,11 +190,17 @@ impl Logins {
     /// long after its end.
     #[must_use]
     pub fn new(coordinator: Coordinator, lifetime: Duration) -> Self {
+        Self::within(coordinator, lifetime, LoginLimits::default())
+    }
+
+    /// The same, no more of them at once than the limits say.
+    #[must_use]
+    pub fn within(coordinator: Coordinator, lifetime: Duration, limits: LoginLimits) -> Self {
         Self(Arc::new(Inner {
             coordinator,
             lifetime,
             sessions: Mutex::default(),
-            seats: Arc::default(),
+            seats: Arc::new(Seats::new(limits)),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         }))

@@ -3,7 +3,7 @@
 use std::{num::NonZero, path::PathBuf, process::ExitCode};
 
 use credproxy::{
-    cli::{self, Cli, Command, Exit, Failure, Options, Serve, StoreCommand, ask_passphrase},
+    cli::{self, AuditArgs, Cli, Command, Exit, Failure, Options, Serve, StoreCommand, ask_passphrase},
     config::{Environment, KeySource, dev_socket},
     lifecycle::{self, check, confine, dev},
     telemetry,
@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Command::Check => check(&options, &env),
         Command::Providers => options.configuration(&env).and_then(|config| cli::print_presets(&config, options.json)),
         Command::Store(command) => store(&options, &command, &env),
+        Command::Audit(wanted) => audit(&options, &wanted, &env),
         Command::Client(command) => runtime(&mut Builder::new_current_thread()).map(|runtime| {
             let exit = runtime.block_on(cli::run(&options, &command, &env));
             // A terminal that is still being read from would keep the runtime until the next line.
@@ -67,6 +68,11 @@ fn check(options: &Options, env: &Environment) -> Result<ExitCode, Failure> {
     let findings = runtime(&mut Builder::new_current_thread())?.block_on(check::check(&config, env, &ask_passphrase));
     let findings: Vec<_> = findings.into_iter().map(|finding| (finding.subject, finding.result)).collect();
     Ok(cli::print_findings(&findings, options.json))
+}
+
+fn audit(options: &Options, wanted: &AuditArgs, env: &Environment) -> Result<ExitCode, Failure> {
+    let config = options.configuration(env)?;
+    cli::print_audit(&config.audit, wanted, options.json)
 }
 
 fn store(options: &Options, command: &StoreCommand, env: &Environment) -> Result<ExitCode, Failure> {

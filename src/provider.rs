@@ -12,7 +12,7 @@
 //!
 //! Must not know: cooldowns, stores, HTTP (its children do).
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, net::IpAddr, num::NonZeroUsize, str::FromStr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use url::{Host, Url};
@@ -104,7 +104,7 @@ pub enum Reply {
 }
 
 /// What differs from provider to provider in the handling of a reply.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Rules {
     /// Error codes beside `invalid_grant` that mean a dead grant.
     pub dead_grant_codes: Vec<String>,
@@ -114,6 +114,24 @@ pub struct Rules {
     pub reuse_grace: Duration,
     /// Members of an answer, beside the standard ones, that a caller may see.
     pub expose: Vec<String>,
+    /// How many of its accounts may be refreshed at once; 1 for a provider at which sibling accounts of one registration
+    /// revoke each other.
+    pub concurrent_refreshes: NonZeroUsize,
+}
+
+/// More than a person has accounts at one provider, and no more than a small one's rate limit can bear at a moment.
+const CONCURRENT_REFRESHES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(15);
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            dead_grant_codes: Vec::new(),
+            dead_grant_statuses: Vec::new(),
+            reuse_grace: Duration::ZERO,
+            expose: Vec::new(),
+            concurrent_refreshes: CONCURRENT_REFRESHES,
+        }
+    }
 }
 
 impl Rules {

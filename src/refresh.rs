@@ -34,23 +34,26 @@ use crate::{
     store::{Deleted, Expect, Marks, Put, Store, StoreError, Wanted, random_grant_id},
 };
 
+mod caller;
 pub mod condition;
 mod cooldown;
 mod error;
 mod flight;
 pub mod outcome;
+mod places;
 mod slot;
 mod slots;
 mod status;
 
+pub use caller::Ticket;
 pub use error::RefreshError;
 pub use slot::Snapshot;
 pub use status::{AccountState, Status};
 
 use condition::{EntityTag, IfMatch, Verdict};
-use slot::{Handle, Slot};
+use places::Places;
+use slot::Slot;
 use slots::Staleness;
-use status::last_error;
 
 /// Reads and changes grants on behalf of callers. Clones share one coordinator.
 #[derive(Debug, Clone)]
@@ -60,6 +63,7 @@ pub struct Coordinator(Arc<Inner>);
 struct Inner {
     store: Arc<dyn Store>,
     providers: Providers,
+    places: Places,
     clock: Arc<dyn Clock>,
     cooldown: Duration,
     /// When the configuration was read.
@@ -87,6 +91,7 @@ impl Coordinator {
         Self(Arc::new(Inner {
             configured_at: clock.now(),
             store,
+            places: Places::of(&providers),
             providers,
             clock,
             cooldown,
@@ -104,11 +109,21 @@ impl Coordinator {
         account: &Account,
         min_validity: Option<Duration>,
     ) -> Result<Arc<Snapshot>, RefreshError> {
+        self.token_with(account, min_validity, &Ticket::default()).await
+    }
+
+    /// The same for a caller with a ticket.
+    pub async fn token_with(
+        &self,
+        account: &Account,
+        min_validity: Option<Duration>,
+        ticket: &Ticket,
+    ) -> Result<Arc<Snapshot>, RefreshError> {
         let (slot, snapshot) = self.0.look(account, Staleness::Tolerated).await?;
         if self.0.lasts(&snapshot.token, min_validity) {
             return Ok(snapshot);
         }
-        let error = match self.0.renew(account, &slot, &snapshot, false).await {
+        let error = match self.0.renew(account, &slot, &snapshot, false, ticket).await {
             Ok(renewed) => return Ok(renewed),
             Err(error) => error,
         };
@@ -133,6 +148,16 @@ impl Coordinator {
 
     /// A new token, or the one that replaced what `if_match` names.
     pub async fn refresh(&self, account: &Account, if_match: &IfMatch) -> Result<Arc<Snapshot>, RefreshError> {
+        self.refresh_with(account, if_match, &Ticket::default()).await
+    }
+
+    /// The same for a caller with a ticket.
+    pub async fn refresh_with(
+        &self,
+        account: &Account,
+        if_match: &IfMatch,
+        ticket: &Ticket,
+    ) -> Result<Arc<Snapshot>, RefreshError> {
         let (slot, snapshot) = self.0.look(account, Staleness::Refused).await?;
         self.0.fit(account, &snapshot.token)?;
         match if_match.verdict(account, snapshot.token.version) {
@@ -141,7 +166,7 @@ impl Coordinator {
             Verdict::Moved => return Ok(snapshot),
             Verdict::Mismatch => return Err(RefreshError::PreconditionFailed),
         }
-        self.0.renew(account, &slot, &snapshot, true).await
+        self.0.renew(account, &slot, &snapshot, true, ticket).await
     }
 
     /// Waits until the account's token is another than the one tagged `tag`, or `limit` has passed.
@@ -206,6 +231,30 @@ impl Coordinator {
     /// Deletes the account's grant, after the flight under way; `revoke` tells the provider, too (RFC 7009). Answers
     /// whether the provider agreed.
     pub async fn delete(&self, account: &Account, if_match: &IfMatch, revoke: bool) -> Result<bool, RefreshError> {
+        self.delete_with(account, if_match, revoke, &Ticket::default()).await
+    }
+
+    /// The same for a caller with a ticket.
+    pub async fn delete_with(
+        &self,
+        account: &Account,
+        if_match: &IfMatch,
+        revoke: bool,
+        ticket: &Ticket,
+    ) -> Result<bool, RefreshError> {
+        let called = Arc::new(AtomicBool::new(false));
+        let deleted = self.delete_noting(account, if_match, revoke, Arc::clone(&called)).await;
+        ticket.saw(called.load(Ordering::Relaxed));
+        deleted
+    }
+
+    async fn delete_noting(
+        &self,
+        account: &Account,
+        if_match: &IfMatch,
+        revoke: bool,
+        called: Arc<AtomicBool>,
+    ) -> Result<bool, RefreshError> {
         let expect = expectation(account, if_match);
         let (inner, account) = (Arc::clone(&self.0), account.clone());
         self.detached(async move {
@@ -213,6 +262,7 @@ impl Coordinator {
             if let Some(flight) = slot.flight() {
                 // Whatever came of it: a late success is deleted as well.
                 drop(flight.landed().await);
+                called.store(flight.called(), Ordering::Relaxed);
             }
             let boarding = slot.boarding.lock().await;
             let base = slot.base(inner.store.epoch());
@@ -229,7 +279,10 @@ impl Coordinator {
             drop(boarding);
             inner.forget_if_empty(&account, slot);
             match deleted? {
-                Deleted::Gone(Some(grant)) if revoke => Ok(inner.revoke(&account, &grant).await),
+                Deleted::Gone(Some(grant)) if revoke => {
+                    called.store(true, Ordering::Relaxed);
+                    Ok(inner.revoke(&account, &grant).await)
+                }
                 Deleted::Gone(_) => Ok(false),
                 Deleted::Missing => Err(RefreshError::NotFound),
                 Deleted::Conflict => Err(RefreshError::PreconditionFailed),
@@ -324,77 +377,6 @@ impl Inner {
             return Err(RefreshError::NotRefreshable);
         }
         self.providers.get(&account.provider).ok_or(RefreshError::NotConfigured)
-    }
-
-    /// A token other than the caller's, unless his will do (`forced`: it will not).
-    async fn renew(
-        self: &Arc<Self>,
-        account: &Account,
-        slot: &Arc<Slot>,
-        snapshot: &Arc<Snapshot>,
-        forced: bool,
-    ) -> Result<Arc<Snapshot>, RefreshError> {
-        let mut seen = Arc::clone(snapshot);
-        loop {
-            let landed = self.fly_along(account, slot, &seen, forced).await?;
-            let expired = landed.token.expired(self.clock.now());
-            let (now, before) = (landed.token.version, seen.token.version);
-            // A flight that others began, for a token or a grant before this one, may end with what the caller has, or
-            // with a replacement that nobody refreshed yet.
-            let again = if now == before { forced || expired } else { now.id != before.id && expired };
-            if !again {
-                return Ok(landed);
-            }
-            seen = landed;
-        }
-    }
-
-    /// Joins the flight under way, or starts one if its time has come.
-    async fn fly_along(
-        self: &Arc<Self>,
-        account: &Account,
-        slot: &Arc<Slot>,
-        snapshot: &Snapshot,
-        forced: bool,
-    ) -> Result<Arc<Snapshot>, RefreshError> {
-        self.fit(account, &snapshot.token)?;
-        if let Some(latch) = snapshot.marks.latch {
-            return Err(RefreshError::Reauth { answer_lost: latch.answer_lost });
-        }
-        let flight = {
-            let mut state = slot.lock();
-            if let Some(flight) = &state.flight {
-                flight.join(forced);
-                Arc::clone(flight)
-            } else {
-                let marks = state.unsaved.as_ref().map_or(&snapshot.marks, |unsaved| &unsaved.marks);
-                self.paced(&snapshot.token, marks, state.ended)?;
-                if state.unsaved.is_some() {
-                    return Err(RefreshError::Unsaved);
-                }
-                let flight = Arc::new(Handle::new(forced));
-                state.flight = Some(Arc::clone(&flight));
-                self.take_off(account, slot, &flight, snapshot.token.version);
-                flight
-            }
-        };
-        flight.landed().await
-    }
-
-    /// Whether the cooldown and every backoff are over.
-    fn paced(&self, token: &SanitizedToken, marks: &Marks, own: Option<cooldown::Ended>) -> Result<(), RefreshError> {
-        let wall = self.clock.now();
-        let now = cooldown::Now {
-            wall,
-            monotonic: self.clock.monotonic(),
-            configured_at: self.configured_at,
-            cooldown: self.cooldown,
-            expired: token.expired(wall),
-        };
-        match cooldown::wait(marks, own, now) {
-            Some(wait) => Err(RefreshError::RateLimited { wait, last: last_error(marks) }),
-            None => Ok(()),
-        }
     }
 
     /// Notes whether the store takes writes, and logs the change.

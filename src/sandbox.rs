@@ -156,8 +156,10 @@ pub struct Created {
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     /// As many are there as may be.
-    #[error("{MOST} sandboxes are there, as many as may be: delete one")]
+    #[error("{most} sandboxes are there, as many as may be: delete one")]
     TooMany {
+        /// How many.
+        most: usize,
         /// When to try again.
         wait: Duration,
     },

@@ -7,6 +7,7 @@
 //! 1. Every answer has `Cache-Control: no-store` (`envelope.rs`); every refusal is a problem of the contract.
 //! 2. Nothing leaves but sanitized views, statuses and problems.
 //! 3. Policy is asked before the coordinator, so that a refusal touches nothing and tells nothing.
+//! 4. Every request passes the gate first (`gate.rs`): limits, and one line in the audit log.
 //!
 //! Must not know: SQL, a provider's wire form, how a refresh is made. It is the only home of axum.
 
@@ -20,21 +21,28 @@ use axum::{
 use http::StatusCode;
 
 use crate::{
-    keys::Keys, login::Logins, policy::Policy, refresh::Coordinator, sandbox::Sandboxes, secret::CapabilityHash,
+    audit::Audit, keys::Keys, login::Logins, policy::Policy, refresh::Coordinator, sandbox::Sandboxes,
+    secret::CapabilityHash,
 };
 
 mod capability;
+mod connection;
 pub mod dev;
 mod envelope;
+mod gate;
 mod head_timer;
 pub mod listener;
+mod operations;
 pub mod peer;
 pub mod problem;
 mod request;
 mod routes;
+mod seats;
 mod stall;
 
-use envelope::Envelope;
+pub use operations::OPERATIONS;
+
+use gate::Gate;
 use problem::{Code, Problem};
 use routes::{document, health, keys, logins, providers, sandboxes, tokens};
 
@@ -52,18 +60,20 @@ struct Parts {
     socket: Arc<str>,
     policy: Arc<Policy>,
     capability: Option<CapabilityHash>,
+    gate: Gate,
 }
 
 /// For a router that shares its logins with no other.
 const LOGIN_LIFETIME: Duration = Duration::from_mins(10);
 
 impl AppState {
-    /// The state for one socket, with logins of its own.
+    /// The state for one socket, with logins of its own and without an audit log.
     #[must_use]
     pub fn new(coordinator: Coordinator, keys: Keys, policy: Policy) -> Self {
         let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
+        let gate = Gate::new(Arc::clone(coordinator.clock()), Audit::default(), "");
         let (sandboxes, socket, policy) = (None, Arc::from(""), Arc::new(policy));
-        Self(Arc::new(Parts { coordinator, keys, logins, sandboxes, socket, policy, capability: None }))
+        Self(Arc::new(Parts { coordinator, keys, logins, sandboxes, socket, policy, capability: None, gate }))
     }
 
     /// The same for the socket of that name, beside others. Whoever made the logins ends them.
@@ -84,10 +94,22 @@ impl AppState {
         self.with(|parts| parts.capability = capability)
     }
 
+    /// The same with a line in `audit` for every request. The socket has its name before.
+    #[must_use]
+    pub fn audited(self, audit: Audit) -> Self {
+        self.with(|parts| parts.gate = Gate::new(Arc::clone(parts.coordinator.clock()), audit, &parts.socket))
+    }
+
     fn with(self, change: impl FnOnce(&mut Parts)) -> Self {
         let mut parts = Arc::unwrap_or_clone(self.0);
         change(&mut parts);
         Self(Arc::new(parts))
+    }
+}
+
+impl FromRef<AppState> for Audit {
+    fn from_ref(AppState(parts): &AppState) -> Self {
+        parts.gate.audit().clone()
     }
 }
 
@@ -134,7 +156,7 @@ pub const PATHS: [&str; 13] = [
 
 /// The whole API, as one socket offers it.
 pub fn router(state: AppState) -> Router {
-    let capability = state.0.capability;
+    let (capability, gate) = (state.0.capability, state.0.gate.clone());
     let routes = Router::new()
         .route("/openapi.yaml", get(document::openapi))
         .route("/v1/api-keys", get(keys::list))
@@ -154,5 +176,5 @@ pub fn router(state: AppState) -> Router {
             Problem::invalid("this route has no such method; see the Allow header")
                 .with_status(StatusCode::METHOD_NOT_ALLOWED)
         });
-    capability::demanded(capability, routes).layer(Envelope).with_state(state)
+    capability::demanded(capability, routes).layer(gate).with_state(state)
 }

@@ -12,7 +12,7 @@
 //!
 //! Must not know: what a refresh is, HTTP. Its children are the only home of SQL and of encryption.
 
-use std::fmt;
+use std::{fmt, path::Path};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -22,11 +22,11 @@ use crate::{
     clock::Timestamp,
     grant::{Grant, GrantId, Version},
     item::{Item, ItemKind, ItemTag},
+    private::{FileError, PrivateError},
 };
 
 pub mod key;
 pub mod memory;
-pub(crate) mod private;
 pub mod seal;
 pub mod sqlite;
 
@@ -297,6 +297,25 @@ impl StoreError {
     }
 }
 
+impl From<FileError> for StoreError {
+    fn from(error: FileError) -> Self {
+        Self::Unavailable(Box::new(error))
+    }
+}
+
+impl From<PrivateError> for StoreError {
+    fn from(error: PrivateError) -> Self {
+        match error {
+            PrivateError::Unfit { place, reason } => unfit(&place, reason),
+            PrivateError::File(error) => error.into(),
+        }
+    }
+}
+
+/// The key, the store or their directory cannot be used as they are.
+pub(crate) fn unfit(place: &Path, reason: impl Into<String>) -> StoreError {
+    StoreError::Unfit { place: place.display().to_string(), reason: reason.into() }
+}
 /// Whose records are asked for.
 pub type Wanted<'a> = dyn Fn(&Account) -> bool + Sync + 'a;
 

@@ -14,12 +14,15 @@ use std::{
 
 /// How high a room stands; it may import what stands lower. `provider` and `store` are traits, which the coordinator
 /// knows; what implements them (`CHILDREN_RANK`) stands above it.
-const RANKS: [(&str, u8); 23] = [
+const RANKS: [(&str, u8); 26] = [
     ("secret", 0),
     ("clock", 0),
+    ("private", 0),
     ("account", 1),
     ("faults", 1),
     ("grant", 2),
+    ("limits", 2),
+    ("audit", 2),
     ("item", 2),
     ("registration", 2),
     ("provider", 3),

@@ -118,7 +118,7 @@ fn every_operation_has_an_id_a_tag_and_the_refusals_that_any_may_give() {
         assert!(ids.insert(id.to_owned()), "{id} is there twice");
         assert_eq!(operation["tags"].as_array().map(Vec::len), Some(1), "{id}");
         used.insert(operation["tags"][0].to_string());
-        for status in ["400", "500"] {
+        for status in ["400", "429", "500"] {
             assert!(operation["responses"].get(status).is_some(), "{id} never answers {status}");
         }
     }

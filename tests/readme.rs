@@ -118,7 +118,16 @@ fn the_configuration_is_accepted_and_names_every_key() {
     assert!(check.status.success(), "{check:?}");
 
     let read: toml::Table = toml.parse().unwrap();
-    for table in [vec!["store"], vec!["refresh"], vec!["sockets", "agents"], vec!["providers", "corp"]] {
+    let tables: [&[&str]; 7] = [
+        &["store"],
+        &["refresh"],
+        &["logins"],
+        &["audit"],
+        &["limits"],
+        &["sockets", "agents"],
+        &["providers", "corp"],
+    ];
+    for table in tables {
         // What one provider cannot have all at once is named at another.
         let group = read[table[0]].as_table().unwrap();
         let named = |key: &str| match table.len() {

@@ -35,10 +35,6 @@ const PLACES: &[&str] = &[
     "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\ndead_grant_codes = ",
     "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nreuse_grace = ",
     "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nca_file = ",
-    "[providers.corp]\nclient_id = \"me\"\npreset = ",
-    "[providers.corp]\nclient_id = \"me\"\npreset = \"keycloak\"\nvariables = ",
-    "[providers.corp]\nclient_id = \"me\"\npreset = \"keycloak\"\nvariables.realm = ",
-    "[providers.corp]\nclient_id = \"me\"\npreset = \"aws-sso\"\nclient_secret.env = \"X\"\nrequests = ",
     "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nrefresh_endpoint = ",
     "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nmember_names.scope = ",
     "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nanswer_path = ",
@@ -54,6 +50,10 @@ const PLACES: &[&str] = &[
     "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\ndead_grant_statuses = ",
     "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nclient_key = ",
     "[providers.corp]\nissuer = \"https://a\"\nclient_id = \"me\"\nclient_key.env = \"A\"\nclient_key_algorithm = ",
+    "[providers.corp]\nclient_id = \"me\"\npreset = ",
+    "[providers.corp]\nclient_id = \"me\"\npreset = \"keycloak\"\nvariables = ",
+    "[providers.corp]\nclient_id = \"me\"\npreset = \"keycloak\"\nvariables.realm = ",
+    "[providers.corp]\nclient_id = \"me\"\npreset = \"aws-sso\"\nclient_secret.env = \"X\"\nrequests = ",
 ];
 
 /// Whether a key holds the mark: keys are named in errors.

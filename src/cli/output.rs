@@ -18,13 +18,18 @@ use crate::{
 
 /// Prints a line of data. A reader that has seen enough (`| head`) is no failure.
 pub(super) fn data(text: &str) -> Result<(), Failure> {
+    data_while_read(text).map(drop)
+}
+
+/// The same; tells whether anybody still reads.
+pub(super) fn data_while_read(text: &str) -> Result<bool, Failure> {
     let mut output = io::stdout().lock();
     let written = output.write_all(text.as_bytes()).and_then(|()| output.write_all(b"\n"));
     match written.and_then(|()| output.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Failure::new(Exit::Failure, format!("cannot write to standard output: {error}")))
         }
-        Ok(()) | Err(_) => Ok(()),
+        written => Ok(written.is_ok()),
     }
 }
 

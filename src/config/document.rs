@@ -6,8 +6,10 @@
 use std::{
     borrow::Cow,
     collections::BTreeSet,
+    fmt::Display,
     ops::RangeInclusive,
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 
@@ -193,6 +195,39 @@ impl<'a> Entry<'a> {
         let number = self.value.as_integer();
         let number = number.and_then(|number| u32::from_str_radix(number.as_str(), number.radix()).ok());
         number.ok_or_else(|| self.refuse("must be a whole number from 0 to 4294967295"))
+    }
+
+    /// A whole number within limits.
+    pub(super) fn count<T: FromStr + PartialOrd + Display>(&self, limits: RangeInclusive<T>) -> Result<T, ConfigError> {
+        let number = self.value.as_integer().filter(|number| number.radix() == 10);
+        let number = number.and_then(|number| number.as_str().parse().ok()).filter(|number| limits.contains(number));
+        number.ok_or_else(|| self.refuse(format!("must be a whole number from {} to {}", limits.start(), limits.end())))
+    }
+
+    /// A size within limits, written like `10MiB`, in bytes.
+    pub(super) fn size(&self, limits: RangeInclusive<u64>) -> Result<u64, ConfigError> {
+        const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+        let form = "must be a size in quotes, like \"10MiB\"";
+        let text = self.value.as_str().ok_or_else(|| self.refuse(form))?;
+        let parsed = UNITS.iter().find_map(|(name, unit)| {
+            let number = text.strip_suffix(name)?;
+            let digits = number.bytes().all(|byte| byte.is_ascii_digit());
+            Some((number.parse::<u64>().ok().filter(|_| digits)?).saturating_mul(*unit))
+        });
+        let size = parsed.ok_or_else(|| self.refuse(form))?;
+        if limits.contains(&size) {
+            return Ok(size);
+        }
+        let [least, most] = [limits.start(), limits.end()].map(|limit| {
+            let (name, unit) = UNITS.iter().find(|(_, unit)| limit % unit == 0).unwrap_or(&("", 1));
+            format!("{}{name}", limit / unit)
+        });
+        Err(self.refuse(format!("must be from {least} to {most}")))
+    }
+
+    /// Whether it is the word `off`.
+    pub(super) fn is_off(&self) -> bool {
+        self.value.as_str() == Some("off")
     }
 
     /// `true` or `false`.

@@ -97,6 +97,12 @@ impl Environment {
         Ok(base.ok_or(ConfigError::NoPlace { what: "the store", key: "store.url" })?.join("credproxy/credproxy.db"))
     }
 
+    /// `$XDG_STATE_HOME/credproxy/audit.log`.
+    pub(super) fn audit_path(&self) -> Result<PathBuf, ConfigError> {
+        let base = self.base("XDG_STATE_HOME", ".local/state");
+        Ok(base.ok_or(ConfigError::NoPlace { what: "the audit log", key: "audit.path" })?.join("credproxy/audit.log"))
+    }
+
     /// `$XDG_RUNTIME_DIR/credproxy/host/credproxy.sock`, below `$XDG_STATE_HOME` where there is no runtime directory.
     pub(super) fn host_socket(&self) -> Result<PathBuf, ConfigError> {
         let base =

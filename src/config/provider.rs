@@ -1,6 +1,6 @@
 //! The tables `[providers.NAME]`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use url::{Host, Url};
 
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     account::ProviderName,
-    provider::{RedirectUri, RedirectUriError},
+    provider::{RedirectUri, RedirectUriError, Rules},
     registration::{Dialect, SecondExchange},
     secret::holds_forbidden_text,
 };
@@ -64,9 +64,14 @@ pub struct ProviderConfig {
     pub dead_grant_statuses: Vec<u16>,
     /// For this long the provider accepts a refresh token again after it was spent.
     pub reuse_grace: Duration,
+    /// How many of its accounts may be refreshed at once.
+    pub concurrent_refreshes: NonZeroUsize,
     /// Certificates to trust beside the system's own, in PEM.
     pub ca_file: Option<PathBuf>,
 }
+
+/// More at once would be more than any provider takes from one client.
+const MOST_CONCURRENT: usize = 1000;
 
 /// Known grace windows end at ten minutes; what is longer is rather a provider that does not rotate.
 const LONGEST_GRACE: Duration = Duration::from_hours(1);
@@ -117,6 +122,10 @@ pub(super) fn read(name: &str, mut section: Section<'_>) -> Result<ProviderConfi
         None => Duration::ZERO,
         Some(entry) => entry.duration(Duration::ZERO..=LONGEST_GRACE)?,
     };
+    let concurrent_refreshes = match section.take("concurrent_refreshes") {
+        None => Rules::default().concurrent_refreshes,
+        Some(entry) => NonZeroUsize::new(entry.count(1..=MOST_CONCURRENT)?).unwrap_or(NonZeroUsize::MIN),
+    };
     let ca_file = section.take("ca_file").map(|entry| entry.path()).transpose()?;
     section.finish()?;
     Ok(ProviderConfig {
@@ -140,6 +149,7 @@ pub(super) fn read(name: &str, mut section: Section<'_>) -> Result<ProviderConfi
         dead_grant_codes,
         dead_grant_statuses,
         reuse_grace,
+        concurrent_refreshes,
         ca_file,
     })
 }

@@ -5,8 +5,12 @@ use std::path::PathBuf;
 use super::{
     ConfigError,
     document::{Entry, Section},
+    limits,
 };
-use crate::policy::{Allowed, Operation, Policy, Role};
+use crate::{
+    limits::SocketLimits,
+    policy::{Allowed, Operation, Policy, Role},
+};
 
 /// One listening Unix socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +23,15 @@ pub struct SocketConfig {
     pub policy: Policy,
     /// Whose processes may connect; empty means the daemon's own user.
     pub uids: Vec<u32>,
+    /// How much its peers may ask for.
+    pub limits: SocketLimits,
+}
+
+impl SocketConfig {
+    /// A host's socket with nothing configured but its place.
+    pub(super) fn host_at(name: &str, path: PathBuf) -> Self {
+        Self { name: name.to_owned(), path, policy: Policy::host(), uids: Vec::new(), limits: SocketLimits::HOST }
+    }
 }
 
 impl SocketConfig {
@@ -75,8 +88,9 @@ pub(super) fn read(
             }
         }
     }
+    let limits = limits::of_socket(&mut section, role)?;
     section.finish()?;
-    Ok(SocketConfig { name, path, policy, uids })
+    Ok(SocketConfig { name, path, policy, uids, limits })
 }
 
 fn sandbox(section: &mut Section<'_>) -> Result<Policy, ConfigError> {

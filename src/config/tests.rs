@@ -3,7 +3,10 @@ use std::{io::Write as _, path::Path, time::Duration};
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::{Allowed, Operation};
+use crate::{
+    limits::{LoginLimits, Rate, SocketLimits},
+    policy::{Allowed, Operation, Policy},
+};
 
 fn environment() -> Environment {
     Environment::of([("HOME", "/home/me"), ("XDG_RUNTIME_DIR", "/run/user/1")])
@@ -59,10 +62,16 @@ request_timeout = "10s"
 [logins]
 lifetime = "5m"
 
+[limits]
+logins = 7
+logins_per_socket = 3
+
 [sockets.host]
 path = "/run/a.sock"
 role = "host"
 uids = [0, 1000]
+rate = "5/s"
+burst = 7
 
 [sockets.agents]
 path = "/run/b.sock"
@@ -70,6 +79,10 @@ role = "sandbox"
 allow = ["anthropic", "github/work", "corp/*"]
 operations = ["read", "keys"]
 keys = ["openai", "me@example.com"]
+connections = 10
+connections_per_user = 4
+rate = "off"
+forced_refreshes = 2
 "#,
     )
     .unwrap();
@@ -78,14 +91,27 @@ keys = ["openai", "me@example.com"]
     assert_eq!(config.refresh, RefreshConfig { cooldown: Duration::ZERO, request_timeout: Duration::from_secs(10) });
     assert_eq!(config.logins.lifetime, Duration::from_mins(5));
     let allow = ["anthropic", "github/work", "corp/*"].map(|text| text.parse().unwrap()).to_vec();
+    assert_eq!(config.limits.logins, LoginLimits { total: 7, per_socket: 3 });
+    let agents = SocketLimits {
+        connections: Some(10),
+        connections_per_user: Some(4),
+        rate: None,
+        forced_refreshes: Some(Rate::per_hour(2)),
+    };
+    let host = SocketLimits { rate: Some(Rate::per_second(5, 7)), ..SocketLimits::HOST };
     let operations = vec![Operation::Read, Operation::Keys];
     let keys = ["openai", "me@example.com"].map(|text| text.parse().unwrap()).to_vec();
     let sockets = [
-        ("agents", "/run/b.sock", Policy::sandbox(Allowed { allow, operations, keys }), vec![]),
-        ("host", "/run/a.sock", Policy::host(), vec![0, 1000]),
+        ("agents", "/run/b.sock", Policy::sandbox(Allowed { allow, operations, keys }), vec![], agents),
+        ("host", "/run/a.sock", Policy::host(), vec![0, 1000], host),
     ];
-    let sockets =
-        sockets.map(|(name, path, policy, uids)| SocketConfig { name: name.into(), path: path.into(), policy, uids });
+    let sockets = sockets.map(|(name, path, policy, uids, limits)| SocketConfig {
+        name: name.into(),
+        path: path.into(),
+        policy,
+        uids,
+        limits,
+    });
     assert_eq!(config.sockets, sockets);
 }
 
@@ -98,7 +124,10 @@ const BROKEN: &[(&str, &str)] = &[
     ("[store]\nkey = \"env:can ary\"", "2: store.key: must be \"file\", \"keyring\""),
     ("[store]\n\nkay = \"canary\"", "3: store.kay: unknown key; known here: url, key"),
     ("store = \"canary\"", "1: store: must be a table"),
-    ("[renewal]\nmode = \"used\"", "1: renewal: unknown key; known here: store, refresh, logins, sockets, providers"),
+    (
+        "[renewal]\nmode = \"used\"",
+        "1: renewal: unknown key; known here: store, refresh, logins, limits, audit, sockets, providers",
+    ),
     ("[[providers]]\nname = \"canary\"", "1: providers: must be a table"),
     ("[refresh]\ncooldown = 30", "2: refresh.cooldown: must be a duration in quotes, like \"30s\""),
     ("[refresh]\ncooldown = \"canary\"", "2: refresh.cooldown: must be a duration in quotes"),

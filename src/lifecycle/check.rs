@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{chain, client, confine, key::Keeper};
 use crate::{
+    audit,
     clock::{Clock, SystemClock},
     config::{Config, Environment},
     server::{
@@ -39,6 +40,8 @@ pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> 
         };
         findings.push(Finding { subject: format!("provider {}", provider.name), result });
     }
+    let log = audit::look(&config.audit).map_err(|error| chain(&error));
+    findings.push(Finding { subject: "audit".to_owned(), result: log });
     for socket in &config.sockets {
         let found = |what| format!("{}: {what}", socket.path.display());
         let result = match Listener::look(&socket.path, &Peers::of(&socket.uids)) {

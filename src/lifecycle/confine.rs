@@ -3,7 +3,7 @@
 //! Invariants:
 //! 1. Nobody but root may read the daemon's memory or trace it, no core file is written, and what it makes is closed to
 //!    others unless a mode says otherwise.
-//! 2. On Linux a Landlock domain holds every thread that serves: files of the store, the sockets, the certificates and
+//! 2. On Linux a Landlock domain holds every thread that serves: files of the store, the audit log, the sockets, the certificates and
 //!    secrets that the configuration names, and what the C library and TLS read; no program is run, and no TCP port is
 //!    listened at but a login's. It is made before the threads are, which inherit it: a domain binds the thread that
 //!    makes it and those that come after (landlock(7)).
@@ -145,6 +145,7 @@ impl Reach {
     fn of(config: &Config, environment: &Environment) -> Self {
         let parent = |path: &Path| path.parent().map(Path::to_owned);
         let changed = config.sockets.iter().map(|socket| &socket.path).chain([&config.store.path]);
+        let changed = changed.chain(config.audit.file());
         let mut ports = vec![0];
         ports.extend(
             config.providers.iter().filter_map(|provider| provider.redirect_uri.listener()).map(|(_, port)| port),
@@ -242,7 +243,7 @@ mod tests {
         let secret = home.path().join("secret");
         fs::copy("/etc/hostname", &secret).unwrap();
         let text = format!(
-            "[store]\nkey = \"command:cat '{}'\"\nurl = \"sqlite://{}/s.db\"\n\
+            "[audit]\npath = \"off\"\n[store]\nkey = \"command:cat '{}'\"\nurl = \"sqlite://{}/s.db\"\n\
              [sockets.host]\npath = \"{1}/run/s\"\nrole = \"host\"\n",
             secret.display(),
             home.path().join("store").display()

@@ -10,6 +10,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{LifecycleError, Parts, run};
 use crate::{
     account::Account,
+    audit::Audit,
     clock::{Clock, SystemClock},
     config::SocketConfig,
     keys::Keys,
@@ -20,6 +21,7 @@ use crate::{
     },
     refresh::{Coordinator, condition::IfMatch},
     registration::Dialect,
+    sandbox,
     server::dev::Issuer,
     store::memory::Memory,
 };
@@ -81,5 +83,5 @@ async fn parts(issuer: &Issuer) -> Result<Parts, Box<dyn std::error::Error + Sen
     coordinator.put(&alive, issuer.login(true)?, &IfMatch::Absent).await?;
     coordinator.put(&dead, issuer.login(false)?, &IfMatch::Absent).await?;
     let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-    Ok(Parts { coordinator, keys, logins, shelf: store })
+    Ok(Parts { coordinator, keys, logins, shelf: store, audit: Audit::default(), sandboxes: sandbox::MOST })
 }

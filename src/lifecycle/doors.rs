@@ -8,12 +8,13 @@ use tokio_util::sync::CancellationToken;
 use super::{Parts, chain};
 use crate::{
     config::SocketConfig,
+    limits::SocketLimits,
     policy::Policy,
     sandbox::{self, Sandbox},
     secret::CapabilityHash,
     server::{
         self,
-        listener::{Ending, Listener, Occupant, SANDBOXES},
+        listener::{Ending, Listener, Occupant, SANDBOXES, Terms},
         peer::Peers,
     },
 };
@@ -55,11 +56,12 @@ impl sandbox::Doors for Doors {
         let name = sandbox.socket_name();
         let listener = Listener::bind(&name, &sandbox.socket(), Peers::own()).map_err(|error| chain(&error))?;
         let state = self.parts.state(Policy::sandbox(sandbox.allowed.clone()), &name).guarded_by(capability);
-        let (router, share) = (server::router(state), self.share);
+        let terms = Terms { limits: SocketLimits::SANDBOX, share: self.share, audit: self.parts.audit.clone() };
+        let router = server::router(state);
         let at_once = self.ending.at_once.child_token();
         let ending = Ending { orderly: self.ending.orderly.clone(), at_once: at_once.clone() };
         let mut serving = JoinSet::new();
-        serving.spawn(async move { listener.serve(router, share, &ending).await });
+        serving.spawn(async move { listener.serve(router, terms, &ending).await });
         Ok(Door { name, serving, at_once })
     }
 

@@ -7,26 +7,28 @@ use std::{
 };
 
 use super::LoginError;
-
-/// Logins that wait for their person at once: each may hold a port and calls its provider now and then.
-const MOST: usize = 100;
-
-/// A person has one login under way, or a few for several agents; a socket that wants more is at odds with itself.
-const MOST_PER_SOCKET: usize = 10;
+use crate::limits::LoginLimits;
 
 /// When there are too many: about as long as a person needs for one.
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// How many seats are taken, by socket.
-#[derive(Debug, Default)]
-pub(super) struct Seats(Mutex<HashMap<Arc<str>, usize>>);
+#[derive(Debug)]
+pub(super) struct Seats {
+    limits: LoginLimits,
+    taken: Mutex<HashMap<Arc<str>, usize>>,
+}
 
 impl Seats {
+    pub(super) fn new(limits: LoginLimits) -> Self {
+        Self { limits, taken: Mutex::default() }
+    }
+
     /// Takes a seat until the value is dropped.
     pub(super) fn take(self: &Arc<Self>, socket: &Arc<str>) -> Result<Seat, LoginError> {
         let mut seats = self.lock();
         let taken = seats.get(socket).copied().unwrap_or(0);
-        if taken >= MOST_PER_SOCKET || seats.values().sum::<usize>() >= MOST {
+        if taken >= self.limits.per_socket || seats.values().sum::<usize>() >= self.limits.total {
             return Err(LoginError::TooMany { wait: PAUSE });
         }
         seats.insert(Arc::clone(socket), taken + 1);
@@ -34,7 +36,7 @@ impl Seats {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -63,11 +65,12 @@ mod tests {
 
     #[test]
     fn only_so_many_wait_at_once_and_a_seat_is_free_again_with_its_login() {
-        let seats = Arc::<Seats>::default();
+        let limits = LoginLimits { total: 30, per_socket: 3 };
+        let seats = Arc::new(Seats::new(limits));
         let take = |name: &str| seats.take(&name.into());
         let mut taken = Vec::new();
         for socket in 0..10 {
-            for _ in 0..MOST_PER_SOCKET {
+            for _ in 0..limits.per_socket {
                 taken.push(take(&socket.to_string()).unwrap());
             }
             assert!(matches!(take(&socket.to_string()), Err(LoginError::TooMany { .. })));

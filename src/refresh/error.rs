@@ -34,6 +34,15 @@ pub enum RefreshError {
         /// What the last attempt failed of, if it did.
         last: Option<String>,
     },
+    /// The caller's socket has had as many new tokens of this account as it may.
+    #[error("this socket has asked for a new token of this account too often")]
+    Spent {
+        /// How long until it may have another.
+        wait: Duration,
+    },
+    /// As many accounts of the provider are being refreshed as may at once.
+    #[error("too many accounts of this provider are being refreshed at once")]
+    Crowded,
     /// The provider failed.
     #[error("{}", .failure.reason)]
     Failed {

@@ -15,6 +15,7 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Inner, RefreshError,
@@ -142,6 +143,7 @@ impl Inner {
 
 impl Flight {
     async fn fly(self) -> Landed {
+        let _place = self.place().await?;
         match self.clear().await? {
             Clearance::Answer(snapshot) => Ok(snapshot),
             Clearance::Lease(claimed) => match self.too_late() {
@@ -151,9 +153,18 @@ impl Flight {
         }
     }
 
+    /// Waits for one of the provider's places, before anything is marked.
+    async fn place(&self) -> Result<OwnedSemaphorePermit, RefreshError> {
+        tokio::select! {
+            place = self.inner.places.take(&self.account.provider) => place.ok_or(RefreshError::Crowded),
+            () = self.inner.stopping.cancelled() => Err(RefreshError::ShuttingDown),
+        }
+    }
+
     /// Reads the record again, repeats every check on it, and takes the lease together with the mark.
     async fn clear(&self) -> Result<Clearance, RefreshError> {
         let inner = &self.inner;
+        let begun = inner.clock.monotonic();
         loop {
             #[cfg(feature = "faults")]
             crate::faults::reach("before_load").await;
@@ -200,7 +211,9 @@ impl Flight {
                     return Ok(Clearance::Lease(Box::new(Claimed { record, revision, marked, uncertain })));
                 }
                 Claim::Held if !self.handle.forced() && !expired => return Ok(Clearance::Answer(snapshot)),
-                Claim::Held | Claim::Changed if self.age() >= LEASE_PATIENCE => return Err(RefreshError::LeaseHeld),
+                Claim::Held | Claim::Changed if inner.clock.monotonic().since(begun) >= LEASE_PATIENCE => {
+                    return Err(RefreshError::LeaseHeld);
+                }
                 Claim::Held => self.pause(LEASE_INTERVAL).await,
                 Claim::Changed => {}
             }
@@ -250,6 +263,7 @@ impl Flight {
             let sent = self.inner.clock.monotonic();
             #[cfg(feature = "faults")]
             crate::faults::reach("after_mark").await;
+            self.handle.call();
             let reply = self.provider.refresh(&claimed.record.grant).await;
             #[cfg(feature = "faults")]
             crate::faults::reach("after_answer").await;

@@ -50,12 +50,15 @@ pub(super) type Landed = Result<Arc<Snapshot>, RefreshError>;
 pub(super) struct Handle {
     /// Some caller asked for a new token, not just for one that is good for a while.
     forced: AtomicBool,
+    /// The provider was called.
+    called: AtomicBool,
     landed: watch::Sender<Option<Landed>>,
 }
 
 impl Handle {
     pub(super) fn new(forced: bool) -> Self {
-        Self { forced: AtomicBool::new(forced), landed: watch::Sender::new(None) }
+        let called = AtomicBool::new(false);
+        Self { forced: AtomicBool::new(forced), called, landed: watch::Sender::new(None) }
     }
 
     pub(super) fn forced(&self) -> bool {
@@ -64,6 +67,14 @@ impl Handle {
 
     pub(super) fn join(&self, forced: bool) {
         self.forced.fetch_or(forced, Ordering::Relaxed);
+    }
+
+    pub(super) fn called(&self) -> bool {
+        self.called.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn call(&self) {
+        self.called.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn land(&self, landed: Landed) {

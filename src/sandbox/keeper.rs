@@ -6,8 +6,8 @@ use tokio::{sync::mpsc, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Command, Created, Doors, LIFETIME, LONGEST_LIFETIME, Lifetime, MOST, PAUSE, QUEUE, Sandbox, SandboxError,
-    SandboxId, Sandboxes, Wanted,
+    Command, Created, Doors, LIFETIME, LONGEST_LIFETIME, Lifetime, PAUSE, QUEUE, Sandbox, SandboxError, SandboxId,
+    Sandboxes, Wanted,
     definition::Definition,
     process::{Process, Watch},
 };
@@ -35,6 +35,7 @@ pub struct Keeper<D: Doors> {
     clock: Arc<dyn Clock>,
     root: PathBuf,
     doors: D,
+    most: usize,
     kept: BTreeMap<SandboxId, Kept<D::Door>>,
 }
 
@@ -74,10 +75,17 @@ impl<T> Kept<T> {
 }
 
 impl<D: Doors> Keeper<D> {
-    /// A keeper of the sandboxes that the shelf has for the directory `root`, and the way to ask it.
-    pub fn new(shelf: Arc<dyn Shelf>, clock: Arc<dyn Clock>, root: PathBuf, doors: D) -> (Sandboxes, Self) {
+    /// A keeper of the sandboxes that the shelf has for the directory `root`, `most` of them at once, and the way to ask
+    /// it.
+    pub fn new(
+        shelf: Arc<dyn Shelf>,
+        clock: Arc<dyn Clock>,
+        root: PathBuf,
+        doors: D,
+        most: usize,
+    ) -> (Sandboxes, Self) {
         let (sender, commands) = mpsc::channel(QUEUE);
-        let keeper = Self { commands, shelf, clock, root, doors, kept: BTreeMap::new() };
+        let keeper = Self { commands, shelf, clock, root, doors, most, kept: BTreeMap::new() };
         (Sandboxes(sender), keeper)
     }
 
@@ -133,8 +141,8 @@ impl<D: Doors> Keeper<D> {
     }
 
     async fn create(&mut self, wanted: Wanted) -> Result<Created, SandboxError> {
-        if self.kept.len() >= MOST {
-            return Err(SandboxError::TooMany { wait: PAUSE });
+        if self.kept.len() >= self.most {
+            return Err(SandboxError::TooMany { most: self.most, wait: PAUSE });
         }
         let process = wanted.process.map(Process::running).transpose().map_err(|_| SandboxError::NoProcess)?;
         let (process, watch) = process.unzip();

@@ -6,10 +6,9 @@
 //! 2. A living daemon's socket is never replaced; a dead one's is. What is not a socket is never touched.
 //! 3. On the way out, only the socket that this listener made is removed.
 //! 4. No peer can hold more than its socket's share of the open files, nor hold a connection without asking anything or
-//!    without reading the answers.
+//!    without reading the answers. One that asks nothing makes room for one that does.
 
 use std::{
-    convert::Infallible,
     fs::{self, DirBuilder, File, Permissions},
     io,
     os::unix::{
@@ -22,13 +21,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    Router,
-    extract::Request,
-    response::{IntoResponse as _, Response},
-};
-use futures_util::future::{Either, Ready, ready};
-use http::{Version, header};
+use axum::{Router, extract::Request};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
 use rustix::{
@@ -38,13 +31,23 @@ use rustix::{
 };
 use tokio::{
     net::{UnixListener, UnixStream},
-    sync::Semaphore,
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
-use super::{head_timer::HeadTimer, peer::Peers, problem::Problem, stall::Stalling};
+use super::{
+    connection::{Connection, Errand},
+    head_timer::HeadTimer,
+    peer::{Peer, Peers},
+    problem::Code,
+    seats::{Held, Seat, Seats},
+    stall::Stalling,
+};
+use crate::{
+    audit::{Audit, Event, Origin, Subject, words},
+    limits::{SocketLimits, Spending},
+};
 
 /// The room for a path in `sockaddr_un`, less the closing zero byte.
 const LONGEST_PATH: usize = 107;
@@ -102,6 +105,17 @@ pub enum BindError {
         #[source]
         source: io::Error,
     },
+}
+
+/// How a socket serves.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// How much its peers may ask for.
+    pub limits: SocketLimits,
+    /// Its part of the open files.
+    pub share: usize,
+    /// Where peers that are turned away are written down; requests are by the router.
+    pub audit: Audit,
 }
 
 /// Who is at a socket's path.
@@ -177,15 +191,16 @@ impl Listener {
         &self.path
     }
 
-    /// Serves at most `share` connections at once until it is to end. No connection is left when it returns.
-    pub async fn serve(&self, router: Router, share: usize, ending: &Ending) {
+    /// Serves until it is to end. No connection is left when it returns.
+    pub async fn serve(&self, router: Router, terms: Terms, ending: &Ending) {
         let mut builder = http1::Builder::new();
         builder.header_read_timeout(IDLE).max_buf_size(LONGEST_HEAD).half_close(true);
         let mut connections = JoinSet::new();
         let graceful = GracefulShutdown::new();
-        let seats = Arc::new(Semaphore::new(share));
+        let seats = self.seats(&terms);
+        let spending = terms.limits.forced_refreshes.map(|rate| Arc::new(Spending::new(rate)));
         // It goes on where it was when a connection ends meanwhile.
-        let mut accepting = pin!(self.accept(&seats));
+        let mut accepting = pin!(self.accept(&seats, &terms.audit));
         loop {
             let accepted = tokio::select! {
                 () = ending.orderly.cancelled() => break,
@@ -193,31 +208,40 @@ impl Listener {
                 Some(_) = connections.join_next() => continue,
                 accepted = &mut accepting => accepted,
             };
-            accepting.set(self.accept(&seats));
-            let (stream, seat) = match accepted {
-                Ok(accepted) => accepted,
+            accepting.set(self.accept(&seats, &terms.audit));
+            let (stream, peer, seat) = match accepted {
+                Ok(Some(accepted)) => accepted,
+                Ok(None) => continue,
                 Err(error) => {
                     tracing::warn!(socket = self.name, %error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
-            let Some(peer) = self.peers.admitted(&stream, &self.name) else { continue };
-            let router = router.clone();
+            let origin = terms.audit.is_on().then(|| Origin::of_peer(&self.name, peer.uid, peer.pid));
+            let connection = Connection::new(peer, origin, terms.limits.rate, spending.clone());
+            let (router, usher) = (router.clone(), seat.usher());
             let known = service_fn(move |mut request: Request<Incoming>| {
-                request.extensions_mut().insert(peer);
-                if has_one_host(&request) {
-                    Either::Left(router.clone().call(request))
-                } else {
-                    Either::Right(no_host())
+                request.extensions_mut().insert(Errand::on(Arc::clone(&connection)));
+                let (busy, answer) = (usher.begin(), router.clone().call(request));
+                async move {
+                    // Idle for longest, it has just made room for another: nothing is done.
+                    let busy = busy.ok_or(io::ErrorKind::ConnectionAborted)?;
+                    let Ok(answer) = answer.await;
+                    Ok::<_, io::Error>(answer.map(|body| Held::new(body, busy)))
                 }
             });
             let stream = TokioIo::new(Stalling::new(stream, UNREAD));
             let connection = builder.clone().timer(HeadTimer::default()).serve_connection(stream, known);
             let connection = graceful.watch(connection);
             connections.spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "a connection broke");
+                tokio::select! {
+                    served = connection => {
+                        if let Err(error) = served {
+                            tracing::debug!(%error, "a connection broke");
+                        }
+                    }
+                    () = seat.evicted() => tracing::debug!("an idle connection makes room"),
                 }
                 drop(seat);
             });
@@ -230,10 +254,42 @@ impl Listener {
         connections.shutdown().await;
     }
 
-    async fn accept(&self, seats: &Arc<Semaphore>) -> io::Result<(UnixStream, tokio::sync::OwnedSemaphorePermit)> {
-        let seat = Arc::clone(seats).acquire_owned().await.map_err(io::Error::other)?;
+    fn seats(&self, terms: &Terms) -> Arc<Seats> {
+        let most = terms.limits.connections.unwrap_or(usize::MAX).min(terms.share);
+        let half = if self.peers.are_several() { most.div_ceil(2) } else { most };
+        Seats::new(most, terms.limits.connections_per_user.unwrap_or(half).min(most))
+    }
+
+    /// The next connection; `None` for one that was turned away.
+    async fn accept(&self, seats: &Arc<Seats>, audit: &Audit) -> io::Result<Option<(UnixStream, Peer, Seat)>> {
         let (stream, _) = self.accepting.accept().await?;
-        Ok((stream, seat))
+        let peer = match self.peers.admitted(&stream, &self.name) {
+            Ok(peer) => peer,
+            Err(stranger) => {
+                self.turned_away(stranger, Code::Unauthorized, audit);
+                return Ok(None);
+            }
+        };
+        let seat = seats.take(peer.uid).await;
+        if seat.is_none() {
+            tracing::debug!(socket = self.name, uid = peer.uid, "closed a connection of a user who has his share");
+            self.turned_away(Some(peer), Code::RateLimited, audit);
+        }
+        Ok(seat.map(|seat| (stream, peer, seat)))
+    }
+
+    fn turned_away(&self, peer: Option<Peer>, code: Code, audit: &Audit) {
+        if let Some(peer) = peer.filter(|_| audit.is_on()) {
+            audit.note(&Event {
+                origin: &Origin::of_peer(&self.name, peer.uid, peer.pid),
+                operation: words::CONNECT,
+                subject: &Subject::default(),
+                outcome: code.as_str(),
+                status: None,
+                latency: Duration::ZERO,
+                provider_called: false,
+            });
+        }
     }
 }
 
@@ -248,15 +304,6 @@ impl Drop for Listener {
             tracing::warn!(socket = self.name, %error, "the socket's file stays behind");
         }
     }
-}
-
-/// RFC 9112 section 3.2: a request of HTTP/1.1 has exactly one `Host`. What it says does not matter on a Unix socket.
-fn has_one_host<B>(request: &Request<B>) -> bool {
-    request.version() != Version::HTTP_11 || request.headers().get_all(header::HOST).iter().count() == 1
-}
-
-fn no_host() -> Ready<Result<Response, Infallible>> {
-    ready(Ok(Problem::invalid("a request of HTTP/1.1 has exactly one Host header").into_response()))
 }
 
 fn directory(socket: &Path) -> Result<&Path, BindError> {
@@ -353,7 +400,10 @@ fn knock(path: &Path) -> rustix::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        sync::Semaphore,
+    };
 
     use super::*;
 
@@ -472,7 +522,8 @@ mod tests {
             std::future::pending::<()>()
         };
         let ending = Ending::default();
-        let serving = listener.serve(Router::new().fallback(never), 10, &ending);
+        let terms = Terms { limits: SocketLimits::HOST, share: 10, audit: Audit::default() };
+        let serving = listener.serve(Router::new().fallback(never), terms, &ending);
         let calling = async {
             let mut stream = UnixStream::connect(&path).await.unwrap();
             stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();

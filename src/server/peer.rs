@@ -52,24 +52,26 @@ impl Peers {
         self.admitted.iter().any(|uid| *uid != own_uid())
     }
 
-    /// The peer, if it may go on. A stranger is logged.
-    pub(super) fn admitted(&self, stream: &UnixStream, socket: &str) -> Option<Peer> {
-        match stream.peer_cred() {
-            Ok(peer) if self.admitted.contains(&peer.uid()) => {
-                Some(Peer { uid: peer.uid(), pid: peer.pid().and_then(|pid| u32::try_from(pid).ok()) })
-            }
-            Ok(peer) => {
-                let (uid, pid) = (peer.uid(), peer.pid());
-                if self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(uid) {
-                    tracing::warn!(socket, uid, pid, "refused a peer; the next ones of this user are not logged");
-                }
-                None
-            }
-            Err(error) => {
-                tracing::debug!(socket, %error, "refused a peer whose user is not known");
-                None
-            }
+    /// The peer, if it may go on; else it is logged, and given back as far as it is known.
+    pub(super) fn admitted(&self, stream: &UnixStream, socket: &str) -> Result<Peer, Option<Peer>> {
+        let found = stream.peer_cred().map_err(|error| {
+            tracing::debug!(socket, %error, "refused a peer whose user is not known");
+            None
+        })?;
+        let pid = found.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
+        let peer = Peer { uid: found.uid(), pid };
+        if self.admitted.contains(&peer.uid) {
+            return Ok(peer);
         }
+        if self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(peer.uid) {
+            tracing::warn!(socket, uid = peer.uid, pid, "refused a peer; the next ones of this user are not logged");
+        }
+        Err(Some(peer))
+    }
+
+    /// Whether more users than one may connect.
+    pub(super) const fn are_several(&self) -> bool {
+        self.admitted.len() > 1
     }
 }
 

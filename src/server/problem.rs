@@ -13,7 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, StatusCode, header};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::{
     account::Account,
@@ -25,8 +25,7 @@ use crate::{
 };
 
 /// The `code` of a problem: the contract's, and what a program decides by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
     /// The request is malformed; nothing was touched.
     InvalidRequest,
@@ -40,7 +39,7 @@ pub enum Code {
     RefreshNotAvailable,
     /// `If-Match` does not hold.
     PreconditionFailed,
-    /// Inside the cooldown or a backoff.
+    /// Inside the cooldown or a backoff, or at a limit.
     RateLimited,
     /// A fault of ours.
     InternalError,
@@ -80,6 +79,28 @@ impl Code {
         Self::ExchangeFailed,
     ];
 
+    /// Its name in the contract.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "INVALID_REQUEST",
+            Self::ReauthRequired => "REAUTH_REQUIRED",
+            Self::Unauthorized => "UNAUTHORIZED",
+            Self::NotFound => "NOT_FOUND",
+            Self::RefreshNotAvailable => "REFRESH_NOT_AVAILABLE",
+            Self::PreconditionFailed => "PRECONDITION_FAILED",
+            Self::RateLimited => "RATE_LIMITED",
+            Self::InternalError => "INTERNAL_ERROR",
+            Self::ProviderNotConfigured => "PROVIDER_NOT_CONFIGURED",
+            Self::RefreshFailed => "REFRESH_FAILED",
+            Self::StoreUnavailable => "STORE_UNAVAILABLE",
+            Self::SessionNotFound => "SESSION_NOT_FOUND",
+            Self::SessionExpired => "SESSION_EXPIRED",
+            Self::SessionAlreadyUsed => "SESSION_ALREADY_USED",
+            Self::ExchangeFailed => "EXCHANGE_FAILED",
+        }
+    }
+
     const fn status(self) -> StatusCode {
         match self {
             Self::InvalidRequest => StatusCode::BAD_REQUEST,
@@ -98,7 +119,13 @@ impl Code {
     }
 }
 
-/// A refusal.
+impl Serialize for Code {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+/// A refusal. Its answer carries the code as an extension, for the audit log.
 #[derive(Debug, Clone)]
 pub(crate) struct Problem {
     code: Code,
@@ -140,6 +167,18 @@ impl Problem {
         Self::new(Code::Unauthorized, "this socket may not do that")
     }
 
+    /// More requests than the connection may make.
+    pub(super) fn too_fast(wait: Duration) -> Self {
+        Self::new(Code::RateLimited, "more requests than this connection may make").retry_after(wait)
+    }
+
+    /// The audit log cannot be written, and nothing is to be done without a line in it. It is a store that cannot be
+    /// written, to a caller: nothing was done, and waiting may help; no fault of the program's (500), which waiting
+    /// would not cure.
+    pub(super) fn unaudited() -> Self {
+        Self::new(Code::StoreUnavailable, "the audit log cannot be written").soon()
+    }
+
     /// The same whether none was shown or a wrong one.
     pub(crate) fn wrong_capability() -> Self {
         Self::new(Code::Unauthorized, "wrong capability")
@@ -167,7 +206,10 @@ impl Problem {
                 let challenge = format!("Credproxy realm=\"{account}\", error=\"reauth_required\"");
                 Self { challenge: HeaderValue::try_from(challenge).ok(), ..problem(Code::ReauthRequired) }
             }
-            RefreshError::RateLimited { wait, .. } => problem(Code::RateLimited).retry_after(*wait),
+            RefreshError::RateLimited { wait, .. } | RefreshError::Spent { wait } => {
+                problem(Code::RateLimited).retry_after(*wait)
+            }
+            RefreshError::Crowded => problem(Code::RateLimited).soon(),
             RefreshError::Failed { failure, wait } => {
                 let detail = match &failure.code {
                     Some(code) => format!("{} ({code})", failure.reason),
@@ -213,7 +255,7 @@ impl Problem {
     pub(crate) fn sandbox(error: &SandboxError) -> Self {
         let problem = |code| Self::new(code, error.to_string());
         match error {
-            SandboxError::TooMany { wait } => problem(Code::RateLimited).retry_after(*wait),
+            SandboxError::TooMany { wait, .. } => problem(Code::RateLimited).retry_after(*wait),
             SandboxError::NotFound => problem(Code::NotFound),
             SandboxError::NoProcess => problem(Code::InvalidRequest),
             SandboxError::Store(source) => Self::store(source),
@@ -258,6 +300,7 @@ impl IntoResponse for Problem {
         // Strings and numbers always serialize.
         let mut response = Response::new(Body::from(serde_json::to_vec(&wire).unwrap_or_default()));
         *response.status_mut() = self.status;
+        response.extensions_mut().insert(self.code);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

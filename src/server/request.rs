@@ -17,9 +17,10 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 
-use super::{AppState, peer::Peer, problem::Problem};
+use super::{AppState, connection::Errand, peer::Peer, problem::Problem};
 use crate::{
     account::{Account, AccountRef, KeyName},
+    audit::Kind,
     item::ItemTag,
     login::{LoginError, LoginId, Owner},
     policy::Policy,
@@ -67,27 +68,43 @@ impl<'a> Query<'a> {
     }
 
     /// The account that the path's provider and the query's `bucket` make, by their names.
-    pub(super) fn named<'b>(&'b self, provider: &'b str) -> Result<AccountRef<'b>, Problem> {
+    fn named<'b>(&'b self, provider: &'b str) -> Result<AccountRef<'b>, Problem> {
         let named = AccountRef::new(provider, self.get("bucket"));
         named.map_err(|(which, error)| Problem::invalid(format!("{which}: {error}")))
     }
 
-    /// The account that the path's provider and the query's `bucket` make.
-    pub(super) fn account(&self, provider: &str) -> Result<Account, Problem> {
+    /// The same account.
+    fn account(&self, provider: &str) -> Result<Account, Problem> {
         self.named(provider).map(Account::from)
     }
 }
 
 /// The provider that the path names, not yet looked at.
 #[derive(Debug)]
-pub(super) struct ProviderSegment(pub(super) String);
+pub(super) struct ProviderSegment {
+    provider: String,
+    pub(super) errand: Errand,
+}
+
+impl ProviderSegment {
+    /// The account that it and the query's `bucket` make, by their names: what the request is about.
+    pub(super) fn named<'a>(&'a self, query: &'a Query<'_>) -> Result<AccountRef<'a>, Problem> {
+        query.named(&self.provider).inspect(|account| self.errand.about(*account))
+    }
+
+    /// The same account.
+    pub(super) fn account(&self, query: &Query<'_>) -> Result<Account, Problem> {
+        query.account(&self.provider).inspect(|account| self.errand.about(account))
+    }
+}
 
 impl<S: Send + Sync> FromRequestParts<S> for ProviderSegment {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Ok(errand) = Errand::from_request_parts(parts, state).await;
         match Path::from_request_parts(parts, state).await {
-            Ok(Path(provider)) => Ok(Self(provider)),
+            Ok(Path(provider)) => Ok(Self { provider, errand }),
             Err(_) => Err(Problem::invalid("the provider in the path is not UTF-8 text")),
         }
     }
@@ -104,24 +121,29 @@ impl<S: Send + Sync> FromRequestParts<S> for KeySegment {
         let Path(text) = Path::<String>::from_request_parts(parts, state)
             .await
             .map_err(|_| Problem::invalid("the name in the path is not UTF-8 text"))?;
-        text.parse().map(Self).map_err(|error| Problem::invalid(format!("name: {error}")))
+        let name: KeyName = text.parse().map_err(|error| Problem::invalid(format!("name: {error}")))?;
+        let Ok(errand) = Errand::from_request_parts(parts, state).await;
+        errand.about_named(Kind::Key, name.as_str());
+        Ok(Self(name))
     }
 }
 
-/// Who asks, and what that socket may do.
+/// Who asks, what for, and what that socket may do.
 #[derive(Debug)]
 pub(super) struct Caller {
     pub(super) owner: Owner,
     pub(super) policy: Arc<Policy>,
+    pub(super) errand: Errand,
 }
 
 impl FromRequestParts<AppState> for Caller {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
-        let peer = parts.extensions.get().copied().unwrap_or_else(Peer::own);
+        let (errand, peer) =
+            (Errand::from_request_parts(parts, state).await?, Peer::from_request_parts(parts, state).await?);
         let owner = Owner { socket: Arc::clone(&state.0.socket), uid: peer.uid };
-        Ok(Self { owner, policy: Arc::clone(&state.0.policy) })
+        Ok(Self { owner, policy: Arc::clone(&state.0.policy), errand })
     }
 }
 
@@ -136,7 +158,10 @@ impl<S: Send + Sync> FromRequestParts<S> for LoginSegment {
         // What has no form of an id is none: there is nothing to tell apart.
         let unknown = || Problem::login(None, &LoginError::NotFound);
         let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| unknown())?;
-        text.parse().map(Self).map_err(|_| unknown())
+        let id: LoginId = text.parse().map_err(|_| unknown())?;
+        let Ok(errand) = Errand::from_request_parts(parts, state).await;
+        errand.about_named(Kind::Login, &id.to_string());
+        Ok(Self(id))
     }
 }
 
@@ -151,7 +176,10 @@ impl<S: Send + Sync> FromRequestParts<S> for SandboxSegment {
         // As with a login.
         let unknown = || Problem::sandbox(&SandboxError::NotFound);
         let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| unknown())?;
-        text.parse().map(Self).map_err(|_| unknown())
+        let id: SandboxId = text.parse().map_err(|_| unknown())?;
+        let Ok(errand) = Errand::from_request_parts(parts, state).await;
+        errand.about_named(Kind::Sandbox, &id.to_string());
+        Ok(Self(id))
     }
 }
 

@@ -24,11 +24,9 @@ use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use crate::{
+    private::{self, FileError},
     secret::StoreKey,
-    store::{
-        StoreError,
-        private::{self, FileError, unfit},
-    },
+    store::{StoreError, unfit},
 };
 
 pub mod keyring;
@@ -122,7 +120,7 @@ pub fn switch(path: &Path, key: &StoreKey) -> Result<(), StoreError> {
             Ok(()) | Err(_) => {}
         }
     }
-    private::sync_directory(stage.parent().unwrap_or(Path::new("/")))
+    Ok(private::sync_directory(stage.parent().unwrap_or(Path::new("/")))?)
 }
 
 fn stage_of(path: &Path) -> Result<PathBuf, StoreError> {
@@ -192,7 +190,7 @@ fn make(path: &Path) -> Result<(), StoreError> {
     });
     let removed = fs::remove_file(&draft);
     linked.and(removed).map_err(FileError::at("make the key", path))?;
-    private::sync_directory(directory)
+    Ok(private::sync_directory(directory)?)
 }
 
 fn random() -> Result<Zeroizing<[u8; KEY]>, StoreError> {

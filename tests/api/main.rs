@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use credproxy::{
     policy::Operation,
-    server::{PATHS, problem::Code},
+    server::{OPERATIONS, PATHS, problem::Code},
 };
 use serde_json::{Value, json};
 
@@ -387,6 +387,10 @@ async fn routes_and_document_agree_both_ways() {
             assert_eq!(status != 405, allowed.contains(method), "{method} {path}: {status}");
         }
     }
+    let named: BTreeSet<_> =
+        OPERATIONS.iter().map(|(method, path, id)| [*method, *path, *id].map(str::to_owned)).collect();
+    let documented = contract.operations().into_iter().map(|(method, path, id)| [method, path, id]).collect();
+    assert_eq!(named, documented);
     let codes: BTreeSet<String> = Code::ALL.iter().map(|code| json!(code).as_str().unwrap().to_owned()).collect();
     assert_eq!(contract.error_codes(), codes);
 }

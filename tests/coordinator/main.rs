@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use fakes::{Act, Frail, Scripted, Step, WoundClock, error, lost, set};
 
 mod fakes;
+mod limits;
 mod storm;
 
 const COOLDOWN: Duration = Duration::from_secs(30);

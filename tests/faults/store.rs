@@ -1,18 +1,9 @@
 //! The store refuses: a full disk, a limit on the size of files (an I/O error), a locked database, a read-only
 //! directory; before a presentation and after the provider's answer.
 
-use std::{
-    ffi::OsString,
-    fs::{self, DirBuilder, File},
-    io::{BufRead as _, BufReader, Write as _},
-    os::unix::fs::DirBuilderExt as _,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::Arc,
-    time::Duration,
-};
+use std::{ffi::OsString, fs, time::Duration};
 
-use rustix::process::{Resource, Rlimit, geteuid, prlimit};
+use rustix::process::{Resource, Rlimit, prlimit};
 use sqlx::{Connection as _, SqliteConnection};
 use tokio::time::{sleep, timeout};
 
@@ -21,6 +12,7 @@ use crate::{
     support::{
         daemon::Home,
         issuer::{Answer, Gate},
+        mounts::Mounts,
     },
     world::{Node, SOON, Settings, World},
 };
@@ -29,67 +21,6 @@ const ACCOUNT: &str = "me";
 
 /// From the moment the store heals to the successor on the disk.
 const HEALED: Duration = Duration::from_secs(2);
-
-/// A mount namespace in which daemons run: what is mounted there is gone with it.
-pub(crate) struct Mounts {
-    holder: Child,
-    data: PathBuf,
-}
-
-impl Mounts {
-    /// A home whose programs see `script` carried out on its `$DATA`. `Err` when this machine does not let us.
-    fn home(script: &str) -> Result<(Arc<Home>, Self), String> {
-        let mut made = Err("no home was made".to_owned());
-        let home = Home::in_memory(|path| {
-            let data = path.join("data");
-            DirBuilder::new().mode(0o700).create(&data).unwrap();
-            made = Self::hold(data, script);
-            made.as_ref().map_or_else(|_| Vec::new(), Self::enter)
-        });
-        made.map(|mounts| (home, mounts))
-    }
-
-    fn hold(data: PathBuf, script: &str) -> Result<Self, String> {
-        let mut command = Command::new("unshare");
-        if !geteuid().is_root() {
-            command.arg("--map-root-user");
-        }
-        let script = format!("{script} && echo ready && exec sleep infinity");
-        command.args(["--mount", "sh", "-c", &script]).env("DATA", &data).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut holder = command.spawn().map_err(|error| format!("unshare: {error}"))?;
-        let mut line = String::new();
-        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let mounts = Self { holder, data };
-        if line == "ready\n" { Ok(mounts) } else { Err("this machine lets us mount nothing".to_owned()) }
-    }
-
-    fn enter(&self) -> Vec<OsString> {
-        let target = self.holder.id().to_string();
-        let user: &[&str] = if geteuid().is_root() { &[] } else { &["--user", "--preserve-credentials"] };
-        let words = ["nsenter", "--mount", "--target", &target];
-        words.iter().chain(user).chain(&["--"]).map(OsString::from).collect()
-    }
-
-    fn run(&self, script: &str) {
-        let mut words = self.enter().into_iter();
-        let mut command = Command::new(words.next().unwrap());
-        let status = command.args(words).args(["sh", "-c", script]).env("DATA", &self.data).status().unwrap();
-        assert!(status.success(), "{script}: {status}");
-    }
-
-    /// A file in the daemons' `$DATA`.
-    fn file(&self, name: &str) -> PathBuf {
-        let root = Path::new("/proc").join(self.holder.id().to_string()).join("root");
-        root.join(self.data.strip_prefix("/").unwrap()).join(name)
-    }
-}
-
-impl Drop for Mounts {
-    fn drop(&mut self) {
-        drop(self.holder.kill());
-        drop(self.holder.wait());
-    }
-}
 
 /// What is wrong with the store.
 pub(crate) enum Trouble {
@@ -103,16 +34,16 @@ pub(crate) enum Trouble {
     ReadOnly(Mounts),
 }
 
-const READ_ONLY: &str = "mount --bind \"$DATA\" \"$DATA\" && mount -o remount,bind,ro \"$DATA\"";
-const WRITABLE: &str = "mount -o remount,bind,rw \"$DATA\"";
-const TMPFS: &str = "mount -t tmpfs -o size=1m,mode=700 credproxy \"$DATA\"";
+const READ_ONLY: &str = "mount --bind \"$PLACE\" \"$PLACE\" && mount -o remount,bind,ro \"$PLACE\"";
+const WRITABLE: &str = "mount -o remount,bind,rw \"$PLACE\"";
+const TMPFS: &str = "mount -t tmpfs -o size=1m,mode=700 credproxy \"$PLACE\"";
 
 impl Trouble {
     /// A world in which it can be made; `None` when it cannot, which the table says.
     async fn world(name: &str, fault: &str) -> Option<(World, Self)> {
         let settings = Settings::default();
         let in_memory = || Home::in_memory(|_| Vec::new());
-        let mounted = |script, of: fn(Mounts) -> Self| match Mounts::home(script) {
+        let mounted = |script, of: fn(Mounts) -> Self| match Mounts::home("data", script) {
             Ok((home, mounts)) => Some((home, of(mounts))),
             Err(why) => {
                 skipped(fault, &why);
@@ -132,8 +63,7 @@ impl Trouble {
     pub(crate) async fn begin(&mut self, world: &World, daemon: &Node) {
         match self {
             Self::Full(mounts) => {
-                let mut filler = File::create(mounts.file("filler")).unwrap();
-                while filler.write_all(&[0; 4096]).is_ok() {}
+                mounts.fill();
             }
             Self::Limit => limit_files(daemon, Some(0)),
             Self::Locked(holder) => {

@@ -234,10 +234,26 @@ async fn a_wrong_value_is_named_by_its_place_and_never_shown() {
     let provider = "[providers.corp]\nissuer = \"https://h.example\"\nclient_id = \"me\"\n";
     let sandbox = "[sockets.s]\npath = \"/run/x/s\"\nrole = \"sandbox\"\n";
     let keyed = format!("{sandbox}operations = [\"keys\"]\n");
-    let tables: [(&str, &[&str]); 5] = [
+    let tables: [(&str, &[&str]); 7] = [
         ("[store]\n", &["url", "key"]),
         ("[refresh]\n", &["cooldown", "request_timeout"]),
-        (sandbox, &["path", "role", "allow", "operations", "uids"]),
+        ("[audit]\n", &["path", "max_size", "keep", "on_failure"]),
+        ("[limits]\n", &["logins", "logins_per_socket", "sandboxes"]),
+        (
+            sandbox,
+            &[
+                "path",
+                "role",
+                "allow",
+                "operations",
+                "uids",
+                "connections",
+                "connections_per_user",
+                "rate",
+                "burst",
+                "forced_refreshes",
+            ],
+        ),
         (&keyed, &["keys"]),
         (
             provider,
@@ -252,10 +268,22 @@ async fn a_wrong_value_is_named_by_its_place_and_never_shown() {
                 "expose",
                 "dead_grant_codes",
                 "reuse_grace",
+                "concurrent_refreshes",
                 "ca_file",
                 "scopes",
             ],
         ),
+    ];
+    // Of these, a small number is right.
+    let numbers = [
+        "keep",
+        "logins",
+        "logins_per_socket",
+        "sandboxes",
+        "connections",
+        "connections_per_user",
+        "forced_refreshes",
+        "concurrent_refreshes",
     ];
     let wrong =
         ["7", "-1", "true", "1979-05-27", "[[\"canary-1\"]]", "{ canary-2 = \"canary-3\" }", "inf", "\"\"", "[\"\"]"];
@@ -266,7 +294,7 @@ async fn a_wrong_value_is_named_by_its_place_and_never_shown() {
                 .lines()
                 .filter(|line| !line.starts_with(&format!("{key} =")))
                 .fold(String::new(), |text, line| text + line + "\n");
-            for value in wrong {
+            for value in wrong.into_iter().filter(|value| *value != "7" || !numbers.contains(key)) {
                 runs.push((format!("{rest}{key} = {value}\n"), *key, rest.lines().count() + 1, value));
             }
         }

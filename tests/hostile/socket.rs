@@ -8,7 +8,6 @@ use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
-    process::Command,
     time::{sleep, timeout},
 };
 
@@ -16,7 +15,7 @@ use crate::{
     AT_ONCE, JSON, REFRESH, TOKEN, World, access_token,
     support::{
         daemon::Daemon,
-        http::{open, raw, request},
+        http::{ask_as, open, raw, request},
         issuer::{Answer, Gate},
     },
 };
@@ -323,21 +322,6 @@ async fn who_goes_away_in_the_middle_of_an_answer_harms_nobody() {
         stream.read_exact(&mut [0; 10]).await.unwrap();
     }
     world.assert_unhurt("broken pipes").await;
-}
-
-/// What a process of the user `uid` gets on the socket: `refused` to connect, or the answer.
-async fn ask_as(uid: u32, socket: &std::path::Path) -> String {
-    const ASK: &str = "use IO::Socket::UNIX; $SIG{PIPE} = 'IGNORE'; \
-        my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or do { print 'refused'; exit }; \
-        print $s \"GET /v1/tokens/corp HTTP/1.0\\r\\n\\r\\n\"; $s->flush; local $/; my $a = <$s>; print defined $a ? $a : '';";
-    let output = Command::new("setpriv")
-        .args([&format!("--reuid={uid}"), "--clear-groups", "perl", "-e", ASK])
-        .arg(socket)
-        .output()
-        .await
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]

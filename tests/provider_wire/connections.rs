@@ -14,7 +14,7 @@ use credproxy::{
         Provider as _,
         oauth2::{Authentication, Endpoints, OAuth2, Settings, SetupError},
     },
-    registration::{Additions, Dialect, Headers, RequestForm, RequestFormat},
+    registration::{Additions, Dialect, Headers, RequestForm, RequestFormat, SecondExchange},
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use serde_json::json;
@@ -161,10 +161,17 @@ fn settings_that_would_send_secrets_in_clear_make_no_provider() {
     let plain = Url::parse("http://login.example.com/").unwrap();
     let error = make(settings(plain.as_str()));
     assert_eq!(error.to_string(), "the token endpoint is not https, and its host is not loopback");
-    for (issuer, revocation) in [(Some(plain.clone()), None), (None, Some(plain))] {
+    let with = |set: fn(&mut Settings, Url)| {
         let mut settings = settings("https://login.example.com/token");
-        settings.endpoints.issuer = issuer;
-        settings.endpoints.revocation = revocation;
+        set(&mut settings, plain.clone());
+        settings
+    };
+    for settings in [
+        with(|settings, plain| settings.endpoints.issuer = Some(plain)),
+        with(|settings, plain| settings.endpoints.refresh = Some(plain)),
+        with(|settings, plain| settings.endpoints.revocation = Some(plain)),
+        with(|settings, endpoint| settings.second_exchange = Some(SecondExchange { endpoint, scheme: "token".into() })),
+    ] {
         assert!(matches!(make(settings), SetupError::Endpoint { .. }));
     }
     let nowhere = Settings { endpoints: Endpoints::default(), ..settings("https://unused.example/") };

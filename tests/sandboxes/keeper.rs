@@ -9,7 +9,7 @@ use credproxy::{
     clock::{Clock, Monotonic, Timestamp},
     item::{Item, ItemKind, ItemTag},
     policy::Allowed,
-    sandbox::{Doors, Keeper, Lifetime, Sandbox, SandboxError, SandboxId, Sandboxes, Wanted},
+    sandbox::{Doors, Keeper, Lifetime, MOST, Sandbox, SandboxError, SandboxId, Sandboxes, Wanted},
     secret::{CapabilityHash, Content},
     store::{Expect, Shelf, memory::Memory},
 };
@@ -92,7 +92,7 @@ impl Daemon {
     async fn start(times: &Arc<Times>, doors: &Noted, root: &str) -> Self {
         let shelf: Arc<dyn Shelf> = Arc::<Memory>::clone(&doors.shelf);
         let clock: Arc<dyn Clock> = Arc::<Times>::clone(times);
-        let (sandboxes, mut keeper) = Keeper::new(shelf, clock, root.into(), doors.clone());
+        let (sandboxes, mut keeper) = Keeper::new(shelf, clock, root.into(), doors.clone(), MOST);
         keeper.restore().await;
         let (stop, mut running) = (CancellationToken::new(), JoinSet::new());
         running.spawn(keeper.run(stop.clone()));

@@ -129,12 +129,18 @@ impl Contract {
             }
         }
         let shared = &document["components"]["responses"];
-        // A sandbox's capability is looked at before anything else is.
-        let elsewhere =
-            [(400, "InvalidRequest"), (403, "WrongCapability"), (404, "RouteNotFound"), (405, "MethodNotAllowed")]
-                .into_iter()
-                .map(|(status, name)| Ok((status, Answer::read(&shared[name])?)))
-                .collect::<Result<_, String>>()?;
+        // A sandbox's capability is looked at before anything else is, and a connection's rate before that.
+        let elsewhere = [
+            (400, "InvalidRequest"),
+            (403, "WrongCapability"),
+            (404, "RouteNotFound"),
+            (405, "MethodNotAllowed"),
+            (429, "TooManyRequests"),
+        ];
+        let elsewhere = elsewhere
+            .into_iter()
+            .map(|(status, name)| Ok((status, Answer::read(&shared[name])?)))
+            .collect::<Result<_, String>>()?;
         let codes = list(&document["components"]["schemas"]["ErrorCode"]["enum"]);
         let codes = codes.iter().filter_map(Value::as_str).map(str::to_owned).collect();
         Ok(Self { operations, elsewhere, codes })
@@ -190,7 +196,7 @@ impl Contract {
         let Some((operation, values)) = on_path.iter().find(|(operation, _)| operation.method == method) else {
             let refusal = if on_path.is_empty() { 404 } else { 405 };
             let answer =
-                self.elsewhere.get(&exchange.status).filter(|_| [400, 403, refusal].contains(&exchange.status));
+                self.elsewhere.get(&exchange.status).filter(|_| [400, 403, 429, refusal].contains(&exchange.status));
             return answer.ok_or_else(|| format!("no operation is here, so {refusal} is due"))?.check(exchange);
         };
         let answer = operation.answers.get(&exchange.status);

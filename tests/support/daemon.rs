@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! 1. No test sees the machine's home directory or environment: only `PATH` gets through.
-//! 2. A test fails when a marked secret (`canary-`) or a watched one was printed, logged, or answered where it does
-//!    not belong. It is looked for once the process has ended, so nothing is missed.
+//! 2. A test fails when a marked secret (`canary-`) or a watched one was printed, logged, audited, or answered where it
+//!    does not belong. It is looked for once the process has ended, so nothing is missed.
 
 use std::{
     ffi::OsString,
@@ -33,6 +33,7 @@ use tokio::{
 };
 
 use super::{
+    audit_log,
     http::{Connection, Response, Transcript},
     oidc::Issued,
     terminal::Terminal,
@@ -296,6 +297,12 @@ impl Daemon {
         output
     }
 
+    /// Starts the program beside the daemon with this for its standard output, to be killed.
+    pub(crate) fn piped_beside(&self, arguments: &[&str], stdout: Stdio) -> Child {
+        let mut command = self.home.command(&self.config(), &self.env(), arguments);
+        command.stdin(Stdio::null()).stdout(stdout).stderr(Stdio::null()).spawn().unwrap()
+    }
+
     /// Starts the program beside the daemon, its input and output in the caller's hands. It is killed with the value.
     pub(crate) fn start_beside(&self, arguments: &[&str]) -> tokio::process::Child {
         let mut command = self.home.command(&self.config(), &self.env(), arguments);
@@ -421,6 +428,7 @@ impl Daemon {
     /// What must not be in its output or its answers, and is.
     fn leaks(&self) -> Vec<String> {
         let mut leaks = self.home.leaks(&self.output_text());
+        leaks.extend(self.home.leaks(&audit_log::text(&audit_log::place(&self.home))));
         let answers = String::from_utf8_lossy(&self.transcript.lock().unwrap()).into_owned();
         let refresh_tokens = self.home.refresh_tokens.lock().unwrap();
         leaks.extend(refresh_tokens.iter().filter(|token| answers.contains(*token)).map(|it| format!("answered {it}")));

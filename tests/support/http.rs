@@ -161,6 +161,21 @@ pub(crate) async fn raw(socket: &Path, bytes: &[u8], limit: Duration) -> Vec<u8>
     answer
 }
 
+/// What a process of the user `uid` gets on the socket: `refused` to connect, or the answer.
+pub(crate) async fn ask_as(uid: u32, socket: &Path) -> String {
+    const ASK: &str = "use IO::Socket::UNIX; $SIG{PIPE} = 'IGNORE'; \
+        my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or do { print 'refused'; exit }; \
+        print $s \"GET /v1/tokens/corp HTTP/1.0\\r\\n\\r\\n\"; $s->flush; local $/; my $a = <$s>; print defined $a ? $a : '';";
+    let output = tokio::process::Command::new("setpriv")
+        .args([&format!("--reuid={uid}"), "--clear-groups", "perl", "-e", ASK])
+        .arg(socket)
+        .output()
+        .await
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 /// Connects. A full backlog is an error on a Unix socket, not a wait, so it is tried again.
 pub(crate) async fn open(socket: &Path) -> UnixStream {
     let connecting = async {

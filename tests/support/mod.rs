@@ -1,11 +1,13 @@
 //! What the integration tests share. Not `support.rs`: cargo would take that for a test of its own.
 #![expect(dead_code, reason = "each test binary uses its own part of the shared code")]
 
+pub(crate) mod audit_log;
 pub(crate) mod contract;
 pub(crate) mod daemon;
 pub(crate) mod front;
 pub(crate) mod http;
 pub(crate) mod issuer;
+pub(crate) mod mounts;
 pub(crate) mod oidc;
 pub(crate) mod person;
 pub(crate) mod piped;

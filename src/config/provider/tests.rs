@@ -47,6 +47,7 @@ expose = ["tenant_id"]
 dead_grant_codes = ["bad_refresh_token"]
 dead_grant_statuses = [401, 410]
 reuse_grace = "30s"
+concurrent_refreshes = 1
 ca_file = "/etc/ca.pem"
 
 [providers.public]
@@ -103,6 +104,7 @@ fn every_key_of_a_provider_is_read() {
         dead_grant_codes: vec!["bad_refresh_token".into()],
         dead_grant_statuses: vec![401, 410],
         reuse_grace: Duration::from_secs(30),
+        concurrent_refreshes: NonZeroUsize::MIN,
         ca_file: Some("/etc/ca.pem".into()),
     };
     assert_eq!(*corp, expected);
@@ -302,6 +304,7 @@ const BROKEN_PROVIDER: &[(&str, &str)] = &[
     ("expose = [\"my_Refresh_Token\"]", "4: providers.corp.expose: this member never leaves"),
     ("dead_grant_codes = [\"<canary>\"]", "4: providers.corp.dead_grant_codes: an error code has"),
     ("dead_grant_codes = [\"\"]", "4: providers.corp.dead_grant_codes: must be a string that is not empty"),
+    ("concurrent_refreshes = 0", "4: providers.corp.concurrent_refreshes: must be a whole number from 1 to 1000"),
     ("reuse_grace = \"1day\"", "4: providers.corp.reuse_grace: must be from 0s to 1h"),
     ("ca_file = \"canary.pem\"", "4: providers.corp.ca_file: must be an absolute path"),
 ];

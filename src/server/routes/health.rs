@@ -8,12 +8,17 @@ use http::{StatusCode, Uri, header};
 use serde_json::json;
 
 use super::super::{problem::Problem, request::Query};
-use crate::refresh::Coordinator;
+use crate::{audit::Audit, refresh::Coordinator};
 
 /// `health`: 200, or 503 with the reasons.
-pub(in crate::server) async fn health(State(coordinator): State<Coordinator>, uri: Uri) -> Result<Response, Problem> {
+pub(in crate::server) async fn health(
+    State(coordinator): State<Coordinator>,
+    State(audit): State<Audit>,
+    uri: Uri,
+) -> Result<Response, Problem> {
     Query::parse(&uri, &[])?;
-    let reasons = coordinator.ailments().await;
+    let mut reasons = coordinator.ailments().await;
+    reasons.extend(audit.ailments());
     let (status, body) = if reasons.is_empty() {
         (StatusCode::OK, json!({"status": "ok"}))
     } else {

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     account::{Account, Bucket, ProviderName},
+    audit::Kind,
     clock::Timestamp,
     login::{Login, LoginError, Logins, Progress, Prompt},
     policy::{Operation, Policy},
@@ -48,7 +49,7 @@ struct Pasted {
 /// `startLogin`: what the person is to do.
 pub(in crate::server) async fn start(
     State(logins): State<Logins>,
-    Caller { owner, policy }: Caller,
+    Caller { owner, policy, errand }: Caller,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
@@ -58,12 +59,19 @@ pub(in crate::server) async fn start(
     let flow = asked.flow.map(|flow| flow.parse()).transpose();
     let flow: Option<Flow> = flow.map_err(|error| Problem::invalid(format!("{error}")))?;
     let account = Account::new(asked.provider, asked.bucket);
+    errand.about(&account);
     if !policy.permits(Operation::Login, &account) {
         return Err(Problem::unauthorized());
     }
     let begun = logins.start(owner, account.clone(), flow).await;
+    errand.ticket().saw(match &begun {
+        Ok(login) => login.flow == Flow::Device,
+        Err(error) => asked_provider(error),
+    });
     let login = begun.map_err(|error| Problem::login(Some(&account), &error))?;
-    let location = format!("/v1/logins/{}", login.id);
+    let id = login.id.to_string();
+    errand.about_named(Kind::Login, &id);
+    let location = format!("/v1/logins/{id}");
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(View::of(&login, None))).into_response())
 }
 
@@ -77,12 +85,12 @@ pub(in crate::server) async fn get(
     headers: HeaderMap,
 ) -> Result<Json<View>, Problem> {
     Query::parse(&uri, &[])?;
-    let Caller { owner, policy } = permitted(caller)?;
+    let Caller { owner, policy, errand } = permitted(caller)?;
     let login = match preferred_wait(&headers) {
         Some(wait) => logins.wait(&owner, id, LONGEST_WAIT.min(Duration::from_secs(wait))).await,
         None => logins.look(&owner, id),
     };
-    shown(login, &coordinator, &policy).await
+    shown(login.inspect(|login| errand.about(&login.account)), &coordinator, &policy).await
 }
 
 /// `finishLogin`: the code that the person brought.
@@ -96,9 +104,11 @@ pub(in crate::server) async fn paste(
 ) -> Result<Json<View>, Problem> {
     Query::parse(&uri, &[])?;
     let pasted: Pasted = members(&headers, body, LARGEST_LOGIN, "code").await?;
-    let Caller { owner, policy } = permitted(caller)?;
+    let Caller { owner, policy, errand } = permitted(caller)?;
     let code = Zeroizing::new(pasted.code);
-    shown(parts.logins.paste(&owner, id, &code).await, &parts.coordinator, &policy).await
+    let login = parts.logins.paste(&owner, id, &code).await.inspect(|login| errand.about(&login.account));
+    errand.ticket().saw(login.as_ref().map_or_else(asked_provider, |_| true));
+    shown(login, &parts.coordinator, &policy).await
 }
 
 /// `cancelLogin`: it ends at once and is forgotten.
@@ -112,6 +122,11 @@ pub(in crate::server) async fn cancel(
     let owner = permitted(caller)?.owner;
     logins.cancel(&owner, id).map_err(|error| Problem::login(None, &error))?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Whether a login got as far as its provider.
+fn asked_provider(error: &LoginError) -> bool {
+    matches!(error, LoginError::Exchange { .. } | LoginError::Store(_))
 }
 
 fn permitted(caller: Caller) -> Result<Caller, Problem> {
@@ -134,6 +149,9 @@ async fn shown(
         }
         Progress::Complete | Progress::Pending | Progress::Failed(_) => None,
     };
+    // A grant may begin with an access token that is of no use, and none of those is handed out anywhere.
+    let now = coordinator.clock().now();
+    let token = token.filter(|snapshot| !snapshot.token.expired(now));
     let token = token.and_then(|snapshot| serde_json::from_slice(&snapshot.token.json()).ok());
     Ok(Json(View::of(&login, token)))
 }

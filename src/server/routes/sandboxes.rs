@@ -1,7 +1,7 @@
 //! `/v1/sandboxes`: sockets made at run time. The host's alone.
 
 use axum::{
-    Extension, Json,
+    Json,
     body::Body,
     extract::FromRequestParts,
     response::{IntoResponse, Response},
@@ -12,12 +12,14 @@ use serde::{Deserialize, Serialize};
 
 use super::super::{
     AppState,
+    connection::Errand,
     peer::Peer,
     problem::{Code, Problem},
     request::{Query, SandboxSegment, members},
 };
 use crate::{
     account::KeyName,
+    audit::Kind,
     policy::{Allowed, Operation, Pattern, Role},
     sandbox::{Created, Lifetime, Sandbox, Sandboxes, Wanted},
 };
@@ -56,7 +58,8 @@ struct Asked {
 /// `createSandbox`: a socket in a directory of its own.
 pub(in crate::server) async fn create(
     Hosts(sandboxes): Hosts,
-    peer: Option<Extension<Peer>>,
+    peer: Peer,
+    errand: Errand,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
@@ -65,7 +68,6 @@ pub(in crate::server) async fn create(
     let known = "allow, operations, keys, ttl, capability and tied, none of which must be there";
     let asked: Asked = members(&headers, body, LARGEST_SANDBOX, known).await?;
     let lifetime = asked.ttl.map(Lifetime::of_secs).transpose();
-    let peer = peer.map_or_else(Peer::own, |Extension(peer)| peer);
     let wanted = Wanted {
         lifetime: lifetime.map_err(|error| Problem::invalid(format!("ttl: {error}")))?,
         capability: asked.capability,
@@ -74,7 +76,9 @@ pub(in crate::server) async fn create(
         allowed: allowed(asked)?,
     };
     let created = sandboxes.create(wanted).await.map_err(|error| Problem::sandbox(&error))?;
-    let location = format!("/v1/sandboxes/{}", created.sandbox.id);
+    let id = created.sandbox.id.to_string();
+    errand.about_named(Kind::Sandbox, &id);
+    let location = format!("/v1/sandboxes/{id}");
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(View::created(&created))).into_response())
 }
 

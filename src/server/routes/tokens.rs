@@ -25,7 +25,7 @@ use crate::{
     clock::Timestamp,
     grant::{Issued, Lifetime},
     policy::{Operation, Policy},
-    refresh::{AccountState, Coordinator, Snapshot, Status, condition::EntityTag},
+    refresh::{AccountState, Coordinator, Snapshot, Status, Ticket, condition::EntityTag},
     secret::{AccessToken, RefreshToken, SecretError},
     store::Put,
 };
@@ -39,12 +39,12 @@ pub(super) const LONGEST_WAIT: Duration = Duration::from_mins(1);
 pub(in crate::server) async fn refresh(
     State(coordinator): State<Coordinator>,
     State(policy): State<Arc<Policy>>,
-    ProviderSegment(provider): ProviderSegment,
+    provider: ProviderSegment,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let account = Query::parse(&uri, &["bucket"])?.account(&provider)?;
+    let account = provider.account(&Query::parse(&uri, &["bucket"])?)?;
     let if_match = if_match(&headers)?;
     if if_match.is_foreign() {
         return Err(Problem::invalid("if-match holds no entity tag of this daemon's"));
@@ -54,7 +54,7 @@ pub(in crate::server) async fn refresh(
         return Err(Problem::invalid("a refresh takes no body but an empty JSON object"));
     }
     permitted(&policy, Operation::Refresh, &account)?;
-    match coordinator.refresh(&account, &if_match).await {
+    match coordinator.refresh_with(&account, &if_match, provider.errand.ticket()).await {
         Ok(snapshot) => Ok(token(&snapshot)),
         Err(error) => Err(Problem::refresh(&account, &error)),
     }
@@ -63,11 +63,11 @@ pub(in crate::server) async fn refresh(
 /// `getToken`: a token that lasts a while; `HEAD` shows the headers of what there is and refreshes nothing.
 pub(in crate::server) async fn get(
     State(AppState(parts)): State<AppState>,
-    ProviderSegment(provider): ProviderSegment,
+    provider: ProviderSegment,
     request: Request,
 ) -> Result<Response, Problem> {
     let query = Query::parse(request.uri(), &["bucket", "min_validity"])?;
-    let account = query.named(&provider)?;
+    let account = provider.named(&query)?;
     let min_validity = query.get("min_validity").map(seconds).transpose()?;
     let headers = request.headers();
     none_match(headers, "")?;
@@ -83,7 +83,8 @@ pub(in crate::server) async fn get(
         return Ok(token(&snapshot));
     }
     // Boxed, so that room for what seldom happens is not made for every request.
-    Box::pin(get_with_patience(&parts.coordinator, account.into(), min_validity, headers)).await
+    let ticket = provider.errand.ticket();
+    Box::pin(get_with_patience(&parts.coordinator, account.into(), min_validity, headers, ticket)).await
 }
 
 /// The same, where something is to be waited for, or nothing is to be sent.
@@ -92,14 +93,15 @@ async fn get_with_patience(
     account: Account,
     min_validity: Option<Duration>,
     headers: &HeaderMap,
+    ticket: &Ticket,
 ) -> Result<Response, Problem> {
     let problem = |error| Problem::refresh(&account, &error);
-    let mut snapshot = coordinator.token(&account, min_validity).await.map_err(problem)?;
+    let mut snapshot = coordinator.token_with(&account, min_validity, ticket).await.map_err(problem)?;
     if none_match(headers, &snapshot.tag)?
         && let Some(wait) = preferred_wait(headers)
     {
         coordinator.changed(&account, &snapshot.tag, LONGEST_WAIT.min(Duration::from_secs(wait))).await;
-        snapshot = coordinator.token(&account, min_validity).await.map_err(problem)?;
+        snapshot = coordinator.token_with(&account, min_validity, ticket).await.map_err(problem)?;
     }
     if none_match(headers, &snapshot.tag)? {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag_header(&snapshot.tag))]).into_response());
@@ -110,12 +112,12 @@ async fn get_with_patience(
 /// `putToken`: a whole grant, refresh token and all. The host's alone.
 pub(in crate::server) async fn put(
     State(AppState(parts)): State<AppState>,
-    ProviderSegment(provider): ProviderSegment,
+    provider: ProviderSegment,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let account = Query::parse(&uri, &["bucket"])?.account(&provider)?;
+    let account = provider.account(&Query::parse(&uri, &["bucket"])?)?;
     let if_match = if_match(&headers)?;
     if !parts.policy.may_write() {
         return Err(Problem::unauthorized());
@@ -143,12 +145,12 @@ pub(in crate::server) async fn put(
 pub(in crate::server) async fn delete(
     State(coordinator): State<Coordinator>,
     State(policy): State<Arc<Policy>>,
-    ProviderSegment(provider): ProviderSegment,
+    provider: ProviderSegment,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Problem> {
     let query = Query::parse(&uri, &["bucket", "revoke"])?;
-    let account = query.account(&provider)?;
+    let account = provider.account(&query)?;
     let revoke = match query.get("revoke") {
         None | Some("false") => false,
         Some("true") => true,
@@ -158,7 +160,7 @@ pub(in crate::server) async fn delete(
     if !policy.may_write() {
         return Err(Problem::unauthorized());
     }
-    match coordinator.delete(&account, &if_match, revoke).await {
+    match coordinator.delete_with(&account, &if_match, revoke, provider.errand.ticket()).await {
         Ok(revoked) => Ok(Json(json!({"revoked": revoked}))),
         Err(error) => Err(Problem::refresh(&account, &error)),
     }

@@ -22,10 +22,7 @@ use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use super::{digits, from_text, private, random, same};
-use crate::{
-    secret::StoreKey,
-    store::{StoreError, private::FileError},
-};
+use crate::{private::FileError, secret::StoreKey, store::StoreError};
 
 /// Long enough for a person to find the window in which the keyring asks to be unlocked, and to type.
 const PATIENCE: Duration = Duration::from_mins(1);

@@ -25,11 +25,9 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use crate::store::{
-    StoreError,
-    key::passphrase::Derivation,
-    private::{self, FileError, unfit},
-    seal::Sealer,
+use crate::{
+    private::{self, FileError},
+    store::{StoreError, key::passphrase::Derivation, seal::Sealer, unfit},
 };
 
 /// Format 1 had no items.
@@ -143,7 +141,7 @@ impl Place {
         path.push(suffix);
         let path = PathBuf::from(path);
         match fs::symlink_metadata(&path) {
-            Ok(found) => private::check_private_file(&path, &found).map(|()| true),
+            Ok(found) => private::check_private_file(&path, &found).map(|()| true).map_err(StoreError::from),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(FileError::at("look at", &path)(error).into()),
         }

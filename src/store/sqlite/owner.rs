@@ -22,9 +22,9 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use crate::store::{
-    StoreError,
+use crate::{
     private::{self, FileError},
+    store::StoreError,
 };
 
 /// The owner that this store is.

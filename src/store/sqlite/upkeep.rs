@@ -25,11 +25,12 @@ use super::{
 use crate::{
     account::{Account, ItemName},
     item::ItemKind,
+    private::{self, FileError},
     store::{
         KeyId, StoreError,
         key::{Key, passphrase::Derivation},
-        private::{self, FileError, unfit},
         seal::Sealer,
+        unfit,
     },
 };
 
@@ -131,7 +132,7 @@ impl Draft {
             other => other.map_err(FileError::at("make", target))?,
         }
         drop(self);
-        private::sync_directory(target.parent().unwrap_or(Path::new("/")))
+        Ok(private::sync_directory(target.parent().unwrap_or(Path::new("/")))?)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Files and directories that only this user may open.
 //!
-//! Owns: how they are made and what makes an existing one unfit, for the key, the database and the owner files.
+//! Owns: how they are made and what makes an existing one unfit, for the key, the database, the owner files and the
+//! audit log.
 //!
 //! Invariants:
 //! 1. What is made here is private from its first byte: the mode is given to the call that makes it.
@@ -16,8 +17,6 @@ use std::{
 };
 
 use rustix::fs::OFlags;
-
-use crate::store::StoreError;
 
 /// An error of the file system, with the place that the standard library's leaves out.
 #[derive(Debug, thiserror::Error)]
@@ -37,20 +36,29 @@ impl FileError {
     }
 }
 
-impl From<FileError> for StoreError {
-    fn from(error: FileError) -> Self {
-        Self::Unavailable(Box::new(error))
-    }
+/// Why a file or directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PrivateError {
+    /// As it is, it is not private, or not ours.
+    #[error("{}: {reason}", .place.display())]
+    Unfit {
+        /// Which.
+        place: PathBuf,
+        /// What is wrong and what to do.
+        reason: &'static str,
+    },
+    /// The operating system said no.
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
-/// The key, the store or their directory cannot be used as they are.
-pub(crate) fn unfit(place: &Path, reason: impl Into<String>) -> StoreError {
-    StoreError::Unfit { place: place.display().to_string(), reason: reason.into() }
+fn unfit(place: &Path, reason: &'static str) -> PrivateError {
+    PrivateError::Unfit { place: place.to_owned(), reason }
 }
 
 /// Makes the directory and its missing parents with mode 0700. One that exists must belong to this user or to root,
 /// and neither group nor others may write to it: they could put other files in the place of ours.
-pub(crate) fn private_directory(path: &Path) -> Result<(), StoreError> {
+pub(crate) fn private_directory(path: &Path) -> Result<(), PrivateError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(FileError::at("make the directory", path))?;
     let found = fs::metadata(path).map_err(FileError::at("look at", path))?;
     if !is_ours(&found) && found.uid() != 0 {
@@ -63,7 +71,7 @@ pub(crate) fn private_directory(path: &Path) -> Result<(), StoreError> {
 }
 
 /// Refuses what is not a regular file of this user's, closed to all others.
-pub(crate) fn check_private_file(path: &Path, found: &Metadata) -> Result<(), StoreError> {
+pub(crate) fn check_private_file(path: &Path, found: &Metadata) -> Result<(), PrivateError> {
     if !found.is_file() {
         Err(unfit(path, "is not a regular file; move it away"))
     } else if !is_ours(found) {
@@ -86,9 +94,9 @@ pub(crate) fn wary() -> i32 {
 }
 
 /// Makes the names in a directory durable.
-pub(crate) fn sync_directory(path: &Path) -> Result<(), StoreError> {
+pub(crate) fn sync_directory(path: &Path) -> Result<(), FileError> {
     let synced = File::open(path).and_then(|directory| directory.sync_all());
-    Ok(synced.map_err(FileError::at("write out the directory", path))?)
+    synced.map_err(FileError::at("write out the directory", path))
 }
 
 fn is_ours(found: &Metadata) -> bool {
@@ -119,7 +127,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         for bad in [0o720, 0o702, 0o777] {
             fs::set_permissions(home.path(), Permissions::from_mode(bad)).unwrap();
-            assert!(matches!(private_directory(home.path()), Err(StoreError::Unfit { .. })), "{bad:o}");
+            assert!(matches!(private_directory(home.path()), Err(PrivateError::Unfit { .. })), "{bad:o}");
             assert_eq!(mode(home.path()), bad);
         }
         fs::set_permissions(home.path(), Permissions::from_mode(0o755)).unwrap();
@@ -131,10 +139,8 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let file = home.path().join("file");
         drop(create_private_file(&file).unwrap());
-        let StoreError::Unavailable(source) = private_directory(&file.join("below")).unwrap_err() else {
-            panic!("not an error of the file system")
-        };
-        assert_eq!(source.to_string(), format!("cannot make the directory {}", file.join("below").display()));
-        assert!(source.source().is_some());
+        let error = private_directory(&file.join("below")).unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot make the directory {}", file.join("below").display()));
+        assert!(std::error::Error::source(&error).is_some());
     }
 }

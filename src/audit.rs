@@ -1,0 +1,333 @@
+//! The audit log: one line for every request, and for every peer that was turned away.
+//!
+//! Owns: what a line says ([`Event`]), where lines go and what happens when they cannot ([`Settings`]), and the reading
+//! of what was written ([`reader`]).
+//!
+//! Invariants:
+//! 1. A line holds names, codes and numbers: no query, header or body, and no name that is not one of ours' form.
+//! 2. A line is written whole or not at all, across rotation, a full disk and other daemons that write to the same file.
+//! 3. What cannot be written is counted, and the count is written as soon as it can be.
+//! 4. With [`OnFailure::Open`] no request waits for a disk for longer than a moment, and none holds a lock across a
+//!    write. With [`OnFailure::Closed`] nothing is answered before its line is written.
+//!
+//! A line is written when the kernel has it: it outlives the process, not a loss of power.
+//!
+//! Must not know: HTTP, what an operation does.
+
+use std::{
+    fmt, io,
+    path::PathBuf,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use tokio::time::timeout;
+
+use crate::{
+    account::{AccountRef, MAX_NAME},
+    clock::{Clock, Timestamp},
+    private::PrivateError,
+};
+
+mod file;
+mod line;
+mod queue;
+pub mod reader;
+
+pub use line::Origin;
+
+use file::{Rotated, Stdout};
+use queue::{Pending, Queue};
+
+/// Where lines go, and what if they cannot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Where.
+    pub to: Destination,
+    /// What if not.
+    pub on_failure: OnFailure,
+}
+
+impl Settings {
+    /// The file, if it is one.
+    #[must_use]
+    pub const fn file(&self) -> Option<&PathBuf> {
+        match &self.to {
+            Destination::File(rotation) => Some(&rotation.path),
+            Destination::Off | Destination::Stdout => None,
+        }
+    }
+}
+
+/// Where lines go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// Nowhere: none are made.
+    Off,
+    /// To standard output, for whoever started the daemon.
+    Stdout,
+    /// To a file.
+    File(Rotation),
+}
+
+/// A file that begins anew when it is full.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rotation {
+    /// The file that is written to; the fuller ones before it have its name with `.1` and so on, the highest the oldest.
+    pub path: PathBuf,
+    /// In bytes; no file is larger.
+    pub max_size: u64,
+    /// How many files are kept beside the one that is written to.
+    pub keep: u32,
+}
+
+/// What to do with operations of which no line can be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFailure {
+    /// They are carried out.
+    Open,
+    /// They are refused, before they are.
+    Closed,
+}
+
+/// One line.
+#[derive(Debug)]
+pub struct Event<'a> {
+    /// Who asked, and where.
+    pub origin: &'a Origin,
+    /// The `operationId` in the contract, or another word.
+    pub operation: &'static str,
+    /// What it was about.
+    pub subject: &'a Subject,
+    /// `ok`, a code of the contract, or another word.
+    pub outcome: &'static str,
+    /// The HTTP status, if there was an answer.
+    pub status: Option<u16>,
+    /// From the request's head to its answer's.
+    pub latency: Duration,
+    /// Whether the provider was called in between.
+    pub provider_called: bool,
+}
+
+/// The words for what is no operation of the contract's.
+pub mod words {
+    /// An operation: a peer that was turned away before it could ask.
+    pub const CONNECT: &str = "connect";
+    /// An operation: what is no route, or a method that the route does not have.
+    pub const UNKNOWN: &str = "unknown";
+    /// An outcome: as asked for.
+    pub const OK: &str = "ok";
+    /// An outcome: the connection ended before there was an answer; what was begun may have been carried out.
+    pub const ABANDONED: &str = "abandoned";
+}
+
+/// What a request is about, as far as it is known. Set once each.
+#[derive(Debug, Default)]
+pub struct Subject {
+    account: OnceLock<String>,
+    named: OnceLock<(Kind, String)>,
+}
+
+/// What has a name beside accounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// An API key.
+    Key,
+    /// A login under way, by its id.
+    Login,
+    /// A sandbox, by its id.
+    Sandbox,
+}
+
+impl Kind {
+    const fn member(self) -> &'static str {
+        match self {
+            Self::Key => "key",
+            Self::Login => "login",
+            Self::Sandbox => "sandbox",
+        }
+    }
+}
+
+impl Subject {
+    /// It is about this account.
+    pub fn account(&self, account: AccountRef<'_>) {
+        self.account.get_or_init(|| account.to_string());
+    }
+
+    /// It is about this thing. What has not the form of a name is not kept (invariant 1).
+    pub fn named(&self, kind: Kind, name: &str) {
+        let fit = (1..=MAX_NAME).contains(&name.len())
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._@+-".contains(&byte));
+        if fit {
+            self.named.get_or_init(|| (kind, name.to_owned()));
+        }
+    }
+}
+
+/// Why there is no audit log to write to.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// The file or its directory cannot be used.
+    #[error("cannot open the audit log")]
+    File(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// There is no room, and operations must not go without.
+    #[error("there is no room for the audit log")]
+    NoRoom(#[source] io::Error),
+    /// The operating system said no.
+    #[error("cannot begin the audit log")]
+    Io(#[from] io::Error),
+}
+
+impl From<PrivateError> for AuditError {
+    fn from(error: PrivateError) -> Self {
+        Self::File(Box::new(error))
+    }
+}
+
+/// The line could not be written, and its operation must not be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unwritten;
+
+/// A line that is not written yet.
+pub struct Waiting {
+    log: Arc<Log>,
+    pending: Pending,
+}
+
+impl Waiting {
+    /// Waits until it is, or as long as it is worth it.
+    pub async fn settled(self) -> Result<(), Unwritten> {
+        self.log.queue.settle(self.pending).await
+    }
+}
+
+/// What keeps the log from being whole, in words for a person.
+const UNWRITABLE: &str = "the audit log cannot be written";
+const UNROTATABLE: &str = "the audit log cannot be rotated";
+
+/// How long the end waits for the last lines: a disk takes them at once, or is not well.
+const LAST_WRITE: Duration = Duration::from_secs(2);
+
+/// The log. Clones write to the same; the default one is off.
+#[derive(Clone, Default)]
+pub struct Audit(Option<Arc<Log>>);
+
+struct Log {
+    queue: Arc<Queue>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl fmt::Debug for Audit {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("Audit").field(&self.is_on()).finish()
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
+impl Audit {
+    /// Opens what the settings name, and begins to write.
+    pub fn start(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Self, AuditError> {
+        match &settings.to {
+            Destination::Off => Ok(Self::default()),
+            Destination::Stdout => Self::to(Stdout::new()?, settings.on_failure, clock),
+            Destination::File(rotation) => Self::to(Rotated::open(rotation)?, settings.on_failure, clock),
+        }
+    }
+
+    fn to(mut sink: impl Sink + 'static, on_failure: OnFailure, clock: Arc<dyn Clock>) -> Result<Self, AuditError> {
+        if on_failure == OnFailure::Closed {
+            sink.reserve().map_err(AuditError::NoRoom)?;
+        }
+        let queue = Arc::new(Queue::new(on_failure, clock));
+        let writing = Arc::clone(&queue);
+        let writer = thread::Builder::new().name("audit".to_owned()).spawn(move || writing.drain(sink))?;
+        Ok(Self(Some(Arc::new(Log { queue, writer: Mutex::new(Some(writer)) }))))
+    }
+
+    /// Whether lines are made at all.
+    #[must_use]
+    pub const fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Whether an operation may be carried out: not when its line could not be written and must be.
+    #[must_use]
+    pub fn admits(&self) -> bool {
+        self.0.as_ref().is_none_or(|log| log.queue.admits())
+    }
+
+    /// Hands a line to the writer. What there is to wait for before the answer may go out, if anything (invariant 4).
+    #[must_use]
+    pub fn write(&self, event: &Event<'_>) -> Option<Waiting> {
+        let log = self.0.as_ref()?;
+        log.queue.take_in(event).map(|pending| Waiting { log: Arc::clone(log), pending })
+    }
+
+    /// Hands a line to the writer, for whom nobody can wait.
+    pub fn note(&self, event: &Event<'_>) {
+        if let Some(log) = &self.0 {
+            log.queue.note(event);
+        }
+    }
+
+    /// What is wrong with it.
+    #[must_use]
+    pub fn ailments(&self) -> Vec<&'static str> {
+        let Some(log) = &self.0 else { return Vec::new() };
+        let (unwritable, unrotatable) = log.queue.ailing();
+        [(unwritable, UNWRITABLE), (unrotatable, UNROTATABLE)]
+            .into_iter()
+            .filter(|(is, _)| *is)
+            .map(|(_, it)| it)
+            .collect()
+    }
+
+    /// Writes what is left, and ends. Later lines are lost.
+    pub async fn close(&self) {
+        let Some(log) = &self.0 else { return };
+        log.queue.close();
+        let writer = log.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let ended = tokio::task::spawn_blocking(move || writer.map(JoinHandle::join));
+        if timeout(LAST_WRITE, ended).await.is_err() {
+            tracing::error!("the last lines of the audit log are not written: the disk does not answer");
+        }
+    }
+}
+
+/// What [`Audit::start`] would say, and what it would find. Changes nothing.
+pub fn look(settings: &Settings) -> Result<String, AuditError> {
+    match &settings.to {
+        Destination::Off => Ok("off".to_owned()),
+        Destination::Stdout => Ok("to standard output".to_owned()),
+        Destination::File(Rotation { path, .. }) => Ok(match file::look(path)? {
+            Some(size) => format!("{}: {} KiB", path.display(), size.div_ceil(1024)),
+            None => format!("{}: will be made at the first start", path.display()),
+        }),
+    }
+}
+
+/// What takes lines.
+trait Sink: Send {
+    /// Appends lines. A file takes whole ones only.
+    fn append(&mut self, lines: &[u8]) -> Appended;
+
+    /// Sees to it that lines to come have room, as far as that can be known.
+    fn reserve(&mut self) -> io::Result<()>;
+}
+
+/// What became of lines.
+#[derive(Debug, Default)]
+struct Appended {
+    /// How many bytes are written; all of them unless there is an error.
+    bytes: usize,
+    error: Option<io::Error>,
+    /// Why the file, though full, was not begun anew.
+    unrotated: Option<io::Error>,
+}

@@ -1,0 +1,475 @@
+//! The places that lines go to.
+//!
+//! Several daemons may write to one file: each holds the file's lock for as long as a write or a rotation takes, and
+//! sees first that the file it has open is still the one of that name. Whoever else moves the file away is followed in
+//! the same way.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    },
+    path::{Path, PathBuf},
+};
+
+use super::{Appended, Rotation, Sink};
+use crate::private::{FileError, PrivateError, check_private_file, private_directory, wary};
+
+/// What a reservation holds: the lines of a thousand requests under way.
+const RESERVE: u64 = 256 * 1024;
+
+/// Standard output.
+pub(super) struct Stdout(File);
+
+impl Stdout {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self(File::from(io::stdout().as_fd().try_clone_to_owned()?)))
+    }
+}
+
+impl Sink for Stdout {
+    fn append(&mut self, lines: &[u8]) -> Appended {
+        let (bytes, error) = write(&mut self.0, lines);
+        Appended { bytes, error, unrotated: None }
+    }
+
+    fn reserve(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes as much as goes.
+fn write(file: &mut File, bytes: &[u8]) -> (usize, Option<io::Error>) {
+    let mut written = 0;
+    while written < bytes.len() {
+        match file.write(&bytes[written..]) {
+            Ok(0) => return (written, Some(io::ErrorKind::WriteZero.into())),
+            Ok(more) => written += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (written, Some(error)),
+        }
+    }
+    (written, None)
+}
+
+/// A file that begins anew when it is full.
+pub(super) struct Rotated {
+    rotation: Rotation,
+    file: File,
+    /// Up to here the file has room that nobody else can take.
+    reserved: u64,
+}
+
+impl Rotated {
+    /// Opens the file, or makes it; private as the store is, or an error.
+    pub(super) fn open(rotation: &Rotation) -> Result<Self, PrivateError> {
+        if let Some(directory) = rotation.path.parent() {
+            private_directory(directory)?;
+        }
+        let file = open(&rotation.path)?;
+        let mut opened = Self { rotation: rotation.clone(), file, reserved: 0 };
+        opened.mend().map_err(FileError::at("mend the end of", &rotation.path))?;
+        Ok(opened)
+    }
+
+    /// Ends the line that a crash has left without its end: the next one would be lost with it.
+    fn mend(&mut self) -> io::Result<()> {
+        self.hold()?;
+        let size = self.file.metadata()?.len();
+        let mut last = [b'\n'];
+        if size > 0 {
+            File::open(&self.rotation.path)?.read_exact_at(&mut last, size - 1)?;
+        }
+        let mended = if last == *b"\n" { Ok(()) } else { self.file.write_all(b"\n") };
+        self.file.unlock()?;
+        mended
+    }
+
+    /// Locks the file that is at the path.
+    fn hold(&mut self) -> io::Result<()> {
+        loop {
+            self.file.lock()?;
+            if is_at(&self.file, &self.rotation.path)? {
+                return Ok(());
+            }
+            self.file = open(&self.rotation.path).map_err(io::Error::other)?;
+            self.reserved = 0;
+        }
+    }
+
+    /// Appends as many whole lines as the file has room for. The file is held.
+    fn fill(&mut self, lines: &[u8], appended: &mut Appended) -> io::Result<()> {
+        let size = self.file.metadata()?.len();
+        let room = usize::try_from(self.rotation.max_size.saturating_sub(size)).unwrap_or(usize::MAX);
+        let mut fitting = whole(&lines[..room.min(lines.len())]);
+        if fitting == 0 {
+            if size > 0 {
+                match self.rotate() {
+                    Ok(()) => return Ok(()),
+                    // A file that is too large is better than lines that are lost.
+                    Err(error) => appended.unrotated = Some(error),
+                }
+            }
+            fitting = lines.len();
+        }
+        let (written, error) = write(&mut self.file, &lines[..fitting]);
+        let Some(error) = error else {
+            appended.bytes += written;
+            return Ok(());
+        };
+        // Half a line is taken back.
+        let kept = whole(&lines[..written]);
+        if kept < written {
+            self.file.set_len(size + kept as u64)?;
+        }
+        appended.bytes += kept;
+        Err(error)
+    }
+
+    /// Begins the file anew; the one so far gets the next name. At no moment is there no file of that name, so another
+    /// daemon that starts in between cannot make one of its own. The file is held, and so is the new one afterwards.
+    fn rotate(&mut self) -> io::Result<()> {
+        let path = &self.rotation.path;
+        let draft = path.with_added_extension("new");
+        let first = numbered(path, 1);
+        // Left behind by a daemon that was killed at this.
+        for left in [Some(&draft), is_at(&self.file, &first).unwrap_or(false).then_some(&first)].into_iter().flatten() {
+            remove_if_there(left)?;
+        }
+        let new = options().create_new(true).open(&draft)?;
+        new.lock()?;
+        let moved = self.shift().and_then(|()| fs::hard_link(path, &first)).and_then(|()| fs::rename(&draft, path));
+        if let Err(error) = moved {
+            remove_if_there(&draft)?;
+            return Err(error);
+        }
+        if self.reserved > 0 {
+            // Gives back what was reserved beyond the end. It is no loss when it stays.
+            self.file.metadata().and_then(|found| self.file.set_len(found.len())).ok();
+        }
+        self.file = new;
+        self.reserved = 0;
+        Ok(())
+    }
+
+    /// Gives every full file the next number, up to the first that is free; else the last one goes.
+    fn shift(&self) -> io::Result<()> {
+        let of = |number| numbered(&self.rotation.path, number);
+        let free = (1..self.rotation.keep).find(|number| fs::symlink_metadata(of(*number)).is_err());
+        let last = free.unwrap_or(self.rotation.keep);
+        (1..last).rev().try_for_each(|number| fs::rename(of(number), of(number + 1)))?;
+        remove_if_there(&of(1))
+    }
+}
+
+impl Sink for Rotated {
+    fn append(&mut self, lines: &[u8]) -> Appended {
+        let mut appended = Appended::default();
+        let mut done = Ok(());
+        while done.is_ok() && appended.bytes < lines.len() {
+            done = self.hold();
+            if done.is_ok() {
+                let rest = &lines[appended.bytes..];
+                done = self.fill(rest, &mut appended);
+                done = done.and(self.file.unlock());
+            }
+        }
+        appended.error = done.err();
+        appended
+    }
+
+    /// On Linux, where the file system can do so.
+    #[cfg(target_os = "linux")]
+    fn reserve(&mut self) -> io::Result<()> {
+        use rustix::{fs::FallocateFlags, io::Errno};
+        let size = self.file.metadata()?.len();
+        if size + RESERVE / 2 <= self.reserved {
+            return Ok(());
+        }
+        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, size, RESERVE) {
+            Ok(()) => self.reserved = size + RESERVE,
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn reserve(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The full files, from 1, the newest.
+pub(super) fn numbered(path: &Path, number: u32) -> PathBuf {
+    path.with_added_extension(number.to_string())
+}
+
+/// How much of it is whole lines.
+fn whole(lines: &[u8]) -> usize {
+    lines.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1)
+}
+
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.append(true).mode(0o600).custom_flags(wary());
+    options
+}
+
+fn open(path: &Path) -> Result<File, PrivateError> {
+    let opened = options().create(true).open(path);
+    let file = opened.or_else(|error| {
+        // What is no file of ours is told by its name better than by the error that opening it gives.
+        if let Ok(found) = fs::symlink_metadata(path) {
+            check_private_file(path, &found)?;
+        }
+        Err(PrivateError::from(FileError::at("open", path)(error)))
+    })?;
+    check_private_file(path, &file.metadata().map_err(FileError::at("look at", path))?)?;
+    Ok(file)
+}
+
+/// What [`Rotated::open`] would say, and how large the file is if there is one. Changes nothing.
+pub(super) fn look(path: &Path) -> Result<Option<u64>, PrivateError> {
+    if let Some(directory) = path.parent().filter(|directory| directory.exists()) {
+        private_directory(directory)?;
+    }
+    match fs::symlink_metadata(path) {
+        Ok(found) => check_private_file(path, &found).map(|()| Some(found.len())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(FileError::at("look at", path)(error).into()),
+    }
+}
+
+/// Whether the file is the one at the path.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let own = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(found) => Ok((found.dev(), found.ino()) == (own.dev(), own.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::Permissions, os::unix::fs::PermissionsExt as _, thread};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::audit::reader::Reader;
+
+    fn rotation(directory: &Path, max_size: u64, keep: u32) -> Rotation {
+        Rotation { path: directory.join("log/audit.log"), max_size, keep }
+    }
+
+    fn append(sink: &mut Rotated, lines: &str) {
+        let appended = sink.append(lines.as_bytes());
+        assert!(appended.error.is_none() && appended.bytes == lines.len(), "{appended:?}");
+    }
+
+    fn read(path: &Path) -> Vec<String> {
+        let mut reader = Reader::new(path.to_owned());
+        let lines = std::iter::from_fn(|| reader.next_line().unwrap());
+        lines.map(|line| String::from_utf8(line).unwrap()).collect()
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o777
+    }
+
+    #[test]
+    fn a_full_file_gets_a_number_and_the_last_one_goes() {
+        let home = tempfile::tempdir().unwrap();
+        let rotation = rotation(home.path(), 10, 2);
+        let mut sink = Rotated::open(&rotation).unwrap();
+        for line in ["one\n", "two\n", "three\n", "four\nfive\nsix\n", "more than ten bytes\n"] {
+            append(&mut sink, line);
+        }
+        let kept = |path: &Path| fs::read_to_string(path).unwrap();
+        assert_eq!(kept(&rotation.path), "more than ten bytes\n");
+        assert_eq!(kept(&numbered(&rotation.path, 1)), "six\n");
+        assert_eq!(kept(&numbered(&rotation.path, 2)), "four\nfive\n");
+        assert!(!numbered(&rotation.path, 3).exists() && !rotation.path.with_added_extension("new").exists());
+        assert_eq!((mode(&rotation.path), mode(rotation.path.parent().unwrap())), (0o600, 0o700));
+        assert_eq!(mode(&numbered(&rotation.path, 1)), 0o600);
+    }
+
+    #[test]
+    fn what_is_open_to_others_or_no_file_is_refused_and_left_as_it_is() {
+        let home = tempfile::tempdir().unwrap();
+        let rotation = rotation(home.path(), 1000, 2);
+        drop(Rotated::open(&rotation).unwrap());
+        let refused = |what: &str| {
+            let error = Rotated::open(&rotation).err().unwrap_or_else(|| panic!("{what}")).to_string();
+            assert!(error.starts_with(rotation.path.to_str().unwrap()), "{what}: {error}");
+            assert!(look(&rotation.path).is_err(), "{what}");
+        };
+        fs::set_permissions(&rotation.path, Permissions::from_mode(0o640)).unwrap();
+        refused("group-readable");
+        assert_eq!(mode(&rotation.path), 0o640);
+        let other = home.path().join("other");
+        fs::rename(&rotation.path, &other).unwrap();
+        fs::set_permissions(&other, Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::symlink(&other, &rotation.path).unwrap();
+        refused("a link");
+        fs::remove_file(&rotation.path).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &rotation.path,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        refused("a pipe");
+        fs::remove_file(&rotation.path).unwrap();
+        fs::set_permissions(rotation.path.parent().unwrap(), Permissions::from_mode(0o777)).unwrap();
+        assert!(Rotated::open(&rotation).is_err(), "a directory that others can write to");
+    }
+
+    #[test]
+    fn half_a_line_of_a_crash_takes_no_other_with_it() {
+        let home = tempfile::tempdir().unwrap();
+        let rotation = rotation(home.path(), 1000, 2);
+        append(&mut Rotated::open(&rotation).unwrap(), "whole\n");
+        File::options().append(true).open(&rotation.path).unwrap().write_all(b"hal").unwrap();
+        append(&mut Rotated::open(&rotation).unwrap(), "next\n");
+        assert_eq!(read(&rotation.path), ["whole", "hal", "next"]);
+    }
+
+    #[test]
+    fn a_file_that_is_moved_away_or_replaced_is_begun_anew() {
+        let home = tempfile::tempdir().unwrap();
+        let rotation = rotation(home.path(), 1000, 2);
+        let mut sink = Rotated::open(&rotation).unwrap();
+        append(&mut sink, "one\n");
+        fs::rename(&rotation.path, home.path().join("kept")).unwrap();
+        append(&mut sink, "two\n");
+        assert_eq!(fs::read_to_string(&rotation.path).unwrap(), "two\n");
+        assert_eq!(fs::read_to_string(home.path().join("kept")).unwrap(), "one\n");
+        fs::remove_file(&rotation.path).unwrap();
+        std::os::unix::fs::symlink(home.path().join("kept"), &rotation.path).unwrap();
+        let appended = sink.append(b"three\n");
+        assert!(appended.error.is_some() && appended.bytes == 0);
+        assert_eq!(fs::read_to_string(home.path().join("kept")).unwrap(), "one\n");
+    }
+
+    #[test]
+    fn lines_go_on_in_a_file_that_cannot_be_begun_anew() {
+        let home = tempfile::tempdir().unwrap();
+        let rotation = rotation(home.path(), 10, 1);
+        let mut sink = Rotated::open(&rotation).unwrap();
+        let obstacle = numbered(&rotation.path, 1);
+        fs::create_dir(&obstacle).unwrap();
+        for _ in 0..3 {
+            append(&mut sink, "12345678\n");
+        }
+        assert!(sink.append(b"last\n").unrotated.is_some());
+        fs::remove_dir(&obstacle).unwrap();
+        append(&mut sink, "again\n");
+        assert_eq!(read(&rotation.path), ["12345678", "12345678", "12345678", "last", "again"]);
+        assert_eq!(fs::read_to_string(&rotation.path).unwrap(), "again\n");
+    }
+
+    #[test]
+    fn a_rotation_that_was_killed_is_made_up_for() {
+        let home = tempfile::tempdir().unwrap();
+        let rotation = rotation(home.path(), 10, 3);
+        let mut sink = Rotated::open(&rotation).unwrap();
+        append(&mut sink, "one\n");
+        // Up to the last step but one.
+        drop(File::create(rotation.path.with_added_extension("new")).unwrap());
+        fs::hard_link(&rotation.path, numbered(&rotation.path, 1)).unwrap();
+        assert_eq!(read(&rotation.path), ["one"]);
+        append(&mut sink, "two\n");
+        append(&mut sink, "three\n");
+        append(&mut sink, "four\n");
+        assert_eq!(read(&rotation.path), ["one", "two", "three", "four"]);
+    }
+
+    #[test]
+    fn several_daemons_write_to_one_file_and_lose_nothing() {
+        const DAEMONS: usize = 4;
+        const LINES: usize = 500;
+        let home = tempfile::tempdir().unwrap();
+        let rotation = rotation(home.path(), 1000, 1000);
+        let writers: Vec<_> = (0..DAEMONS)
+            .map(|daemon| {
+                let mut sink = Rotated::open(&rotation).unwrap();
+                thread::spawn(move || {
+                    for line in 0..LINES {
+                        append(&mut sink, &format!("{daemon} {line}\n{daemon} {line}b\n"));
+                    }
+                })
+            })
+            .collect();
+        let mut reader = Reader::new(rotation.path.clone());
+        let mut seen = vec![Vec::new(); DAEMONS];
+        let mut count = 0;
+        while count < DAEMONS * LINES * 2 {
+            let Some(line) = reader.next_line().unwrap() else {
+                thread::yield_now();
+                continue;
+            };
+            let line = String::from_utf8(line).unwrap();
+            let (daemon, rest) = line.split_once(' ').unwrap();
+            seen[daemon.parse::<usize>().unwrap()].push(rest.to_owned());
+            count += 1;
+        }
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        let expected: Vec<_> = (0..LINES).flat_map(|line| [format!("{line}"), format!("{line}b")]).collect();
+        assert!(seen.iter().all(|lines| *lines == expected));
+        assert!(!reader.skipped() && reader.next_line().unwrap().is_none());
+        assert_eq!(read(&rotation.path).len(), DAEMONS * LINES * 2);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_is_reserved_shows_in_no_size_and_is_given_back() {
+        let home = tempfile::tempdir().unwrap();
+        let rotation = rotation(home.path(), 100, 2);
+        let mut sink = Rotated::open(&rotation).unwrap();
+        sink.reserve().unwrap();
+        append(&mut sink, "one\n");
+        let found = fs::metadata(&rotation.path).unwrap();
+        assert!(found.len() == 4 && found.blocks() * 512 >= RESERVE, "{found:?}");
+        append(&mut sink, &format!("{}\n", "x".repeat(98)));
+        let full = fs::metadata(numbered(&rotation.path, 1)).unwrap();
+        assert!(full.blocks() * 512 < RESERVE, "{full:?}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+        /// However lines come, they are in the files, in their order, and no file is larger than it may be.
+        #[test]
+        fn rotation_loses_no_line_and_splits_none(
+            batches in proptest::collection::vec(proptest::collection::vec("[a-z]{0,30}", 0..12), 1..12),
+            max_size in 32..200_u64,
+        ) {
+            let home = tempfile::tempdir().unwrap();
+            let rotation = rotation(home.path(), max_size, 1000);
+            let mut sink = Rotated::open(&rotation).unwrap();
+            for batch in &batches {
+                append(&mut sink, &batch.iter().fold(String::new(), |text, line| text + line + "\n"));
+            }
+            prop_assert_eq!(read(&rotation.path), batches.concat());
+            for entry in fs::read_dir(rotation.path.parent().unwrap()).unwrap() {
+                prop_assert!(entry.unwrap().metadata().unwrap().len() <= max_size);
+            }
+        }
+    }
+}

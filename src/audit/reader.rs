@@ -1,0 +1,154 @@
+//! Reading the log: from the oldest line that is kept, and on across rotations.
+//!
+//! A file is known by its inode: its name changes while it is read.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufRead as _, BufReader},
+    mem,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use super::file::numbered;
+
+/// How often the files are listed until two lists agree. Each rotation in between takes one.
+const LISTS: usize = 100;
+
+/// Reads lines one by one.
+#[derive(Debug)]
+pub struct Reader {
+    path: PathBuf,
+    at: Option<At>,
+    skipped: bool,
+}
+
+/// Which file is read, and how far.
+#[derive(Debug)]
+struct At {
+    identity: Identity,
+    file: BufReader<File>,
+    /// The beginning of a line whose end is not there yet.
+    part: Vec<u8>,
+}
+
+type Identity = (u64, u64);
+
+impl Reader {
+    /// Of the log at this path.
+    #[must_use]
+    pub const fn new(path: PathBuf) -> Self {
+        Self { path, at: None, skipped: false }
+    }
+
+    /// The next whole line, without its end; `None` when there is none yet.
+    pub fn next_line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            let Some(at) = &mut self.at else {
+                match self.files()?.first().cloned() {
+                    Some((path, identity)) => self.open(&path, identity)?,
+                    None => return Ok(None),
+                }
+                continue;
+            };
+            if at.read()? {
+                return Ok(Some(mem::take(&mut at.part)));
+            }
+            let Some((path, identity)) = self.next_file()? else { return Ok(None) };
+            // Nothing is written to this one any more; but something may have been, after it was read to its end.
+            if let Some(at) = &mut self.at
+                && at.read()?
+            {
+                return Ok(Some(mem::take(&mut at.part)));
+            }
+            self.open(&path, identity)?;
+        }
+    }
+
+    /// Whether files went before they were read, since this was last asked.
+    pub fn skipped(&mut self) -> bool {
+        mem::take(&mut self.skipped)
+    }
+
+    /// Opens a file, unless its name is another's by now: then the next look finds it under its new one.
+    fn open(&mut self, path: &Path, identity: Identity) -> io::Result<()> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let found = file.metadata()?;
+        if (found.dev(), found.ino()) == identity {
+            self.at = Some(At { identity, file: BufReader::new(file), part: Vec::new() });
+        }
+        Ok(())
+    }
+
+    /// The file after the one that is read.
+    fn next_file(&mut self) -> io::Result<Option<(PathBuf, Identity)>> {
+        let Some(At { identity, .. }) = &self.at else { return Ok(None) };
+        if identity_of(&self.path)?.is_none_or(|current| current == *identity) {
+            return Ok(None);
+        }
+        let files = self.files()?;
+        let own = files.iter().rposition(|(_, of)| of == identity);
+        // It went, and with it perhaps others that were not read.
+        self.skipped |= own.is_none();
+        Ok(files.get(own.map_or(0, |own| own + 1)).cloned())
+    }
+
+    /// The files that there are, from the oldest to the one that is written to.
+    fn files(&self) -> io::Result<Vec<(PathBuf, Identity)>> {
+        let mut before = self.list()?;
+        for _ in 0..LISTS {
+            let now = self.list()?;
+            if now == before {
+                return Ok(now);
+            }
+            before = now;
+        }
+        Err(io::Error::other("the files change too fast to be listed"))
+    }
+
+    fn list(&self) -> io::Result<Vec<(PathBuf, Identity)>> {
+        let (Some(directory), Some(name)) = (self.path.parent(), self.path.file_name()) else { return Ok(Vec::new()) };
+        let mut numbers = Vec::new();
+        let entries = match fs::read_dir(directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        for entry in entries {
+            let entry = entry?.file_name();
+            let number = entry.to_str().zip(name.to_str()).and_then(|(entry, name)| entry.strip_prefix(name));
+            numbers.extend(number.and_then(|number| number.strip_prefix('.')?.parse::<u32>().ok()));
+        }
+        numbers.sort_unstable_by(|one, other| other.cmp(one));
+        let paths = numbers.into_iter().map(|number| numbered(&self.path, number)).chain([self.path.clone()]);
+        let mut found = Vec::new();
+        for path in paths {
+            found.extend(identity_of(&path)?.map(|identity| (path, identity)));
+        }
+        Ok(found)
+    }
+}
+
+impl At {
+    /// Reads on; whether `part` is a whole line.
+    fn read(&mut self) -> io::Result<bool> {
+        self.file.read_until(b'\n', &mut self.part)?;
+        let whole = self.part.last() == Some(&b'\n');
+        if whole {
+            self.part.pop();
+        }
+        Ok(whole)
+    }
+}
+
+fn identity_of(path: &Path) -> io::Result<Option<Identity>> {
+    match fs::symlink_metadata(path) {
+        Ok(found) => Ok(Some((found.dev(), found.ino()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}

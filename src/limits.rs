@@ -1,0 +1,258 @@
+//! How much a peer may ask for.
+//!
+//! Owns: [`Rate`] and the [`Bucket`] that measures it out, what the limits are unless configured, and how many new
+//! tokens a socket has had of each account ([`Spending`]).
+//!
+//! Invariants:
+//! 1. A bucket is pure: it is told the time, and no clock makes it panic or give more than its rate.
+//! 2. What is remembered of an account is forgotten once it makes no difference.
+//!
+//! Must not know: what is limited, and how it is refused.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use crate::{account::Account, clock::Monotonic};
+
+/// So many at once, and so many in a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    number: u32,
+    whole: Duration,
+    burst: u32,
+}
+
+impl Rate {
+    /// `number` each second, `burst` at once. Zero counts as one.
+    #[must_use]
+    pub const fn per_second(number: u32, burst: u32) -> Self {
+        Self { number, whole: Duration::from_secs(1), burst }
+    }
+
+    /// `number` each hour, all of them at once if need be. Zero counts as one.
+    #[must_use]
+    pub const fn per_hour(number: u32) -> Self {
+        Self { number, whole: Duration::from_hours(1), burst: number }
+    }
+
+    /// From one to the next, once the burst is used up.
+    fn period(self) -> Duration {
+        self.whole / self.number.max(1)
+    }
+}
+
+/// What is left of a rate. A new one is full.
+#[derive(Debug, Clone, Copy)]
+pub struct Bucket {
+    /// When it is full again: the generic cell rate algorithm (ITU-T I.371, annex A) needs no more than this.
+    full_at: Monotonic,
+}
+
+impl Default for Bucket {
+    fn default() -> Self {
+        Self { full_at: Monotonic::new(Duration::ZERO) }
+    }
+}
+
+impl Bucket {
+    /// Takes one out. The error says when there will be one.
+    pub fn take(&mut self, rate: Rate, now: Monotonic) -> Result<(), Duration> {
+        let period = rate.period();
+        let missing = self.full_at.since(now);
+        let room = period.saturating_mul(rate.burst.max(1) - 1);
+        let wait = missing.saturating_sub(room);
+        if !wait.is_zero() {
+            return Err(wait);
+        }
+        self.full_at = now.max(self.full_at).plus(period);
+        Ok(())
+    }
+
+    /// Whether it is as good as new.
+    #[must_use]
+    pub fn is_full(&self, now: Monotonic) -> bool {
+        self.full_at <= now
+    }
+}
+
+/// The limits of one socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketLimits {
+    /// Connections at once; `None`: as many as the open files allow.
+    pub connections: Option<usize>,
+    /// Of one user; `None`: half of them where there are several users, else all.
+    pub connections_per_user: Option<usize>,
+    /// Requests of one connection.
+    pub rate: Option<Rate>,
+    /// Refreshes that its peers may force, of each account.
+    pub forced_refreshes: Option<Rate>,
+}
+
+impl SocketLimits {
+    /// For the person's own programs: none but those of the machine.
+    pub const HOST: Self = Self { connections: None, connections_per_user: None, rate: None, forced_refreshes: None };
+
+    /// For programs that are not trusted: an agent in a loop has a few connections and asks a few times a second; it has
+    /// a bad token a few times a day.
+    pub const SANDBOX: Self = Self {
+        connections: Some(1024),
+        connections_per_user: None,
+        rate: Some(Rate::per_second(60, 120)),
+        forced_refreshes: Some(Rate::per_hour(20)),
+    };
+}
+
+/// How many logins may wait for their person at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoginLimits {
+    /// Altogether: each may hold a port, and asks its provider now and then.
+    pub total: usize,
+    /// Of one socket.
+    pub per_socket: usize,
+}
+
+impl Default for LoginLimits {
+    /// A person has one login under way, or a few for several agents; a socket that wants more is at odds with itself.
+    fn default() -> Self {
+        Self { total: 100, per_socket: 10 }
+    }
+}
+
+/// How much the peers of one socket have had of each account.
+#[derive(Debug)]
+pub struct Spending {
+    rate: Rate,
+    spent: Mutex<Spent>,
+}
+
+#[derive(Debug)]
+struct Spent {
+    buckets: HashMap<Account, Bucket>,
+    /// At so many, those that make no difference are looked for.
+    sweep_at: usize,
+}
+
+/// Fewer are not worth looking through.
+const FIRST_SWEEP: usize = 64;
+
+impl Spending {
+    /// So much of each account.
+    #[must_use]
+    pub fn new(rate: Rate) -> Self {
+        Self { rate, spent: Mutex::new(Spent { buckets: HashMap::new(), sweep_at: FIRST_SWEEP }) }
+    }
+
+    /// Takes one of the account's. The error says when there will be one.
+    pub fn spend(&self, account: &Account, now: Monotonic) -> Result<(), Duration> {
+        let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bucket) = spent.buckets.get_mut(account) {
+            return bucket.take(self.rate, now);
+        }
+        if spent.buckets.len() >= spent.sweep_at {
+            spent.buckets.retain(|_, bucket| !bucket.is_full(now));
+            spent.sweep_at = FIRST_SWEEP.max(2 * spent.buckets.len());
+        }
+        spent.buckets.entry(account.clone()).or_default().take(self.rate, now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(millis: u64) -> Monotonic {
+        Monotonic::new(Duration::from_millis(millis))
+    }
+
+    #[test]
+    fn a_burst_is_given_at_once_and_then_one_by_one() {
+        let (rate, mut bucket) = (Rate::per_second(10, 20), Bucket::default());
+        for taken in 0..20 {
+            assert_eq!(bucket.take(rate, at(5000)), Ok(()), "{taken}");
+        }
+        assert_eq!(bucket.take(rate, at(5000)), Err(Duration::from_millis(100)));
+        assert_eq!(bucket.take(rate, at(5099)), Err(Duration::from_millis(1)));
+        assert_eq!(bucket.take(rate, at(5100)), Ok(()));
+        assert!(bucket.take(rate, at(5100)).is_err());
+        assert!(!bucket.is_full(at(7099)) && bucket.is_full(at(7100)));
+    }
+
+    #[test]
+    fn an_hours_rate_may_be_used_at_once() {
+        let (rate, mut bucket) = (Rate::per_hour(2), Bucket::default());
+        assert_eq!((bucket.take(rate, at(0)), bucket.take(rate, at(0))), (Ok(()), Ok(())));
+        assert_eq!(bucket.take(rate, at(0)), Err(Duration::from_mins(30)));
+    }
+
+    #[test]
+    fn the_ends_of_time_do_no_harm() {
+        let mut bucket = Bucket::default();
+        for rate in [Rate::per_second(0, 0), Rate::per_second(u32::MAX, u32::MAX), Rate::per_hour(1)] {
+            for now in [Duration::MAX, Duration::ZERO] {
+                bucket.take(rate, Monotonic::new(now)).ok();
+            }
+        }
+    }
+
+    #[test]
+    fn each_account_has_its_own_and_what_makes_no_difference_is_forgotten() {
+        let spending = Spending::new(Rate::per_hour(1));
+        let account = |number: usize| format!("corp/{number}").parse().unwrap();
+        for number in 0..1000 {
+            assert_eq!(spending.spend(&account(number), at(0)), Ok(()));
+        }
+        assert_eq!(spending.spend(&account(7), at(0)), Err(Duration::from_hours(1)));
+        let later = at(3_600_000);
+        for number in 1000..3000 {
+            assert_eq!(spending.spend(&account(number), later), Ok(()));
+        }
+        let kept = spending.spent.lock().unwrap().buckets.len();
+        assert_eq!(kept, 2000, "those of an hour ago are gone");
+    }
+
+    proptest! {
+        /// In every stretch of time there are at most the burst and what the rate gives in it; and who keeps to the rate
+        /// is never refused.
+        #[test]
+        fn no_stretch_of_time_gives_more_than_the_rate(
+            number in 1..50_u32, burst in 1..50_u32, steps in proptest::collection::vec(0..400_u64, 1..200),
+        ) {
+            let (rate, mut bucket) = (Rate::per_second(number, burst), Bucket::default());
+            let mut now = 0;
+            let mut given = Vec::new();
+            for step in steps {
+                now += step;
+                match bucket.take(rate, at(now)) {
+                    Ok(()) => given.push(now),
+                    Err(wait) => {
+                        prop_assert!(wait > Duration::ZERO && wait <= rate.period());
+                        prop_assert!(bucket.take(rate, at(now).plus(wait)).is_ok());
+                        given.push(now + u64::try_from(wait.as_millis()).unwrap());
+                        now += u64::try_from(wait.as_millis()).unwrap() + 1;
+                    }
+                }
+            }
+            for (from, start) in given.iter().enumerate() {
+                for (count, end) in given[from..].iter().enumerate() {
+                    let allowed = u128::from(burst) + u128::from(end - start + 2) * u128::from(number) / 1000 + 1;
+                    prop_assert!((count as u128) < allowed, "{count} from {start} to {end}");
+                }
+            }
+        }
+
+        #[test]
+        fn who_keeps_to_the_rate_is_never_refused(number in 1..1000_u32, start in any::<u32>(), count in 1..500_u32) {
+            let (rate, mut bucket) = (Rate::per_second(number, 1), Bucket::default());
+            let mut now = at(start.into());
+            for _ in 0..count {
+                prop_assert!(bucket.take(rate, now).is_ok());
+                now = now.plus(rate.period());
+            }
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! How many flights of one provider may be under way at once.
+//!
+//! A flight takes its place before it marks anything, so one that waits for a provider that hangs has spent nothing and
+//! holds nothing; those of other providers do not notice.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+use crate::{account::ProviderName, provider::Providers};
+
+/// How long a flight waits for its place. With the wait for the lease it makes the 15 s after which no attempt starts.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The places of each provider.
+#[derive(Debug)]
+pub(super) struct Places(HashMap<ProviderName, Arc<Semaphore>>);
+
+impl Places {
+    /// As many as each provider's rules say.
+    pub(super) fn of(providers: &Providers) -> Self {
+        let places = |name: &ProviderName| {
+            let number = providers.get(name)?.rules().concurrent_refreshes;
+            Some((name.clone(), Arc::new(Semaphore::new(number.get().min(Semaphore::MAX_PERMITS)))))
+        };
+        Self(providers.names().filter_map(places).collect())
+    }
+
+    /// Takes a place, until the value is dropped; those who wait are served in their order. `None` when none is free in
+    /// time.
+    pub(super) async fn take(&self, provider: &ProviderName) -> Option<OwnedSemaphorePermit> {
+        let places = Arc::clone(self.0.get(provider)?);
+        timeout(PATIENCE, places.acquire_owned()).await.ok()?.ok()
+    }
+}

@@ -1,0 +1,241 @@
+//! What every request passes: whether it may be carried out now, and the line that tells of it.
+//!
+//! Invariants:
+//! 1. A request makes one line in the audit log, whatever becomes of it: an answer, a panic, a connection that ends.
+//! 2. What is refused here has touched nothing.
+//!
+//! It is the one layer around the router, and does the work of `envelope.rs` as well: a layer costs a request some
+//! allocations and moves, whatever it does.
+
+use std::{
+    convert::Infallible,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use axum::{
+    extract::Request,
+    response::{IntoResponse as _, Response},
+};
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, CatchUnwind},
+};
+use http::{Version, header};
+use tower::{Layer, Service};
+
+use super::{
+    connection::Errand,
+    envelope::enclose,
+    operations,
+    peer::Peer,
+    problem::{Code, Problem},
+};
+use crate::{
+    audit::{Audit, Event, Origin, words},
+    clock::{Clock, Monotonic},
+};
+
+/// One socket's gate.
+#[derive(Debug, Clone)]
+pub(super) struct Gate(Arc<Post>);
+
+#[derive(Debug)]
+struct Post {
+    clock: Arc<dyn Clock>,
+    audit: Audit,
+    /// For requests without a connection.
+    origin: Origin,
+}
+
+impl Gate {
+    pub(super) fn new(clock: Arc<dyn Clock>, audit: Audit, socket: &str) -> Self {
+        Self(Arc::new(Post { clock, audit, origin: Origin::of_peer(socket, Peer::own().uid, None) }))
+    }
+
+    pub(super) fn audit(&self) -> &Audit {
+        &self.0.audit
+    }
+
+    /// What a request is refused for before anything else of it is looked at.
+    fn refusal(&self, request: &Request, errand: &Errand, operation: &str, now: Monotonic) -> Option<Problem> {
+        if let Some(connection) = errand.connection() {
+            // RFC 9112 section 3.2. What it says does not matter on a Unix socket.
+            if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
+                return Some(Problem::invalid("a request of HTTP/1.1 has exactly one Host header"));
+            }
+            if let Err(wait) = connection.ask(now) {
+                return Some(Problem::too_fast(wait));
+            }
+        }
+        (!self.0.audit.admits() && !operations::is_harmless(operation)).then(Problem::unaudited)
+    }
+}
+
+impl<S> Layer<S> for Gate {
+    type Service = Gated<S>;
+
+    fn layer(&self, inner: S) -> Gated<S> {
+        Gated { gate: self.clone(), inner }
+    }
+}
+
+/// A service behind a gate.
+#[derive(Debug, Clone)]
+pub(super) struct Gated<S> {
+    gate: Gate,
+    inner: S,
+}
+
+impl<S> Service<Request> for Gated<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible>,
+    S::Future: Unpin,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Passing<S::Future>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        let errand = request.extensions_mut().get_or_insert_default::<Errand>().clone();
+        let operation = operations::of(&request);
+        let started = self.gate.0.clock.monotonic();
+        let stage = match self.gate.refusal(&request, &errand, operation, started) {
+            Some(problem) => Stage::Refused(problem.into_response()),
+            None => Stage::Running(AssertUnwindSafe(self.inner.call(request)).catch_unwind()),
+        };
+        let entry = self.gate.0.audit.is_on();
+        Passing { stage, entry: entry.then(|| Entry { gate: self.gate.clone(), operation, errand, started }) }
+    }
+}
+
+/// A request on its way through.
+pub(super) struct Passing<F> {
+    stage: Stage<F>,
+    entry: Option<Entry>,
+}
+
+enum Stage<F> {
+    Refused(Response),
+    Running(CatchUnwind<AssertUnwindSafe<F>>),
+    /// Answered, and the answer waits for its line.
+    Writing(BoxFuture<'static, Response>),
+    Over,
+}
+
+impl<F: Future<Output = Result<Response, Infallible>> + Unpin> Future for Passing<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = match &mut self.stage {
+            Stage::Running(running) => enclose(ready!(Pin::new(running).poll(context))),
+            Stage::Writing(writing) => return writing.as_mut().poll(context).map(Ok),
+            Stage::Refused(_) | Stage::Over => match std::mem::replace(&mut self.stage, Stage::Over) {
+                Stage::Refused(answer) => answer,
+                // Nobody polls it again.
+                Stage::Running(_) | Stage::Writing(_) | Stage::Over => return Poll::Pending,
+            },
+        };
+        let Some(entry) = self.entry.take() else { return Poll::Ready(Ok(answer)) };
+        match entry.close(answer) {
+            Ok(answer) => Poll::Ready(Ok(answer)),
+            Err(mut writing) => {
+                let polled = writing.as_mut().poll(context).map(Ok);
+                self.stage = Stage::Writing(writing);
+                polled
+            }
+        }
+    }
+}
+
+/// It ends before there is an answer.
+impl<F> Drop for Passing<F> {
+    fn drop(&mut self) {
+        if let Some(entry) = self.entry.take() {
+            entry.gate.0.audit.note(&entry.event(words::ABANDONED, None));
+        }
+    }
+}
+
+/// A line that is still to be written.
+struct Entry {
+    gate: Gate,
+    operation: &'static str,
+    errand: Errand,
+    started: Monotonic,
+}
+
+impl Entry {
+    /// Writes what was answered; gives the answer, or what it waits for.
+    fn close(self, answer: Response) -> Result<Response, BoxFuture<'static, Response>> {
+        let code = answer.extensions().get::<Code>();
+        let event = self.event(code.map_or(words::OK, |code| code.as_str()), Some(answer.status().as_u16()));
+        let Some(waiting) = self.gate.0.audit.write(&event) else { return Ok(answer) };
+        Err(Box::pin(async move {
+            if waiting.settled().await.is_ok() || operations::is_harmless(self.operation) {
+                answer
+            } else {
+                Problem::unaudited().into_response()
+            }
+        }))
+    }
+
+    fn event(&self, outcome: &'static str, status: Option<u16>) -> Event<'_> {
+        let connection = self.errand.connection();
+        Event {
+            origin: connection.and_then(|connection| connection.origin.as_ref()).unwrap_or(&self.gate.0.origin),
+            operation: self.operation,
+            subject: self.errand.subject(),
+            outcome,
+            status,
+            latency: self.gate.0.clock.monotonic().since(self.started),
+            provider_called: self.errand.ticket().called(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        audit::{Destination, OnFailure, Rotation, Settings},
+        clock::SystemClock,
+    };
+
+    #[tokio::test]
+    async fn a_request_that_is_dropped_leaves_a_line() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("log/audit.log");
+        let to = Destination::File(Rotation { path: path.clone(), max_size: 1000, keep: 1 });
+        let settings = Settings { to, on_failure: OnFailure::Open };
+        let audit = Audit::start(&settings, Arc::new(SystemClock::new())).unwrap();
+        let hangs = tower::service_fn(|_: Request| std::future::pending::<Result<Response, Infallible>>());
+        let gate = Gate::new(Arc::new(SystemClock::new()), audit.clone(), "s");
+        let mut passing = gate.layer(hangs).call(Request::default());
+        assert!(futures_util::poll!(&mut passing).is_pending());
+        drop(passing);
+        audit.close().await;
+        let text = std::fs::read_to_string(path).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains("\"operation\":\"unknown\",\"outcome\":\"abandoned\",\"latency_us\""), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_answered_without_its_words() {
+        let panics = tower::service_fn(|_: Request| -> BoxFuture<'static, Result<Response, Infallible>> {
+            Box::pin(async { panic!("canary-in-a-panic") })
+        });
+        let gate = Gate::new(Arc::new(SystemClock::new()), Audit::default(), "s");
+        let answer = gate.layer(panics).call(Request::default()).await.unwrap();
+        assert_eq!(answer.status(), 500);
+        assert_eq!(answer.headers()["cache-control"], "no-store");
+        let body = axum::body::to_bytes(answer.into_body(), 1024).await.unwrap();
+        assert!(body.starts_with(b"{") && !String::from_utf8_lossy(&body).contains("canary"), "{body:?}");
+    }
+}
