@@ -5,7 +5,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use serde_json::{Value, json};
@@ -13,13 +16,16 @@ use serde_json::{Value, json};
 use support::{
     contract::Contract,
     daemon::{Daemon, Home},
-    http::{Connection, Response},
+    http::{Connection, Response, Transcript},
     issuer::Issuer,
 };
 
+mod names;
 mod operations;
+mod replay;
 #[path = "../support/mod.rs"]
 mod support;
+mod tricks;
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
@@ -71,11 +77,18 @@ const API_KEYS: [Subject; 4] = [
     subject("nowhere", "", false, false),
 ];
 
+/// What can be changed, and how many requests came to the provider.
+type State = (Vec<(Option<String>, Value)>, usize);
+
 /// A daemon with all of these; `former` is the account of a provider that is no longer configured.
 struct World {
     issuer: Issuer,
     home: Arc<Home>,
     daemon: Daemon,
+    /// The access tokens of accounts that are on no list.
+    forbidden: Vec<String>,
+    /// How many requests were made.
+    asked: AtomicUsize,
 }
 
 impl World {
@@ -100,11 +113,12 @@ impl World {
         let config: String = ["corp", "pool", "other"].map(provider).concat();
         let config = config + &SOCKETS.iter().map(socket).collect::<String>();
         let daemon = Daemon::start(&home, "a", &format!("[refresh]\ncooldown = \"0s\"\n{config}"), &[]).await;
-        let world = Self { issuer, home, daemon };
+        let mut world = Self { issuer, home, daemon, forbidden: Vec::new(), asked: AtomicUsize::new(0) };
         for account in ACCOUNTS.iter().filter(|account| account.exists) {
             let (access, refresh) = world.issuer.new_grant();
             let grant = json!({"access_token": access, "refresh_token": refresh, "expires_in": 3600});
             assert_eq!(world.host("PUT", &token(account), &grant).await.status, 201);
+            world.forbidden.extend((!account.allowed).then_some(access));
         }
         for key in API_KEYS.iter().filter(|key| key.exists) {
             let value = json!({"api_key": format!("canary-key-{}", key.provider)});
@@ -120,7 +134,28 @@ impl World {
     /// A request to the host's socket.
     async fn host(&self, method: &str, target: &str, body: &Value) -> Response {
         let body = if body.is_null() { String::new() } else { body.to_string() };
-        ask(&self.daemon.socket(), method, target, &[JSON], &body).await
+        self.ask(&self.daemon.socket(), method, target, &[JSON], &body).await
+    }
+
+    /// One request, on a connection of its own, held against the contract.
+    async fn ask(&self, socket: &Path, method: &str, target: &str, headers: &[(&str, &str)], body: &str) -> Response {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let mut connection = Connection::to_daemon(socket, Transcript::default()).await;
+        let answer = connection.request(method, target, headers, body.to_owned()).await;
+        Contract::hold(method, target, headers, body.as_bytes(), &answer);
+        answer
+    }
+
+    /// The same without a body, to a sandbox's socket.
+    async fn get(&self, socket: &str, target: &str, headers: &[(&str, &str)]) -> Response {
+        self.ask(&self.socket(socket), "GET", target, headers, "").await
+    }
+
+    /// Nothing was changed and nobody was asked since, and no account's token is in what was answered that is on no list.
+    async fn assert_untouched(&self, before: &State, answers: &[u8]) {
+        assert_eq!(self.state().await, *before);
+        let answers = String::from_utf8_lossy(answers);
+        assert!(self.forbidden.iter().all(|token| !answers.contains(token)), "{answers}");
     }
 
     async fn seen(&self, target: &str) -> (Option<String>, Value) {
@@ -129,8 +164,9 @@ impl World {
         (answer.header("etag").map(str::to_owned), answer.json())
     }
 
-    /// Every state that a request could change, as the host sees it. The entity tags tell of every write.
-    async fn state(&self) -> Vec<(Option<String>, Value)> {
+    /// Every state that a request could change, as the host sees it; the entity tags tell of every write. And how often
+    /// the provider was asked.
+    async fn state(&self) -> State {
         let mut state = Vec::new();
         for target in ["/v1/tokens", "/v1/providers", "/v1/api-keys", "/v1/sandboxes"] {
             state.push(self.seen(target).await);
@@ -141,22 +177,12 @@ impl World {
         for key in API_KEYS.iter().filter(|key| key.exists) {
             state.push(self.seen(&format!("/v1/api-keys/{}", key.provider)).await);
         }
-        state
+        (state, self.issuer.requests().len())
     }
 }
 
 fn token(account: &Subject) -> String {
     format!("/v1/tokens/{}?bucket={}", account.provider, account.bucket)
-}
-
-/// One request, on a connection of its own, held against the contract.
-async fn ask(socket: &Path, method: &str, target: &str, headers: &[(&str, &str)], body: &str) -> Response {
-    let answer = Connection::to_daemon(socket, support::http::Transcript::default())
-        .await
-        .request(method, target, headers, body.to_owned())
-        .await;
-    Contract::hold(method, target, headers, body.as_bytes(), &answer);
-    answer
 }
 
 /// All of an answer but the time of day: what one can be told from another by.
