@@ -1,7 +1,10 @@
 //! Every operation of the OpenAPI document, on every account and key, on every socket. What is due is the document's
 //! word (`x-credproxy-allow`) and the socket's lists; a route that is new in the document is covered by that.
 
-use std::path::PathBuf;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use serde_json::{Value, json};
 
@@ -30,6 +33,7 @@ struct Operation {
 /// What one of them is asked for, with the request that does so.
 struct Call {
     name: String,
+    id: String,
     method: String,
     target: String,
     body: Value,
@@ -83,7 +87,8 @@ impl Operation {
     fn call(&self, path: String, body: Value, (listed, exists): (bool, bool)) -> Call {
         let (method, allow) = (self.method.clone(), self.allow.clone());
         let name = format!("{} by {method} {path} {body}", self.id);
-        Call { name, method, target: path, body, allow, listed, exists, foreign: false }
+        let id = self.id.clone();
+        Call { name, id, method, target: path, body, allow, listed, exists, foreign: false }
     }
 
     /// All calls there are: one for each account or key, where such is named in the path or the body.
@@ -162,6 +167,7 @@ fn with_heads(calls: Vec<Call>) -> Vec<Call> {
         .filter(|call| call.method == "GET")
         .map(|call| Call {
             name: format!("HEAD for {}", call.name),
+            id: call.id.clone(),
             method: "HEAD".to_owned(),
             target: call.target.clone(),
             body: Value::Null,
@@ -185,16 +191,18 @@ async fn every_socket_does_what_the_document_and_its_lists_say_and_refuses_all_e
     let before = world.state().await;
     let mut refusals = 0;
     for door in &doors {
-        let mut bodies = None;
-        let mut heads = None;
+        let (mut texts, mut answers) = (BTreeSet::new(), BTreeMap::new());
         for call in calls.iter().filter(|call| !door.permits(call)) {
             let refused = make(&world, door, call).await;
             assert_eq!(refused.status, 403, "{} on {}: {}", call.name, door.name, refused.text());
-            // One answer for all of a socket's refusals: neither name, nor operation, nor existence can be told.
-            let first = if call.method == "HEAD" { &mut heads } else { &mut bodies };
-            assert_eq!(*first.get_or_insert_with(|| told(&refused)), told(&refused), "{} on {}", call.name, door.name);
+            // One answer for an operation, whatever it is asked of.
+            let first = answers.entry((&call.id, &call.method)).or_insert_with(|| told(&refused));
+            assert_eq!(*first, told(&refused), "{} on {}", call.name, door.name);
+            texts.insert(refused.text());
             refusals += 1;
         }
+        // And one text for them all, that of HEAD aside.
+        assert_eq!(texts.iter().filter(|text| !text.is_empty()).count(), 1, "{}: {texts:?}", door.name);
     }
     assert_eq!(world.state().await, before);
 
