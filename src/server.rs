@@ -39,6 +39,7 @@ mod request;
 mod routes;
 mod seats;
 mod stall;
+mod unread;
 
 pub use operations::OPERATIONS;
 

@@ -6,6 +6,7 @@ mod support;
 
 use std::collections::BTreeSet;
 
+use credproxy::policy::Operation;
 use serde_json::{Value, json};
 use support::contract::{Contract, Exchange, examples, parsed, resolved, valid, validator};
 
@@ -145,6 +146,17 @@ fn every_operation_has_an_id_a_tag_and_the_refusals_that_any_may_give() {
         "startLogin",
     ];
     assert!(ids.iter().eq(expected), "{ids:?}");
+}
+
+#[test]
+fn every_operation_says_who_may_ask_for_it() {
+    for (method, path, operation) in operations(&document()) {
+        let said = operation["x-credproxy-allow"].as_str().unwrap_or_else(|| panic!("{method} {path}"));
+        let known = ["host", "any"].contains(&said) || said.parse::<Operation>().is_ok();
+        assert!(known, "{method} {path}: {said}");
+        // Who may be refused is told so.
+        assert!(operation["responses"].get("403").is_some(), "{method} {path}");
+    }
 }
 
 #[test]

@@ -43,6 +43,7 @@ use super::{
     problem::Code,
     seats::{Held, Seat, Seats},
     stall::Stalling,
+    unread::watched,
 };
 use crate::{
     audit::{Audit, Event, Origin, Subject, words},
@@ -221,14 +222,15 @@ impl Listener {
             let origin = terms.audit.is_on().then(|| Origin::of_peer(&self.name, peer.uid, peer.pid));
             let connection = Connection::new(peer, origin, terms.limits.rate, spending.clone());
             let (router, usher) = (router.clone(), seat.usher());
-            let known = service_fn(move |mut request: Request<Incoming>| {
+            let known = service_fn(move |request: Request<Incoming>| {
+                let (mut request, fate) = watched(request);
                 request.extensions_mut().insert(Errand::on(Arc::clone(&connection)));
                 let (busy, answer) = (usher.begin(), router.clone().call(request));
                 async move {
                     // Idle for longest, it has just made room for another: nothing is done.
                     let busy = busy.ok_or(io::ErrorKind::ConnectionAborted)?;
                     let Ok(answer) = answer.await;
-                    Ok::<_, io::Error>(answer.map(|body| Held::new(body, busy)))
+                    Ok::<_, io::Error>(fate.told(answer).map(|body| Held::new(body, busy)))
                 }
             });
             let stream = TokioIo::new(Stalling::new(stream, UNREAD));

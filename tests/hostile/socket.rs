@@ -169,6 +169,41 @@ async fn requests_in_a_row_are_answered_in_their_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answer_says_whether_the_connection_goes_on_after_it() {
+    let world = World::new().await;
+    let next = "GET /v1/health HTTP/1.1\r\nHost: x\r\n\r\n";
+    // What is refused before its body is read, and what is answered with it.
+    for (target, body, goes_on) in [
+        ("PUT /v1/api-keys/%00", r#"{"api_key": "x"}"#, false),
+        ("PUT /nowhere", "{}", false),
+        ("GET /v1/tokens/corp", "{}", false),
+        ("POST /v1/tokens/nobody/refresh", "{}", true),
+        ("POST /v1/logins", "[]", true),
+    ] {
+        let mut stream = open(&world.daemon.socket()).await;
+        let length = body.len();
+        let head = format!(
+            "{target} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = vec![0; 8192];
+        if goes_on {
+            stream.write_all(body.as_bytes()).await.unwrap();
+        }
+        let read = timeout(AT_ONCE, stream.read(&mut answer)).await.expect("an answer").unwrap();
+        let answer = String::from_utf8_lossy(&answer[..read]).to_lowercase();
+        assert_eq!(answer.contains("\r\nconnection: close\r\n"), !goes_on, "{target}: {answer}");
+        if goes_on {
+            stream.write_all(next.as_bytes()).await.unwrap();
+            let mut answer = vec![0; 8192];
+            let read = timeout(AT_ONCE, stream.read(&mut answer)).await.expect("an answer").unwrap();
+            assert_eq!(statuses(&answer[..read]), [200], "{target}");
+        }
+    }
+    world.assert_unhurt("bodies that nobody reads").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_stops_writing_still_gets_the_answer() {
     let world = World::new().await;
     let mut stream = open(&world.daemon.socket()).await;

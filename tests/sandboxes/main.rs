@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
 use support::{
-    contract::{Contract, Exchange},
+    contract::Contract,
     daemon::{Daemon, Home},
     http::{Connection, Response, Transcript},
     issuer::Issuer,
@@ -158,20 +158,6 @@ async fn ask(socket: &Path, method: &str, target: &str, capability: Option<&str>
     headers.extend(authorization.as_deref().map(|value| ("authorization", value)));
     let mut connection = Connection::to_daemon(socket, Transcript::default()).await;
     let answer = connection.request(method, target, &headers, body.to_owned()).await;
-    let owned = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-    let exchange = Exchange {
-        method,
-        target,
-        request_headers: &headers.iter().map(|(name, value)| owned(name, value)).collect::<Vec<_>>(),
-        request_body: body.as_bytes(),
-        status: answer.status,
-        response_headers: &answer
-            .headers
-            .iter()
-            .map(|(name, value)| owned(name.as_str(), value.to_str().unwrap()))
-            .collect::<Vec<_>>(),
-        response_body: &answer.body,
-    };
-    Contract::load().check(&exchange).unwrap_or_else(|fault| panic!("{fault}"));
+    Contract::hold(method, target, &headers, body.as_bytes(), &answer);
     answer
 }

@@ -21,7 +21,9 @@ use jsonschema::{Draft, Validator};
 use serde_json::{Map, Value};
 use url::form_urlencoded;
 
-const DOCUMENT: &str = include_str!("../../openapi.yaml");
+use super::http::Response;
+
+pub(crate) const DOCUMENT: &str = include_str!("../../openapi.yaml");
 
 /// What refresh tokens in tests begin with.
 const CANARY: &str = "canary-rt-";
@@ -156,6 +158,23 @@ impl Contract {
     /// Every `code` that a problem may have.
     pub(crate) fn error_codes(&self) -> BTreeSet<String> {
         self.codes.clone()
+    }
+
+    /// Panics unless the answer to this request keeps to the contract.
+    #[track_caller]
+    pub(crate) fn hold(method: &str, target: &str, headers: &[(&str, &str)], body: &[u8], answer: &Response) {
+        let owned = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let told = answer.headers.iter().map(|(name, value)| owned(name.as_str(), value.to_str().unwrap()));
+        let exchange = Exchange {
+            method,
+            target,
+            request_headers: &headers.iter().map(|(name, value)| owned(name, value)).collect::<Vec<_>>(),
+            request_body: body,
+            status: answer.status,
+            response_headers: &told.collect::<Vec<_>>(),
+            response_body: &answer.body,
+        };
+        Self::load().check(&exchange).unwrap_or_else(|fault| panic!("{fault}"));
     }
 
     /// Whether the exchange keeps to the contract; if not, what is wrong with it.

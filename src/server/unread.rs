@@ -1,0 +1,72 @@
+//! A request's body that nobody may want to read.
+//!
+//! What is refused early leaves its body on the connection, which then cannot go on: the rest of the one request is not
+//! the start of the next. The answer says so (RFC 9112 section 9.6); a peer that was not told would lose the request
+//! that it sends after it.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use axum::response::Response;
+use http::{HeaderValue, Request, header};
+use hyper::body::{Body, Frame, SizeHint};
+
+/// A body that tells when it was read to its end.
+#[derive(Debug)]
+pub(super) struct Watched<B> {
+    body: B,
+    /// None for the many requests that have no body.
+    whole: Option<Arc<AtomicBool>>,
+}
+
+/// What becomes of a request's body.
+#[derive(Debug)]
+pub(super) struct Fate(Option<Arc<AtomicBool>>);
+
+/// Watches the request's body.
+pub(super) fn watched<B: Body>(request: Request<B>) -> (Request<Watched<B>>, Fate) {
+    let whole = (!request.body().is_end_stream()).then(Arc::default);
+    let fate = Fate(whole.clone());
+    (request.map(|body| Watched { body, whole }), fate)
+}
+
+impl Fate {
+    /// The answer, which says that the connection ends where the body was left.
+    pub(super) fn told(&self, mut answer: Response) -> Response {
+        if self.0.as_ref().is_some_and(|whole| !whole.load(Ordering::Acquire)) {
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        answer
+    }
+}
+
+impl<B: Body + Unpin> Body for Watched<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.body).poll_frame(context);
+        if let (Poll::Ready(None), Some(whole)) = (&polled, &this.whole) {
+            whole.store(true, Ordering::Release);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
