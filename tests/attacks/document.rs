@@ -4,7 +4,7 @@
 use std::{path::Path, process::Stdio, time::Duration};
 
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncWriteExt as _, copy, sink},
     net::{TcpListener, UnixStream},
     process::Command,
     task::JoinSet,
@@ -17,7 +17,7 @@ const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/sche
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.yaml");
 
 /// How many requests for each operation and each kind of test.
-const EXAMPLES: &str = "25";
+const EXAMPLES: &str = "50";
 
 /// Far more than it takes.
 const LIMIT: Duration = Duration::from_secs(150);
@@ -34,8 +34,20 @@ async fn forward(socket: &Path) -> (u16, JoinSet<()>) {
             let socket = socket.clone();
             connections.spawn(async move {
                 let mut inside = UnixStream::connect(&socket).await.unwrap();
-                // Either side may break off.
-                drop(copy_bidirectional(&mut outside, &mut inside).await);
+                let ((mut asked, mut answers), (mut answered, mut asks)) = (outside.split(), inside.split());
+                let asking = async {
+                    // A daemon that has refused the head takes no body; a reset for that would overtake its answer.
+                    if copy(&mut asked, &mut asks).await.is_err() {
+                        drop(copy(&mut asked, &mut sink()).await);
+                    }
+                    // It may be gone.
+                    drop(asks.shutdown().await);
+                };
+                let answering = async {
+                    drop(copy(&mut answered, &mut answers).await);
+                    drop(answers.shutdown().await);
+                };
+                tokio::join!(asking, answering);
             });
         }
     });
@@ -49,9 +61,14 @@ async fn a_stranger_who_knows_the_document_alone_finds_nothing_that_is_not_in_it
     let directory = tempfile::tempdir().unwrap();
     let mut command = Command::new(Path::new(DIRECTORY).join("installed/bin/schemathesis"));
     command.arg("--config-file").arg(Path::new(DIRECTORY).join("schemathesis.toml"));
-    command.args(["run", DOCUMENT, "--url", &format!("http://127.0.0.1:{port}"), "--checks", "all"]);
+    command.args(["run", DOCUMENT, "--url", &format!("http://127.0.0.1:{port}")]);
     command.args(["--max-examples", EXAMPLES, "--continue-on-failure", "--no-shrink"]);
-    command.current_dir(&directory).stdin(Stdio::null()).kill_on_drop(true);
+    command
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("PYTHONPATH", DIRECTORY)
+        .current_dir(&directory)
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
     let output = timeout(LIMIT, command.output()).await.expect("it ends").unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));

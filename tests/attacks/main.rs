@@ -20,6 +20,7 @@ use support::{
     issuer::Issuer,
 };
 
+mod document;
 mod names;
 mod operations;
 mod replay;
