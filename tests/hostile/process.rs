@@ -149,7 +149,7 @@ async fn no_secret_of_any_kind_is_in_the_loudest_log() {
         ("GET", "/v1/api-keys"),
         ("GET", "/v1/api-keys/openai"),
         ("GET", "/v1/api-keys/openai?x=canary-query"),
-        ("GET", "/v1/api-keys/canary-name"),
+        ("GET", "/v1/api-keys/canary%20name"),
         ("GET", "/v1/tokens"),
         ("GET", "/v1/providers"),
         ("GET", "/v1/health"),
