@@ -14,6 +14,7 @@ use std::{
 use serde_json::{Value, json};
 
 use support::{
+    audit_log,
     contract::Contract,
     daemon::{Daemon, Home},
     http::{Connection, Response, Transcript},
@@ -152,9 +153,19 @@ impl World {
         self.ask(&self.socket(socket), "GET", target, headers, "").await
     }
 
+    /// The audit log, which has no secret in it, and of names only those that are good ones.
+    fn log(&self) -> Vec<Value> {
+        let path = audit_log::place(&self.home);
+        let text = audit_log::text(&path);
+        assert!(!text.contains("canary-") && !text.contains('\\'), "{text}");
+        assert!(text.chars().all(|it| it == '\n' || (' '..='~').contains(&it)), "{text}");
+        audit_log::lines(&path)
+    }
+
     /// Nothing was changed and nobody was asked since, and no account's token is in what was answered that is on no list.
     async fn assert_untouched(&self, before: &State, answers: &[u8]) {
         assert_eq!(self.state().await, *before);
+        assert!(self.log().len() > 20);
         let answers = String::from_utf8_lossy(answers);
         assert!(self.forbidden.iter().all(|token| !answers.contains(token)), "{answers}");
     }
