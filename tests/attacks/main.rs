@@ -21,6 +21,7 @@ use support::{
     issuer::Issuer,
 };
 
+mod crowd;
 mod document;
 mod names;
 mod operations;
@@ -109,7 +110,7 @@ impl World {
             let keys = if operations.contains(&"keys") { format!("keys = {KEYS:?}\n") } else { String::new() };
             format!(
                 "[sockets.{name}]\npath = \"{{home}}/run/{name}/s\"\nrole = \"sandbox\"\nallow = {ALLOW:?}\n\
-                 operations = {operations:?}\n{keys}"
+                 operations = {operations:?}\n{keys}connections = 20000\n"
             )
         };
         let config: String = ["corp", "pool", "other"].map(provider).concat();
