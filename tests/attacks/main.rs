@@ -29,6 +29,7 @@ mod replay;
 #[path = "../support/mod.rs"]
 mod support;
 mod tricks;
+mod untouched;
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
@@ -110,7 +111,7 @@ impl World {
             let keys = if operations.contains(&"keys") { format!("keys = {KEYS:?}\n") } else { String::new() };
             format!(
                 "[sockets.{name}]\npath = \"{{home}}/run/{name}/s\"\nrole = \"sandbox\"\nallow = {ALLOW:?}\n\
-                 operations = {operations:?}\n{keys}connections = 20000\n"
+                 operations = {operations:?}\n{keys}connections = 20000\nrate = \"off\"\n"
             )
         };
         let config: String = ["corp", "pool", "other"].map(provider).concat();
