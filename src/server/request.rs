@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode, Uri, header, request::Parts};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 
 use super::{AppState, connection::Errand, peer::Peer, problem::Problem};
 use crate::{
@@ -290,7 +290,17 @@ pub(super) async fn members<T: DeserializeOwned>(
     known: &str,
 ) -> Result<T, Problem> {
     let body = json_body(headers, body, largest).await?;
-    serde_json::from_slice(&body).map_err(|_| Problem::invalid(format!("the body is a JSON object with {known}")))
+    let wrong = || Problem::invalid(format!("the body is a JSON object with {known}"));
+    // serde would take an array for an object, its values in the order of the members.
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return Err(wrong());
+    }
+    serde_json::from_slice(&body).map_err(|_| wrong())
+}
+
+/// A member that may be absent, and is no `null` when it is there: for `#[serde(default, deserialize_with = "given")]`.
+pub(super) fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 #[cfg(test)]

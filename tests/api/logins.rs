@@ -435,6 +435,7 @@ async fn a_malformed_login_is_refused() {
         "",
         "{}",
         "[]",
+        "[\"corp\",\"new\",\"paste\"]",
         "null",
         "{\"provider\":\"corp\"",
         "{\"provider\":5}",
@@ -443,13 +444,14 @@ async fn a_malformed_login_is_refused() {
         "{\"provider\":\"corp\",\"bucket\":\"\"}",
         "{\"provider\":\"corp\",\"bukcet\":\"x\"}",
         "{\"provider\":\"corp\",\"flow\":\"magic\"}",
+        "{\"provider\":\"corp\",\"flow\":null}",
         "{\"provider\":\"corp\",\"flow\":\"Browser\"}",
     ] {
         let refused = world.host.send("POST", "/v1/logins", &[JSON], body.as_bytes()).await;
         assert_eq!((refused.status, refused.code().as_str()), (400, "INVALID_REQUEST"), "{body}");
     }
     let (location, _) = world.host.begun(&paste()).await;
-    for body in ["", "{}", "{\"code\":5}", "{\"code\":\"a\",\"state\":\"b\"}", "\"code\""] {
+    for body in ["", "{}", "[\"a\"]", "{\"code\":5}", "{\"code\":\"a\",\"state\":\"b\"}", "\"code\""] {
         let refused = world.host.send("POST", &format!("{location}/code"), &[JSON], body.as_bytes()).await;
         assert_eq!((refused.status, refused.code().as_str()), (400, "INVALID_REQUEST"), "{body}");
     }

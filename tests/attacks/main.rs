@@ -14,18 +14,22 @@ use std::{
 use serde_json::{Value, json};
 
 use support::{
+    audit_log,
     contract::Contract,
     daemon::{Daemon, Home},
     http::{Connection, Response, Transcript},
     issuer::Issuer,
 };
 
+mod crowd;
+mod document;
 mod names;
 mod operations;
 mod replay;
 #[path = "../support/mod.rs"]
 mod support;
 mod tricks;
+mod untouched;
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
@@ -107,7 +111,7 @@ impl World {
             let keys = if operations.contains(&"keys") { format!("keys = {KEYS:?}\n") } else { String::new() };
             format!(
                 "[sockets.{name}]\npath = \"{{home}}/run/{name}/s\"\nrole = \"sandbox\"\nallow = {ALLOW:?}\n\
-                 operations = {operations:?}\n{keys}"
+                 operations = {operations:?}\n{keys}connections = 20000\nrate = \"off\"\n"
             )
         };
         let config: String = ["corp", "pool", "other"].map(provider).concat();
@@ -151,9 +155,19 @@ impl World {
         self.ask(&self.socket(socket), "GET", target, headers, "").await
     }
 
+    /// The audit log, which has no secret in it, and of names only those that are good ones.
+    fn log(&self) -> Vec<Value> {
+        let path = audit_log::place(&self.home);
+        let text = audit_log::text(&path);
+        assert!(!text.contains("canary-") && !text.contains('\\'), "{text}");
+        assert!(text.chars().all(|it| it == '\n' || (' '..='~').contains(&it)), "{text}");
+        audit_log::lines(&path)
+    }
+
     /// Nothing was changed and nobody was asked since, and no account's token is in what was answered that is on no list.
     async fn assert_untouched(&self, before: &State, answers: &[u8]) {
         assert_eq!(self.state().await, *before);
+        assert!(self.log().len() > 20);
         let answers = String::from_utf8_lossy(answers);
         assert!(self.forbidden.iter().all(|token| !answers.contains(token)), "{answers}");
     }

@@ -4,9 +4,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
+    sync::atomic::Ordering,
+    time::Duration,
 };
 
 use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
 
 use crate::{
     ACCOUNTS, ALLOW, API_KEYS, JSON, KEYS, SOCKETS, Subject, World,
@@ -241,4 +244,18 @@ async fn every_socket_does_what_the_document_and_its_lists_say_and_refuses_all_e
         let answer = world.host(&call.method, &call.target, &call.body).await;
         assert_ne!(answer.status, 403, "{}", call.name);
     }
+
+    // One line in the audit log for each request, and one for the question whether the daemon is there.
+    let asked = world.asked.load(Ordering::Relaxed) + 1;
+    let written = async {
+        while world.log().len() < asked {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    // It is the count below that fails.
+    drop(timeout(Duration::from_secs(10), written).await);
+    let log = world.log();
+    assert_eq!(log.len(), asked);
+    let refused = log.iter().filter(|line| line["outcome"] == "UNAUTHORIZED" && line["status"] == 403);
+    assert_eq!(refused.count(), refusals);
 }

@@ -198,6 +198,8 @@ async fn a_request_that_is_not_understood_makes_nothing() {
         json!({"allow": ["refresh_token"]}),
         json!({"allow": [7]}),
         json!({"allow": null}),
+        json!({"operations": null}),
+        json!({"ttl": null}),
         json!({"operations": ["write"]}),
         json!({"operations": "read"}),
         json!({"keys": ["openai"], "operations": ["read"]}),

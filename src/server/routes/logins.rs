@@ -17,7 +17,7 @@ use super::{
     super::{
         AppState,
         problem::{Code, Problem},
-        request::{Caller, LoginSegment, Query, members, preferred_wait},
+        request::{Caller, LoginSegment, Query, given, members, preferred_wait},
     },
     tokens::LONGEST_WAIT,
 };
@@ -37,6 +37,7 @@ struct Start {
     provider: ProviderName,
     #[serde(default)]
     bucket: Bucket,
+    #[serde(default, deserialize_with = "given")]
     flow: Option<String>,
 }
 

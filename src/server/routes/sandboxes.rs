@@ -15,7 +15,7 @@ use super::super::{
     connection::Errand,
     peer::Peer,
     problem::{Code, Problem},
-    request::{Query, SandboxSegment, members},
+    request::{Query, SandboxSegment, given, members},
 };
 use crate::{
     account::KeyName,
@@ -45,9 +45,11 @@ impl FromRequestParts<AppState> for Hosts {
 struct Asked {
     #[serde(default)]
     allow: Vec<String>,
+    #[serde(default, deserialize_with = "given")]
     operations: Option<Vec<String>>,
     #[serde(default)]
     keys: Vec<KeyName>,
+    #[serde(default, deserialize_with = "given")]
     ttl: Option<u64>,
     #[serde(default)]
     capability: bool,
