@@ -296,27 +296,26 @@ impl RefreshToken {
     }
 }
 
+fn any_text(mut text: String) -> Result<SecretString, SecretError> {
+    if text.is_empty() || text.len() > MAX_LENGTH {
+        let reason = if text.is_empty() { SecretError::Empty } else { SecretError::TooLong };
+        text.zeroize();
+        return Err(reason);
+    }
+    Ok(SecretString::from(text))
+}
+
 impl ClientSecret {
     /// Accepts any text that is not empty: providers choose these freely.
-    pub fn new(mut text: String) -> Result<Self, SecretError> {
-        if text.is_empty() || text.len() > MAX_LENGTH {
-            let reason = if text.is_empty() { SecretError::Empty } else { SecretError::TooLong };
-            text.zeroize();
-            return Err(reason);
-        }
-        Ok(Self(SecretString::from(text)))
+    pub fn new(text: String) -> Result<Self, SecretError> {
+        any_text(text).map(Self)
     }
 }
 
 impl ClientKey {
     /// Accepts any text that is not empty; whether it is a key is for whom it signs to find out.
-    pub fn new(mut text: String) -> Result<Self, SecretError> {
-        if text.is_empty() || text.len() > MAX_LENGTH {
-            let reason = if text.is_empty() { SecretError::Empty } else { SecretError::TooLong };
-            text.zeroize();
-            return Err(reason);
-        }
-        Ok(Self(SecretString::from(text)))
+    pub fn new(text: String) -> Result<Self, SecretError> {
+        any_text(text).map(Self)
     }
 }
 

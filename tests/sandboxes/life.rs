@@ -194,7 +194,7 @@ async fn a_request_that_is_not_understood_makes_nothing() {
         json!({"allow": [""]}),
         json!({"allow": ["*"]}),
         json!({"allow": ["corp/"]}),
-        json!({"allow": ["corp/work/x"]}),
+        json!({"allow": ["corp/home/x"]}),
         json!({"allow": ["refresh_token"]}),
         json!({"allow": [7]}),
         json!({"allow": null}),
