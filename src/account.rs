@@ -181,9 +181,10 @@ impl<'a> AccountRef<'a> {
     }
 }
 
-impl fmt::Display for AccountRef<'_> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}/{}", self.provider, self.bucket)
+/// `provider/bucket`.
+impl From<AccountRef<'_>> for String {
+    fn from(named: AccountRef<'_>) -> Self {
+        [named.provider, "/", named.bucket].concat()
     }
 }
 

@@ -153,7 +153,7 @@ impl Kind {
 impl Subject {
     /// It is about this account.
     pub fn account(&self, account: AccountRef<'_>) {
-        self.account.get_or_init(|| account.to_string());
+        self.account.get_or_init(|| account.into());
     }
 
     /// It is about this thing. What has not the form of a name is not kept (invariant 1).

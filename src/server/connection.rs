@@ -40,6 +40,11 @@ impl Connection {
         Arc::new(Self { peer, origin, pace, spending })
     }
 
+    /// Whether its requests are counted.
+    pub(super) const fn is_paced(&self) -> bool {
+        self.pace.is_some()
+    }
+
     /// Counts a request. The error says when there may be another.
     pub(super) fn ask(&self, now: Monotonic) -> Result<(), Duration> {
         match &self.pace {
@@ -51,11 +56,14 @@ impl Connection {
 
 /// One request: what it came on, and what becomes known of it while it is carried out. Clones are of the same one.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Errand(Arc<Known>);
+pub(super) struct Errand {
+    connection: Option<Arc<Connection>>,
+    /// None where nobody will want to know: most requests ask for what is at hand, and are to cost no more than that.
+    known: Option<Arc<Known>>,
+}
 
 #[derive(Debug, Default)]
 struct Known {
-    connection: Option<Arc<Connection>>,
     subject: Subject,
     ticket: Ticket,
 }
@@ -63,40 +71,49 @@ struct Known {
 impl Errand {
     /// On that connection. A router that is called in process has none.
     pub(super) fn on(connection: Arc<Connection>) -> Self {
-        let ticket = Ticket::paid_from(connection.spending.clone());
-        Self(Arc::new(Known { connection: Some(connection), subject: Subject::default(), ticket }))
+        let Connection { origin, spending, .. } = &*connection;
+        let known = (origin.is_some() || spending.is_some())
+            .then(|| Known { subject: Subject::default(), ticket: Ticket::paid_from(spending.clone()) });
+        Self { known: known.map(Arc::new), connection: Some(connection) }
+    }
+
+    /// Without a connection, to be written down all the same.
+    pub(super) fn in_process() -> Self {
+        Self { connection: None, known: Some(Arc::default()) }
     }
 
     pub(super) fn connection(&self) -> Option<&Connection> {
-        self.0.connection.as_deref()
+        self.connection.as_deref()
     }
 
     /// It is about this account.
     pub(super) fn about<'a>(&self, account: impl Into<AccountRef<'a>>) {
-        if self.is_written_down() {
-            self.0.subject.account(account.into());
+        if let Some(known) = &self.known {
+            known.subject.account(account.into());
         }
     }
 
     /// It is about this thing.
     pub(super) fn about_named(&self, kind: Kind, name: &str) {
-        if self.is_written_down() {
-            self.0.subject.named(kind, name);
+        if let Some(known) = &self.known {
+            known.subject.named(kind, name);
         }
     }
 
-    /// Whether anybody will want to know. Of a request without a connection it is not known here.
-    fn is_written_down(&self) -> bool {
-        self.connection().is_none_or(|connection| connection.origin.is_some())
+    /// Whether the provider was called for it.
+    pub(super) fn saw(&self, called: bool) {
+        if let Some(ticket) = self.ticket() {
+            ticket.saw(called);
+        }
     }
 
-    pub(super) fn subject(&self) -> &Subject {
-        &self.0.subject
+    pub(super) fn subject(&self) -> Option<&Subject> {
+        self.known.as_ref().map(|known| &known.subject)
     }
 
     /// For the coordinator.
-    pub(super) fn ticket(&self) -> &Ticket {
-        &self.0.ticket
+    pub(super) fn ticket(&self) -> Option<&Ticket> {
+        self.known.as_ref().map(|known| &known.ticket)
     }
 }
 

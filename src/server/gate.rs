@@ -13,6 +13,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use axum::{
@@ -27,15 +28,16 @@ use http::{Version, header};
 use tower::{Layer, Service};
 
 use super::{
-    connection::Errand,
+    connection::{Connection, Errand},
     envelope::enclose,
     operations,
     peer::Peer,
     problem::{Code, Problem},
 };
 use crate::{
-    audit::{Audit, Event, Origin, words},
+    audit::{Audit, Event, Origin, Subject, words},
     clock::{Clock, Monotonic},
+    refresh::Ticket,
 };
 
 /// One socket's gate.
@@ -103,15 +105,23 @@ where
     }
 
     fn call(&mut self, mut request: Request) -> Self::Future {
-        let errand = request.extensions_mut().get_or_insert_default::<Errand>().clone();
-        let operation = operations::of(&request);
-        let started = self.gate.0.clock.monotonic();
+        let Post { clock, audit, .. } = &*self.gate.0;
+        let audited = audit.is_on();
+        let errand = request.extensions().get().cloned().unwrap_or_else(|| {
+            let errand = if audited { Errand::in_process() } else { Errand::default() };
+            request.extensions_mut().insert(errand.clone());
+            errand
+        });
+        // Where nobody asks for it, the time is not looked at.
+        let timed = audited || errand.connection().is_some_and(Connection::is_paced);
+        let started = if timed { clock.monotonic() } else { Monotonic::new(Duration::ZERO) };
+        let operation = if audited { operations::of(&request) } else { words::UNKNOWN };
         let stage = match self.gate.refusal(&request, &errand, operation, started) {
             Some(problem) => Stage::Refused(problem.into_response()),
             None => Stage::Running(AssertUnwindSafe(self.inner.call(request)).catch_unwind()),
         };
-        let entry = self.gate.0.audit.is_on();
-        Passing { stage, entry: entry.then(|| Entry { gate: self.gate.clone(), operation, errand, started }) }
+        let entry = audited.then(|| Entry { gate: self.gate.clone(), operation, errand, started });
+        Passing { stage, entry }
     }
 }
 
@@ -158,7 +168,7 @@ impl<F: Future<Output = Result<Response, Infallible>> + Unpin> Future for Passin
 impl<F> Drop for Passing<F> {
     fn drop(&mut self) {
         if let Some(entry) = self.entry.take() {
-            entry.gate.0.audit.note(&entry.event(words::ABANDONED, None));
+            entry.gate.0.audit.note(&entry.event(words::ABANDONED, None, &Subject::default()));
         }
     }
 }
@@ -175,7 +185,9 @@ impl Entry {
     /// Writes what was answered; gives the answer, or what it waits for.
     fn close(self, answer: Response) -> Result<Response, BoxFuture<'static, Response>> {
         let code = answer.extensions().get::<Code>();
-        let event = self.event(code.map_or(words::OK, |code| code.as_str()), Some(answer.status().as_u16()));
+        let nothing = Subject::default();
+        let outcome = code.map_or(words::OK, |code| code.as_str());
+        let event = self.event(outcome, Some(answer.status().as_u16()), &nothing);
         let Some(waiting) = self.gate.0.audit.write(&event) else { return Ok(answer) };
         Err(Box::pin(async move {
             if waiting.settled().await.is_ok() || operations::is_harmless(self.operation) {
@@ -186,16 +198,16 @@ impl Entry {
         }))
     }
 
-    fn event(&self, outcome: &'static str, status: Option<u16>) -> Event<'_> {
+    fn event<'a>(&'a self, outcome: &'static str, status: Option<u16>, nothing: &'a Subject) -> Event<'a> {
         let connection = self.errand.connection();
         Event {
             origin: connection.and_then(|connection| connection.origin.as_ref()).unwrap_or(&self.gate.0.origin),
             operation: self.operation,
-            subject: self.errand.subject(),
+            subject: self.errand.subject().unwrap_or(nothing),
             outcome,
             status,
             latency: self.gate.0.clock.monotonic().since(self.started),
-            provider_called: self.errand.ticket().called(),
+            provider_called: self.errand.ticket().is_some_and(Ticket::called),
         }
     }
 }

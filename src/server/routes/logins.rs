@@ -65,7 +65,7 @@ pub(in crate::server) async fn start(
         return Err(Problem::unauthorized());
     }
     let begun = logins.start(owner, account.clone(), flow).await;
-    errand.ticket().saw(match &begun {
+    errand.saw(match &begun {
         Ok(login) => login.flow == Flow::Device,
         Err(error) => asked_provider(error),
     });
@@ -108,7 +108,7 @@ pub(in crate::server) async fn paste(
     let Caller { owner, policy, errand } = permitted(caller)?;
     let code = Zeroizing::new(pasted.code);
     let login = parts.logins.paste(&owner, id, &code).await.inspect(|login| errand.about(&login.account));
-    errand.ticket().saw(login.as_ref().map_or_else(asked_provider, |_| true));
+    errand.saw(login.as_ref().map_or_else(asked_provider, |_| true));
     shown(login, &parts.coordinator, &policy).await
 }
 

@@ -54,7 +54,8 @@ pub(in crate::server) async fn refresh(
         return Err(Problem::invalid("a refresh takes no body but an empty JSON object"));
     }
     permitted(&policy, Operation::Refresh, &account)?;
-    match coordinator.refresh_with(&account, &if_match, provider.errand.ticket()).await {
+    let ticket = provider.errand.ticket();
+    match coordinator.refresh_with(&account, &if_match, ticket.unwrap_or(&Ticket::default())).await {
         Ok(snapshot) => Ok(token(&snapshot)),
         Err(error) => Err(Problem::refresh(&account, &error)),
     }
@@ -93,9 +94,11 @@ async fn get_with_patience(
     account: Account,
     min_validity: Option<Duration>,
     headers: &HeaderMap,
-    ticket: &Ticket,
+    ticket: Option<&Ticket>,
 ) -> Result<Response, Problem> {
     let problem = |error| Problem::refresh(&account, &error);
+    let own = Ticket::default();
+    let ticket = ticket.unwrap_or(&own);
     let mut snapshot = coordinator.token_with(&account, min_validity, ticket).await.map_err(problem)?;
     if none_match(headers, &snapshot.tag)?
         && let Some(wait) = preferred_wait(headers)
@@ -160,7 +163,8 @@ pub(in crate::server) async fn delete(
     if !policy.may_write() {
         return Err(Problem::unauthorized());
     }
-    match coordinator.delete_with(&account, &if_match, revoke, provider.errand.ticket()).await {
+    let ticket = provider.errand.ticket();
+    match coordinator.delete_with(&account, &if_match, revoke, ticket.unwrap_or(&Ticket::default())).await {
         Ok(revoked) => Ok(Json(json!({"revoked": revoked}))),
         Err(error) => Err(Problem::refresh(&account, &error)),
     }
