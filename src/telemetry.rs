@@ -16,7 +16,7 @@ use rustix::{
 };
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{
-    EnvFilter, Layer as _, filter::Targets, fmt::MakeWriter, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    Layer as _, filter::Targets, fmt::MakeWriter, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
 /// How long a reader may be busy before lines are dropped.
@@ -28,15 +28,19 @@ const NO_PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// call does nothing.
 pub fn start(filter: &str) {
     let ours = Targets::new().with_target(env!("CARGO_PKG_NAME"), LevelFilter::TRACE).with_default(LevelFilter::INFO);
-    let wanted = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).parse_lossy(filter);
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(Lines::default())
         .with_ansi(io::stderr().is_terminal())
-        .with_filter(wanted)
+        .with_filter(wanted(filter))
         .with_filter(ours);
     if tracing_subscriber::registry().with(lines).try_init().is_err() {
         tracing::debug!("logs are on their way already");
     }
+}
+
+/// What a filter lets through; one that is none, `info`.
+fn wanted(filter: &str) -> Targets {
+    filter.parse().unwrap_or_else(|_| Targets::new().with_default(LevelFilter::INFO))
 }
 
 /// Standard error, line by line.
@@ -70,5 +74,29 @@ impl Write for &Lines {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn a_filter_is_a_level_or_levels_of_targets_and_else_info() {
+        for (filter, target, most) in [
+            ("info", "credproxy", Some(Level::INFO)),
+            ("trace", "credproxy", Some(Level::TRACE)),
+            ("credproxy::refresh=debug", "credproxy::refresh::flight", Some(Level::DEBUG)),
+            ("credproxy::refresh=debug", "credproxy::server", None),
+            ("warn,credproxy=debug", "hyper", Some(Level::WARN)),
+            ("off", "credproxy", None),
+            ("credproxy=loud", "credproxy", Some(Level::INFO)),
+        ] {
+            let levels = [Level::TRACE, Level::DEBUG, Level::INFO, Level::WARN, Level::ERROR];
+            let found = levels.into_iter().find(|level| wanted(filter).would_enable(target, level));
+            assert_eq!(found, most, "{filter}: {target}");
+        }
     }
 }
