@@ -66,47 +66,36 @@ impl<'a> Query<'a> {
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| &**value)
     }
-
-    /// The account that the path's provider and the query's `bucket` make, by their names.
-    fn named<'b>(&'b self, provider: &'b str) -> Result<AccountRef<'b>, Problem> {
-        let named = AccountRef::new(provider, self.get("bucket"));
-        named.map_err(|(which, error)| Problem::invalid(format!("{which}: {error}")))
-    }
-
-    /// The same account.
-    fn account(&self, provider: &str) -> Result<Account, Problem> {
-        self.named(provider).map(Account::from)
-    }
 }
 
-/// The provider that the path names, not yet looked at.
+/// The target of a request about an account, below `/v1/tokens/{provider}`.
 #[derive(Debug)]
-pub(super) struct ProviderSegment {
-    provider: String,
-    pub(super) errand: Errand,
+pub(super) struct Target<'a> {
+    provider: Cow<'a, str>,
+    pub(super) query: Query<'a>,
 }
 
-impl ProviderSegment {
-    /// The account that it and the query's `bucket` make, by their names: what the request is about.
-    pub(super) fn named<'a>(&'a self, query: &'a Query<'_>) -> Result<AccountRef<'a>, Problem> {
-        query.named(&self.provider).inspect(|account| self.errand.about(*account))
+impl<'a> Target<'a> {
+    pub(super) fn parse(uri: &'a Uri, known: &[&'static str]) -> Result<Self, Problem> {
+        let below = uri.path().strip_prefix("/v1/tokens/").unwrap_or_default();
+        let segment = below.strip_suffix("/refresh").unwrap_or(below);
+        let provider = percent_decode_str(segment)
+            .decode_utf8()
+            .map_err(|_| Problem::invalid("the provider in the path is not UTF-8 text"))?;
+        Ok(Self { provider, query: Query::parse(uri, known)? })
     }
 
-    /// The same account.
-    pub(super) fn account(&self, query: &Query<'_>) -> Result<Account, Problem> {
-        query.account(&self.provider).inspect(|account| self.errand.about(account))
+    /// The account that the path's provider and the query's `bucket` make, by their names: what the request is about.
+    pub(super) fn named(&self, errand: &Errand) -> Result<AccountRef<'_>, Problem> {
+        let named = AccountRef::new(&self.provider, self.query.get("bucket"));
+        let named = named.map_err(|(which, error)| Problem::invalid(format!("{which}: {error}")))?;
+        errand.about(named);
+        Ok(named)
     }
-}
 
-impl<S: Send + Sync> FromRequestParts<S> for ProviderSegment {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let Ok(errand) = Errand::from_request_parts(parts, state).await;
-        match Path::from_request_parts(parts, state).await {
-            Ok(Path(provider)) => Ok(Self { provider, errand }),
-            Err(_) => Err(Problem::invalid("the provider in the path is not UTF-8 text")),
-        }
+    /// The same with names of its own.
+    pub(super) fn account(&self, errand: &Errand) -> Result<Account, Problem> {
+        self.named(errand).map(Account::from)
     }
 }
 
@@ -318,15 +307,22 @@ mod tests {
     fn a_query_is_read_strictly() {
         let uri = |text: &str| text.parse::<Uri>().unwrap();
         let known = ["bucket", "min_validity"];
-        let account = |text: &str| Query::parse(&uri(text), &known).unwrap().account("corp").map(|it| it.to_string());
-        assert_eq!(account("/x?bucket=a%2Bb").unwrap(), "corp/a+b");
-        assert_eq!(account("/x?bucket=a+b").unwrap(), "corp/a+b");
-        assert_eq!(account("/x?").unwrap(), "corp/default");
+        let account = |text: &str| {
+            Target::parse(&uri(text), &known).unwrap().account(&Errand::default()).map(|it| it.to_string())
+        };
+        assert_eq!(account("/v1/tokens/corp?bucket=a%2Bb").unwrap(), "corp/a+b");
+        assert_eq!(account("/v1/tokens/corp?bucket=a+b").unwrap(), "corp/a+b");
+        assert_eq!(account("/v1/tokens/corp?").unwrap(), "corp/default");
+        assert_eq!(account("/v1/tokens/c%6frp/refresh").unwrap(), "corp/default");
+        assert!(Target::parse(&uri("/v1/tokens/%ff"), &known).is_err());
+        for bad in ["/v1/tokens/", "/v1/tokens/a%2Fb", "/v1/tokens/a%00"] {
+            assert!(account(bad).is_err(), "{bad}");
+        }
         for bad in ["/x?bukcet=a", "/x?bucket=a&bucket=a", "/x?Bucket=a", "/x?a", "/x?bucket%00=a"] {
             assert!(Query::parse(&uri(bad), &known).is_err(), "{bad}");
         }
-        for bad in ["/x?bucket=", "/x?bucket=a%2Fb", "/x?bucket=%00", "/x?bucket=%ff", "/x?bucket"] {
-            assert!(account(bad).is_err(), "{bad}");
+        for bad in ["bucket=", "bucket=a%2Fb", "bucket=%00", "bucket=%ff", "bucket"] {
+            assert!(account(&format!("/v1/tokens/corp?{bad}")).is_err(), "{bad}");
         }
     }
 
@@ -389,12 +385,12 @@ mod tests {
             let names: Vec<_> = pairs.iter().map(|(name, _)| name.as_str()).collect();
             let twice = (1..names.len()).any(|at| names[..at].contains(&names[at]));
             let strict = !twice && names.iter().all(|name| known.contains(name));
-            let uri = format!("/x?{query}").parse().unwrap();
-            let parsed = Query::parse(&uri, &known);
+            let uri = format!("/v1/tokens/corp?{query}").parse().unwrap();
+            let parsed = Target::parse(&uri, &known);
             prop_assert_eq!(parsed.is_ok(), strict, "{}", query);
             if let Ok(parsed) = parsed {
                 let given = pairs.iter().find(|(name, _)| name == "bucket").map(|(_, value)| value);
-                match parsed.account("corp") {
+                match parsed.account(&Errand::default()) {
                     // What wrote the query wrote a space as a plus sign.
                     Ok(account) => prop_assert_eq!(
                         account.bucket.as_str(), given.map_or("default".to_owned(), |given| given.replace(' ', "+")),
@@ -408,8 +404,8 @@ mod tests {
 
         #[test]
         fn no_raw_query_panics_or_is_repeated(query in "[!-~]{0,40}|(bucket|canary)?[=&%+a-f0-9]{0,20}canary") {
-            let Ok(uri) = format!("/x?{query}").parse::<Uri>() else { return Ok(()) };
-            match Query::parse(&uri, &["bucket"]).and_then(|query| query.account("corp")) {
+            let Ok(uri) = format!("/v1/tokens/corp?{query}").parse::<Uri>() else { return Ok(()) };
+            match Target::parse(&uri, &["bucket"]).and_then(|target| target.account(&Errand::default())) {
                 Ok(account) => prop_assert!(account.provider.as_str() == "corp"),
                 Err(problem) => {
                     let shown = format!("{problem:?}");

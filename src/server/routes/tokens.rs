@@ -15,8 +15,9 @@ use serde_json::{Map, Value, json};
 use super::{
     super::{
         AppState,
+        connection::Errand,
         problem::{Code, Problem},
-        request::{LARGEST_GRANT, ProviderSegment, Query, SMALL_BODY, if_match, json_body, none_match, preferred_wait},
+        request::{LARGEST_GRANT, Query, SMALL_BODY, Target, if_match, json_body, none_match, preferred_wait},
     },
     may_list, unlisted,
 };
@@ -39,12 +40,12 @@ pub(super) const LONGEST_WAIT: Duration = Duration::from_mins(1);
 pub(in crate::server) async fn refresh(
     State(coordinator): State<Coordinator>,
     State(policy): State<Arc<Policy>>,
-    provider: ProviderSegment,
+    errand: Errand,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let account = provider.account(&Query::parse(&uri, &["bucket"])?)?;
+    let account = Target::parse(&uri, &["bucket"])?.account(&errand)?;
     let if_match = if_match(&headers)?;
     if if_match.is_foreign() {
         return Err(Problem::invalid("if-match holds no entity tag of this daemon's"));
@@ -54,7 +55,7 @@ pub(in crate::server) async fn refresh(
         return Err(Problem::invalid("a refresh takes no body but an empty JSON object"));
     }
     permitted(&policy, Operation::Refresh, &account)?;
-    let ticket = provider.errand.ticket();
+    let ticket = errand.ticket();
     match coordinator.refresh_with(&account, &if_match, ticket.unwrap_or(&Ticket::default())).await {
         Ok(snapshot) => Ok(token(&snapshot)),
         Err(error) => Err(Problem::refresh(&account, &error)),
@@ -64,12 +65,12 @@ pub(in crate::server) async fn refresh(
 /// `getToken`: a token that lasts a while; `HEAD` shows the headers of what there is and refreshes nothing.
 pub(in crate::server) async fn get(
     State(AppState(parts)): State<AppState>,
-    provider: ProviderSegment,
+    errand: Errand,
     request: Request,
 ) -> Result<Response, Problem> {
-    let query = Query::parse(request.uri(), &["bucket", "min_validity"])?;
-    let account = provider.named(&query)?;
-    let min_validity = query.get("min_validity").map(seconds).transpose()?;
+    let target = Target::parse(request.uri(), &["bucket", "min_validity"])?;
+    let account = target.named(&errand)?;
+    let min_validity = target.query.get("min_validity").map(seconds).transpose()?;
     let headers = request.headers();
     none_match(headers, "")?;
     permitted(&parts.policy, Operation::Read, account)?;
@@ -78,13 +79,13 @@ pub(in crate::server) async fn get(
         let peeked = Box::pin(coordinator.peek(&account)).await;
         return peeked.map(|snapshot| token(&snapshot)).map_err(|error| Problem::refresh(&account, &error));
     }
-    if let Some(snapshot) = parts.coordinator.at_hand(account, min_validity)
-        && !none_match(headers, &snapshot.tag)?
+    if !headers.contains_key(header::IF_NONE_MATCH)
+        && let Some(snapshot) = parts.coordinator.at_hand(account, min_validity)
     {
         return Ok(token(&snapshot));
     }
     // Boxed, so that room for what seldom happens is not made for every request.
-    let ticket = provider.errand.ticket();
+    let ticket = errand.ticket();
     Box::pin(get_with_patience(&parts.coordinator, account.into(), min_validity, headers, ticket)).await
 }
 
@@ -115,12 +116,12 @@ async fn get_with_patience(
 /// `putToken`: a whole grant, refresh token and all. The host's alone.
 pub(in crate::server) async fn put(
     State(AppState(parts)): State<AppState>,
-    provider: ProviderSegment,
+    errand: Errand,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let account = provider.account(&Query::parse(&uri, &["bucket"])?)?;
+    let account = Target::parse(&uri, &["bucket"])?.account(&errand)?;
     let if_match = if_match(&headers)?;
     if !parts.policy.may_write() {
         return Err(Problem::unauthorized());
@@ -148,13 +149,13 @@ pub(in crate::server) async fn put(
 pub(in crate::server) async fn delete(
     State(coordinator): State<Coordinator>,
     State(policy): State<Arc<Policy>>,
-    provider: ProviderSegment,
+    errand: Errand,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Problem> {
-    let query = Query::parse(&uri, &["bucket", "revoke"])?;
-    let account = provider.account(&query)?;
-    let revoke = match query.get("revoke") {
+    let target = Target::parse(&uri, &["bucket", "revoke"])?;
+    let account = target.account(&errand)?;
+    let revoke = match target.query.get("revoke") {
         None | Some("false") => false,
         Some("true") => true,
         Some(_) => return Err(Problem::invalid("revoke is true or false")),
@@ -163,7 +164,7 @@ pub(in crate::server) async fn delete(
     if !policy.may_write() {
         return Err(Problem::unauthorized());
     }
-    let ticket = provider.errand.ticket();
+    let ticket = errand.ticket();
     match coordinator.delete_with(&account, &if_match, revoke, ticket.unwrap_or(&Ticket::default())).await {
         Ok(revoked) => Ok(Json(json!({"revoked": revoked}))),
         Err(error) => Err(Problem::refresh(&account, &error)),
