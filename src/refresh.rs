@@ -364,6 +364,12 @@ impl Inner {
         Arc::new(Snapshot::of(account, grant, marks, expose))
     }
 
+    /// The same of what was read, for which its slot may have all but the marks.
+    fn snapshot_in(&self, slot: &Slot, account: &Account, grant: &Grant, marks: Marks) -> Arc<Snapshot> {
+        let known = slot.lock().marked(grant.version, &marks);
+        known.unwrap_or_else(|| self.snapshot(account, grant, marks))
+    }
+
     /// Whether so much of the token's life is left that nothing needs to be done.
     fn lasts(&self, token: &SanitizedToken, min_validity: Option<Duration>) -> bool {
         let (Some(left), Some(lifetime)) = (token.left(self.clock.now()), token.lifetime()) else { return true };

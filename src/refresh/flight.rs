@@ -171,8 +171,9 @@ impl Flight {
             let boarding = self.slot.boarding.lock().await;
             let base = self.slot.base(inner.store.epoch());
             let record = inner.store.load(&self.account).await?;
-            let snapshot =
-                record.as_ref().map(|record| inner.snapshot(&self.account, &record.grant, record.marks.clone()));
+            let snapshot = record
+                .as_ref()
+                .map(|record| inner.snapshot_in(&self.slot, &self.account, &record.grant, record.marks.clone()));
             let Ok(seen) = self.slot.lock().fill(base, snapshot) else { continue };
             let (Some(record), Some(snapshot)) = (record, seen) else { return Err(RefreshError::NotFound) };
             let expired = snapshot.token.expired(inner.clock.now());
@@ -362,7 +363,7 @@ impl Flight {
             attempt: Some(attempt),
             latch: dead.then_some(Latch { at: now, answer_lost }),
         };
-        let snapshot = inner.snapshot(&self.account, grant, marks);
+        let snapshot = inner.snapshot_in(&self.slot, &self.account, grant, marks);
         let base = self.end_attempt(&snapshot);
         match inner.noted(inner.store.settle(&self.account, grant.version, &snapshot.marks).await) {
             Ok(true) => self.slot.lock().publish(base, Arc::clone(&snapshot)),

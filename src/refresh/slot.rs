@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     account::Account,
-    grant::{Grant, SanitizedToken},
+    grant::{Grant, SanitizedToken, Version},
     store::Marks,
 };
 
@@ -40,6 +40,11 @@ pub struct Snapshot {
 impl Snapshot {
     pub(super) fn of(account: &Account, grant: &Grant, marks: Marks, expose: &[String]) -> Self {
         Self { token: SanitizedToken::of(grant, expose), tag: condition::tag(account, grant.version), marks }
+    }
+
+    /// The same grant with other marks.
+    fn marked(&self, marks: Marks) -> Self {
+        Self { token: self.token.clone(), tag: self.tag.clone(), marks }
     }
 }
 
@@ -165,6 +170,13 @@ impl State {
     /// What was known last, current or not.
     pub(super) fn last(&self) -> Option<&Arc<Snapshot>> {
         self.unsaved.as_ref().or(self.cached.as_ref().map(|(_, snapshot)| snapshot))
+    }
+
+    /// A snapshot of the grant in this version, if its view was made before: to make one takes longer than to find the
+    /// record.
+    pub(super) fn marked(&self, version: Version, marks: &Marks) -> Option<Arc<Snapshot>> {
+        let (_, cached) = self.cached.as_ref().filter(|(_, cached)| cached.token.version == version)?;
+        Some(Arc::new(cached.marked(marks.clone())))
     }
 
     /// Remembers what was read, and gives what a reader now sees: that, or what is kept for the store. An error when a

@@ -82,7 +82,7 @@ impl Inner {
                     return last.filter(|_| staleness == Staleness::Tolerated).ok_or(error.into());
                 }
             };
-            let snapshot = record.map(|record| self.snapshot(account, &record.grant, record.marks));
+            let snapshot = record.map(|record| self.snapshot_in(slot, account, &record.grant, record.marks));
             if let Ok(seen) = slot.lock().fill(base, snapshot) {
                 return seen.ok_or(RefreshError::NotFound);
             }

@@ -1,7 +1,7 @@
 //! Records in a SQLite database: the store of one machine, for any number of processes.
 //!
-//! Owns: [`Sqlite`]; its children hold the file and schema, the connection that writes, the changes and their
-//! statements, the items, the owners of leases, and the upkeep.
+//! Owns: [`Sqlite`]; its children hold the file and schema, the connections that read and the one that writes, the
+//! changes and their statements, the items, the owners of leases, and the upkeep.
 //!
 //! Invariants:
 //! 1. One connection writes, one commit at a time, to the write-ahead log with `synchronous=FULL`. The commit that holds
@@ -23,7 +23,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
-use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, SqlitePool, sqlite::SqliteRow};
+use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, sqlite::SqliteRow};
 use tokio::task::coop::consume_budget;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -40,6 +40,7 @@ mod changes;
 mod database;
 mod items;
 mod owner;
+mod readers;
 mod rows;
 pub mod upkeep;
 mod writer;
@@ -47,6 +48,7 @@ mod writer;
 use changes::{Claiming, Deleting, Probing, Putting, Saving, Settling};
 use database::Place;
 use owner::Owner;
+use readers::Readers;
 use rows::{MarkTexts, Removal, Row};
 use writer::{Waiting, Writer};
 
@@ -69,7 +71,7 @@ struct Shared {
     writer: Arc<tokio::sync::Mutex<Writer>>,
     /// The changes that wait for it, in their order.
     waiting: Mutex<Vec<Box<dyn Waiting>>>,
-    readers: SqlitePool,
+    readers: Readers,
     epoch: AtomicU64,
     /// `PRAGMA data_version` of the writer when last seen.
     data_version: AtomicI64,
@@ -90,7 +92,7 @@ impl Sqlite {
         owner::sweep(&place.owners);
         let shared = Arc::new(Shared {
             owner: Owner::new(&place.owners)?,
-            readers: place.readers(),
+            readers: Readers::new(place.options()),
             place,
             sealer,
             writer: Arc::new(tokio::sync::Mutex::new(Writer::Open(connection))),
@@ -132,17 +134,20 @@ impl Sqlite {
     /// Has `each` look at every row whose name is sound.
     async fn scan(&self, query: &'static str, mut each: impl FnMut(Account, &SqliteRow)) -> Result<(), StoreError> {
         self.shared.place.ensure_in_place()?;
-        let mut found = sqlx::query(query).fetch(&self.shared.readers);
-        while let Some(row) = found.try_next().await.map_err(StoreError::unavailable)? {
-            if let Some(account) = rows::read_account(&row) {
-                each(account, &row);
-            } else {
-                tracing::warn!("the store holds a record whose name is damaged; it is left alone");
+        let scan = async |connection: &mut SqliteConnection| {
+            let mut found = sqlx::query(query).fetch(connection);
+            while let Some(row) = found.try_next().await? {
+                if let Some(account) = rows::read_account(&row) {
+                    each(account, &row);
+                } else {
+                    tracing::warn!("the store holds a record whose name is damaged; it is left alone");
+                }
+                // The rows may come faster than they are looked at, and others want the processor, too.
+                consume_budget().await;
             }
-            // The rows may come faster than they are looked at, and others want the processor, too.
-            consume_budget().await;
-        }
-        Ok(())
+            Ok(())
+        };
+        self.shared.readers.read(scan).await
     }
 }
 
@@ -197,6 +202,7 @@ async fn watch(shared: Arc<Shared>, stop: CancellationToken) {
         if let Err(error) = shared.look().await {
             tracing::debug!(%error, "could not look for changes in the store");
         }
+        shared.readers.tire(LOOK).await;
     }
 }
 
@@ -204,8 +210,9 @@ async fn watch(shared: Arc<Shared>, stop: CancellationToken) {
 impl Store for Sqlite {
     async fn load(&self, account: &Account) -> Result<Option<Record>, StoreError> {
         self.shared.place.ensure_in_place()?;
-        let found = rows::on(account, rows::LOAD).fetch_optional(&self.shared.readers).await;
-        let found = found.map_err(StoreError::unavailable)?;
+        let load =
+            async |connection: &mut SqliteConnection| rows::on(account, rows::LOAD).fetch_optional(connection).await;
+        let found = self.shared.readers.read(load).await?;
         found.map(|row| self.shared.open(account, rows::read(&row))).transpose()
     }
 

@@ -21,8 +21,8 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions as _, SqliteConnection, SqlitePool,
-    sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteSynchronous},
+    ConnectOptions as _, SqliteConnection,
+    sqlite::{SqliteConnectOptions, SqliteSynchronous},
 };
 
 use crate::{
@@ -76,13 +76,7 @@ const ITEMS: &str = "
 
 /// How long a connection waits for another process's write to end. A write takes milliseconds; a flight, which ends
 /// within 30 s, waits at most 5 s for its lease.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Readers serve what is not in the coordinator's memory: a handful at once is many.
-const READERS: u32 = 4;
-
-/// An idle reader is a thread and a page cache.
-const READER_IDLE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Another file is where the store was.
 #[derive(Debug, thiserror::Error)]
@@ -172,16 +166,6 @@ impl Place {
             .busy_timeout(PATIENCE)
             .synchronous(SqliteSynchronous::Full)
             .disable_statement_logging()
-    }
-
-    /// Connects lazily. A connection is not tested when it is taken: it was when it was given back.
-    pub(super) fn readers(&self) -> SqlitePool {
-        SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .idle_timeout(READER_IDLE)
-            .acquire_timeout(PATIENCE)
-            .test_before_acquire(false)
-            .connect_lazy_with(self.options().read_only(true))
     }
 
     /// Connects to the file, which may be empty, and leaves a store of this format and key there.

@@ -96,14 +96,16 @@ pub(super) async fn reseal(
 impl Shelf for Sqlite {
     async fn item(&self, kind: ItemKind, name: &ItemName) -> Result<Option<Item>, StoreError> {
         self.shared.place.ensure_in_place()?;
-        let found = on(kind, name, LOAD).fetch_optional(&self.shared.readers).await;
-        let found = found.map_err(StoreError::unavailable)?;
+        let load = async |connection: &mut SqliteConnection| on(kind, name, LOAD).fetch_optional(connection).await;
+        let found = self.shared.readers.read(load).await?;
         found.map(|row| open(&self.shared.sealer, kind, name, &row)).transpose()
     }
 
     async fn items(&self, kind: ItemKind) -> Result<Vec<ItemEntry>, StoreError> {
         self.shared.place.ensure_in_place()?;
-        let found = sqlx::query(LIST).bind(kind.as_str()).fetch_all(&self.shared.readers).await;
+        let list =
+            async |connection: &mut SqliteConnection| sqlx::query(LIST).bind(kind.as_str()).fetch_all(connection).await;
+        let found = self.shared.readers.read(list).await?;
         let entry = |row: &SqliteRow| {
             let Some((_, name)) = read_names(row) else {
                 tracing::warn!(%kind, "the store holds an item whose name is damaged; it is left alone");
@@ -112,7 +114,7 @@ impl Shelf for Sqlite {
             let item = open(&self.shared.sealer, kind, &name, row);
             Some(ItemEntry { name, item })
         };
-        Ok(found.map_err(StoreError::unavailable)?.iter().filter_map(entry).collect())
+        Ok(found.iter().filter_map(entry).collect())
     }
 
     async fn put_item(

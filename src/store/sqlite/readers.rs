@@ -1,0 +1,105 @@
+//! The connections that read.
+//!
+//! Not the driver's pool: that one asks a connection for a sign of life whenever it is given back, and each word with
+//! a connection's thread costs more than to find a record.
+//!
+//! Invariants:
+//! 1. A connection that met an error, or whose reader went away in the middle, is not used again.
+//! 2. None is left once [`Readers::close`] returns: only who closes the file last may bring the write-ahead log home.
+//!
+//! Must not know: what is read.
+
+use std::{
+    mem,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
+use tokio::{sync::Semaphore, time::timeout};
+
+use super::database::PATIENCE;
+use crate::store::StoreError;
+
+/// They read what is not in the coordinator's memory: a handful at once is many.
+const MOST: u32 = 4;
+
+/// How long one is kept that nobody needs: it is a thread and a page cache.
+const IDLE: Duration = Duration::from_secs(30);
+
+pub(super) struct Readers {
+    options: SqliteConnectOptions,
+    /// Whoever reads has one.
+    seats: Semaphore,
+    /// The one used last is used next.
+    idle: Mutex<Vec<Idle>>,
+}
+
+struct Idle {
+    connection: SqliteConnection,
+    /// For how long nobody needed it.
+    unused: Duration,
+}
+
+impl Readers {
+    /// Connects when it has to.
+    pub(super) fn new(options: SqliteConnectOptions) -> Self {
+        Self { options: options.read_only(true), seats: Semaphore::new(MOST as usize), idle: Mutex::default() }
+    }
+
+    /// Lends a connection.
+    pub(super) async fn read<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
+        let seat = timeout(PATIENCE, self.seats.acquire()).await.map_err(StoreError::unavailable)?;
+        let _seat = seat.map_err(StoreError::unavailable)?;
+        let known = self.idle().pop();
+        let mut connection = match known {
+            Some(Idle { connection, .. }) => connection,
+            None => self.options.connect().await.map_err(StoreError::unavailable)?,
+        };
+        let found = work(&mut connection).await;
+        if found.is_ok() {
+            self.idle().push(Idle { connection, unused: Duration::ZERO });
+        } else {
+            close(connection).await;
+        }
+        found.map_err(StoreError::unavailable)
+    }
+
+    /// Lets go of those that nobody has needed for a while. `passed`: since the last time.
+    pub(super) async fn tire(&self, passed: Duration) {
+        let mut tired = Vec::new();
+        {
+            let mut idle = self.idle();
+            for mut one in mem::take(&mut *idle) {
+                one.unused += passed;
+                if one.unused < IDLE { idle.push(one) } else { tired.push(one.connection) }
+            }
+        }
+        for connection in tired {
+            close(connection).await;
+        }
+    }
+
+    /// Waits for the readings under way. Every later one fails.
+    pub(super) async fn close(&self) {
+        let _all = self.seats.acquire_many(MOST).await;
+        self.seats.close();
+        let idle = mem::take(&mut *self.idle());
+        for Idle { connection, .. } in idle {
+            close(connection).await;
+        }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn close(connection: SqliteConnection) {
+    if let Err(error) = connection.close().await {
+        tracing::debug!(%error, "could not close a connection that reads the store");
+    }
+}
