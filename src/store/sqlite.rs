@@ -15,7 +15,7 @@ use std::{
     fmt, fs, io,
     path::Path,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
@@ -24,7 +24,10 @@ use std::{
 use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, sqlite::SqliteRow};
-use tokio::task::coop::consume_budget;
+use tokio::{
+    sync::{Mutex, mpsc},
+    task::coop::consume_budget,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -59,7 +62,8 @@ const LOOK: Duration = Duration::from_millis(200);
 /// A store in one database file, and one owner of leases in it.
 pub struct Sqlite {
     shared: Arc<Shared>,
-    /// The writes under way, and the look for changes.
+    changes: mpsc::UnboundedSender<Box<dyn Waiting>>,
+    /// The writing, and the look for changes.
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -68,9 +72,7 @@ struct Shared {
     place: Place,
     sealer: Sealer,
     owner: Owner,
-    writer: Arc<tokio::sync::Mutex<Writer>>,
-    /// The changes that wait for it, in their order.
-    waiting: Mutex<Vec<Box<dyn Waiting>>>,
+    writer: Mutex<Writer>,
     readers: Readers,
     epoch: AtomicU64,
     /// `PRAGMA data_version` of the writer when last seen.
@@ -95,14 +97,15 @@ impl Sqlite {
             readers: Readers::new(place.options()),
             place,
             sealer,
-            writer: Arc::new(tokio::sync::Mutex::new(Writer::Open(connection))),
-            waiting: Mutex::default(),
+            writer: Mutex::new(Writer::Open(connection)),
             epoch: AtomicU64::new(0),
             data_version: AtomicI64::new(data_version),
         });
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         tasks.spawn(watch(Arc::clone(&shared), stop.clone()));
-        Ok(Self { shared, tasks, stop })
+        let (changes, queue) = mpsc::unbounded_channel();
+        tasks.spawn(writer::carry_out(Arc::clone(&shared), queue, stop.clone()));
+        Ok(Self { shared, changes, tasks, stop })
     }
 
     /// Whether a store was ever made in the file `path`; in doubt it was.

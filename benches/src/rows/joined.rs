@@ -17,10 +17,14 @@ const TIMES: usize = 3;
 pub(crate) fn joined(world: &World) -> Fallible<Vec<Row>> {
     let mut rows = Vec::new();
     for (callers, within) in CROWDS {
-        let ours = world.credproxy(&world.home_with(10)?)?;
-        let prototype = world.prototype()?;
-        world.issuer.forget();
-        let [calls, last, bytes] = Pairs::measure(TIMES, [&ours, &prototype], |server| gather(world, server, callers))?;
+        // New servers each time: what a crowd has taken is not given back to the system.
+        let ours = || world.credproxy(&world.home_with(10)?);
+        let prototype = || world.prototype();
+        let sides: [&dyn Fn() -> Fallible<Server>; 2] = [&ours, &prototype];
+        let [calls, last, bytes] = Pairs::measure(TIMES, sides, |start| {
+            world.issuer.forget();
+            gather(world, &start()?, callers)
+        })?;
         let row = |what: &str, unit, pairs| Row::ratio(format!("{callers} joined callers: {what}"), unit, pairs);
         rows.push(row("calls to the provider", "", &calls).reach(Reach::Exactly(1.0)));
         let last = row("from the provider's answer to the last caller's", "ms", &last);

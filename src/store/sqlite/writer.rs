@@ -12,14 +12,13 @@
 //!
 //! Must not know: what the changes are.
 
-use std::{
-    mem, slice,
-    sync::{Arc, PoisonError},
-};
+use std::{mem, panic::AssertUnwindSafe, slice, sync::Arc};
 
 use async_trait::async_trait;
+use futures_util::FutureExt as _;
 use sqlx::{Connection as _, SqliteConnection};
-use tokio::sync::{OwnedMutexGuard, oneshot};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use super::{Shared, Sqlite, rows::run};
 use crate::store::StoreError;
@@ -31,6 +30,9 @@ pub(super) enum Writer {
     Away,
     Closed,
 }
+
+/// The changes that wait for it, in their order.
+pub(super) type Queue = mpsc::UnboundedReceiver<Box<dyn Waiting>>;
 
 #[derive(Debug, thiserror::Error)]
 #[error("the store is closed")]
@@ -55,15 +57,8 @@ impl Sqlite {
     /// Has a change carried out and committed.
     pub(super) async fn write<C: Change>(&self, change: C) -> Result<C::Outcome, StoreError> {
         let (answer, answered) = oneshot::channel();
-        let shared = &self.shared;
-        shared.waiting().push(Box::new(Asked { change, outcome: None, answer: Some(answer) }));
-        // Whoever gets the connection first carries out what all the others have asked for until then.
-        let writer = Arc::clone(&shared.writer).lock_owned().await;
-        let changes = shared.next_changes();
-        if !changes.is_empty() {
-            let shared = Arc::clone(shared);
-            self.tasks.spawn(async move { shared.write(writer, changes).await });
-        }
+        let asked = Asked { change, outcome: None, answer: Some(answer) };
+        self.changes.send(Box::new(asked)).map_err(|_| StoreError::unavailable(ClosedError))?;
         answered.await.map_err(StoreError::unavailable)?
     }
 }
@@ -114,23 +109,36 @@ impl<C: Change> Waiting for Asked<C> {
     }
 }
 
+/// Carries changes out as they come, until the store is closed and none is left.
+pub(super) async fn carry_out(shared: Arc<Shared>, mut queue: Queue, stop: CancellationToken) {
+    let mut changes = Vec::new();
+    loop {
+        let count = tokio::select! {
+            biased;
+            () = stop.cancelled(), if !queue.is_closed() => {
+                queue.close();
+                continue;
+            }
+            count = queue.recv_many(&mut changes, LARGEST_COMMIT) => count,
+        };
+        if count == 0 {
+            return;
+        }
+        changes.retain(|change| !change.is_given_up());
+        if AssertUnwindSafe(shared.write(&mut changes)).catch_unwind().await.is_err() {
+            tracing::error!("a change of the store panicked");
+        }
+        // Whoever has no answer by now learns that there is none.
+        changes.clear();
+    }
+}
+
 impl Shared {
-    fn waiting(&self) -> std::sync::MutexGuard<'_, Vec<Box<dyn Waiting>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What is to be carried out next; the caller has the connection.
-    fn next_changes(&self) -> Vec<Box<dyn Waiting>> {
-        let mut waiting = self.waiting();
-        waiting.retain(|change| !change.is_given_up());
-        let count = waiting.len().min(LARGEST_COMMIT);
-        waiting.drain(..count).collect()
-    }
-
     /// Carries out changes, in one commit if that can be, and answers them.
-    async fn write(&self, mut writer: OwnedMutexGuard<Writer>, mut changes: Vec<Box<dyn Waiting>>) {
-        let together = changes.len() > 1 && self.commit(&mut writer, &mut changes).await.is_ok();
-        for change in &mut changes {
+    async fn write(&self, changes: &mut [Box<dyn Waiting>]) {
+        let mut writer = self.writer.lock().await;
+        let together = changes.len() > 1 && self.commit(&mut writer, changes).await.is_ok();
+        for change in changes {
             let committed = if together { Ok(()) } else { self.commit(&mut writer, slice::from_mut(change)).await };
             change.answer(committed);
         }
@@ -186,7 +194,7 @@ mod tests {
         sync::atomic::{AtomicUsize, Ordering},
     };
 
-    use futures_util::future::{FutureExt as _, join_all};
+    use futures_util::future::join_all;
     use sqlx::{Decode, Type};
 
     use super::*;
@@ -302,6 +310,26 @@ mod tests {
         drop(busy);
         let carried = asked.await;
         assert!(carried[..LARGEST_COMMIT].iter().all(|carried| *carried >= LARGEST_COMMIT), "{carried:?}");
+    }
+
+    #[tokio::test]
+    async fn callers_who_keep_asking_share_commits() {
+        const CALLERS: u64 = 8;
+        const TIMES: u64 = 20;
+        // Each commit adds a frame for the one page that is changed (<https://www.sqlite.org/fileformat2.html#walformat>).
+        const FRAME: u64 = 24 + 4096;
+        let home = tempfile::tempdir().unwrap();
+        let store = open(&home).await;
+        let log = || std::fs::metadata(home.path().join("db-wal")).unwrap().len();
+        let before = log();
+        let ask = async || {
+            for _ in 0..TIMES {
+                store.probe().await.unwrap();
+            }
+        };
+        join_all((0..CALLERS).map(|_| ask())).await;
+        let commits = (log() - before) / FRAME;
+        assert!((TIMES..=CALLERS * TIMES / 4).contains(&commits), "{commits}");
     }
 
     #[tokio::test]
