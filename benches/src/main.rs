@@ -23,8 +23,9 @@ type Fallible<T> = Result<T, Box<dyn Error>>;
 /// A group of rows that are measured together.
 type Group = (&'static str, fn(&World) -> Fallible<Vec<Row>>);
 
-const GROUPS: [Group; 8] = [
+const GROUPS: [Group; 9] = [
     ("warm", rows::warm::warm),
+    ("audit", rows::warm::audit),
     ("instructions", rows::instructions::instructions),
     ("joined", rows::joined::joined),
     ("refreshes", rows::refreshes::refreshes),
