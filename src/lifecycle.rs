@@ -29,7 +29,7 @@ use crate::{
     refresh::Coordinator,
     sandbox,
     server::{
-        self, AppState,
+        Api, AppState,
         listener::{BindError, Ending, Listener, Terms},
         peer::Peers,
     },
@@ -303,10 +303,10 @@ async fn run<T>(
     }
     for (listener, socket) in &listeners {
         let state = parts.state(socket.policy.clone(), listener.name());
-        let router = server::router(state.with_sandboxes(sandboxes.clone()));
+        let api = Api::new(state.with_sandboxes(sandboxes.clone()));
         let terms = Terms { limits: socket.limits, share, audit: parts.audit.clone() };
         let (listener, ending) = (Arc::clone(listener), ending.clone());
-        serving.spawn(async move { listener.serve(router, terms, &ending).await });
+        serving.spawn(async move { listener.serve(api, terms, &ending).await });
     }
     let paths: Vec<PathBuf> = listeners.iter().map(|(listener, _)| listener.path().to_owned()).collect();
     tracing::info!(sockets = ?paths, "ready");

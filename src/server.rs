@@ -1,6 +1,6 @@
 //! The HTTP side: routes, what they accept and what they answer.
 //!
-//! Owns: [`router`], its state, and the one form of every refusal. Its children own the sockets and the built-in
+//! Owns: [`router`] and [`Api`], their state, and the one form of every refusal. Its children own the sockets and the built-in
 //! authorization server of `serve --dev`.
 //!
 //! Invariants:
@@ -19,6 +19,7 @@ use axum::{
     routing::{get, post},
 };
 use http::StatusCode;
+use tower::Layer as _;
 
 use crate::{
     audit::Audit, keys::Keys, login::Logins, policy::Policy, refresh::Coordinator, sandbox::Sandboxes,
@@ -43,7 +44,7 @@ mod unread;
 
 pub use operations::OPERATIONS;
 
-use gate::Gate;
+use gate::{Gate, Gated};
 use problem::{Code, Problem};
 use routes::{document, health, keys, logins, providers, sandboxes, tokens};
 
@@ -155,9 +156,31 @@ pub const PATHS: [&str; 13] = [
     "/v1/tokens/{provider}/refresh",
 ];
 
-/// The whole API, as one socket offers it.
+/// The whole API, as one socket offers it, to be driven in process.
 pub fn router(state: AppState) -> Router {
-    let (capability, gate) = (state.0.capability, state.0.gate.clone());
+    let gate = state.0.gate.clone();
+    routes(state).layer(gate)
+}
+
+/// The same for a listener.
+#[derive(Debug, Clone)]
+pub struct Api(Gated<Router>);
+
+impl Api {
+    /// What a socket in that state offers.
+    #[must_use]
+    pub fn new(state: AppState) -> Self {
+        let gate = state.0.gate.clone();
+        Self::behind(&gate, routes(state))
+    }
+
+    fn behind(gate: &Gate, routes: Router) -> Self {
+        Self(gate.layer(routes))
+    }
+}
+
+fn routes(state: AppState) -> Router {
+    let capability = state.0.capability;
     let routes = Router::new()
         .route("/openapi.yaml", get(document::openapi))
         .route("/v1/api-keys", get(keys::list))
@@ -177,5 +200,5 @@ pub fn router(state: AppState) -> Router {
             Problem::invalid("this route has no such method; see the Allow header")
                 .with_status(StatusCode::METHOD_NOT_ALLOWED)
         });
-    capability::demanded(capability, routes).layer(gate).with_state(state)
+    capability::demanded(capability, routes).with_state(state)
 }

@@ -16,10 +16,9 @@ use credproxy::{
     provider::Providers,
     refresh::Coordinator,
     server::{
-        AppState,
+        Api, AppState,
         listener::{Ending, Listener, Terms},
         peer::Peers,
-        router,
     },
     store::{Shelf, memory::Memory},
 };
@@ -372,12 +371,12 @@ impl Served {
             (Arc::new(Memory::new().unwrap()), Arc::new(SystemClock::new()));
         let keys = Keys::new(Arc::clone(&store), Arc::clone(&clock));
         let coordinator = Coordinator::new(store, Providers::default(), clock, Duration::ZERO);
-        let router = router(AppState::new(coordinator, keys, Policy::host()));
+        let api = Api::new(AppState::new(coordinator, keys, Policy::host()));
         let listener = Listener::bind("s", &socket, Peers::own()).unwrap();
         let terms = Terms { limits: SocketLimits::HOST, share: 100, audit: Audit::default() };
         let (ending, mut serving) = (Ending::default(), JoinSet::new());
         let ends = ending.clone();
-        serving.spawn(async move { listener.serve(router, terms, &ends).await });
+        serving.spawn(async move { listener.serve(api, terms, &ends).await });
         Self { socket, ending, serving, _home: home }
     }
 

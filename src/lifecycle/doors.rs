@@ -13,7 +13,7 @@ use crate::{
     sandbox::{self, Sandbox},
     secret::CapabilityHash,
     server::{
-        self,
+        Api,
         listener::{Ending, Listener, Occupant, SANDBOXES, Terms},
         peer::Peers,
     },
@@ -57,11 +57,11 @@ impl sandbox::Doors for Doors {
         let listener = Listener::bind(&name, &sandbox.socket(), Peers::own()).map_err(|error| chain(&error))?;
         let state = self.parts.state(Policy::sandbox(sandbox.allowed.clone()), &name).guarded_by(capability);
         let terms = Terms { limits: SocketLimits::SANDBOX, share: self.share, audit: self.parts.audit.clone() };
-        let router = server::router(state);
+        let api = Api::new(state);
         let at_once = self.ending.at_once.child_token();
         let ending = Ending { orderly: self.ending.orderly.clone(), at_once: at_once.clone() };
         let mut serving = JoinSet::new();
-        serving.spawn(async move { listener.serve(router, terms, &ending).await });
+        serving.spawn(async move { listener.serve(api, terms, &ending).await });
         Ok(Door { name, serving, at_once })
     }
 

@@ -4,8 +4,8 @@
 //! 1. A request makes one line in the audit log, whatever becomes of it: an answer, a panic, a connection that ends.
 //! 2. What is refused here has touched nothing.
 //!
-//! It is the one layer around the router, and does the work of `envelope.rs` as well: a layer costs a request some
-//! allocations and moves, whatever it does.
+//! It is the one layer around the router, does the work of `envelope.rs` as well, and is outside of the router where that
+//! can be: a layer inside costs a request some allocations and moves, whatever it does.
 
 use std::{
     convert::Infallible,
@@ -16,15 +16,12 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    extract::Request,
-    response::{IntoResponse as _, Response},
-};
+use axum::response::{IntoResponse as _, Response};
 use futures_util::{
     FutureExt as _,
     future::{BoxFuture, CatchUnwind},
 };
-use http::{Version, header};
+use http::{Request, Version, header};
 use tower::{Layer, Service};
 
 use super::{
@@ -62,7 +59,7 @@ impl Gate {
     }
 
     /// What a request is refused for before anything else of it is looked at.
-    fn refusal(&self, request: &Request, errand: &Errand, operation: &str, now: Monotonic) -> Option<Problem> {
+    fn refusal<B>(&self, request: &Request<B>, errand: &Errand, operation: &str, now: Monotonic) -> Option<Problem> {
         if let Some(connection) = errand.connection() {
             // RFC 9112 section 3.2. What it says does not matter on a Unix socket.
             if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
@@ -91,9 +88,9 @@ pub(super) struct Gated<S> {
     inner: S,
 }
 
-impl<S> Service<Request> for Gated<S>
+impl<S, B> Service<Request<B>> for Gated<S>
 where
-    S: Service<Request, Response = Response, Error = Infallible>,
+    S: Service<Request<B>, Response = Response, Error = Infallible>,
     S::Future: Unpin,
 {
     type Response = Response;
@@ -104,7 +101,7 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let Post { clock, audit, .. } = &*self.gate.0;
         let audited = audit.is_on();
         let errand = request.extensions().get().cloned().unwrap_or_else(|| {
@@ -214,6 +211,8 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
+    use axum::extract::Request;
+
     use super::*;
     use crate::{
         audit::{Destination, OnFailure, Rotation, Settings},

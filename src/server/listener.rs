@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, extract::Request};
+use axum::extract::Request;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
 use rustix::{
@@ -37,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
 use super::{
+    Api,
     connection::{Connection, Errand},
     head_timer::HeadTimer,
     peer::{Peer, Peers},
@@ -193,7 +194,7 @@ impl Listener {
     }
 
     /// Serves until it is to end. No connection is left when it returns.
-    pub async fn serve(&self, router: Router, terms: Terms, ending: &Ending) {
+    pub async fn serve(&self, api: Api, terms: Terms, ending: &Ending) {
         let mut builder = http1::Builder::new();
         builder.header_read_timeout(IDLE).max_buf_size(LONGEST_HEAD).half_close(true);
         // Head and body leave as one piece: they are small, and a copy costs less than a list of pieces.
@@ -223,11 +224,11 @@ impl Listener {
             };
             let origin = terms.audit.is_on().then(|| Origin::of_peer(&self.name, peer.uid, peer.pid));
             let connection = Connection::new(peer, origin, terms.limits.rate, spending.clone());
-            let (router, usher) = (router.clone(), seat.usher());
+            let (api, usher) = (api.clone(), seat.usher());
             let known = service_fn(move |request: Request<Incoming>| {
                 let (mut request, fate) = watched(request);
                 request.extensions_mut().insert(Errand::on(Arc::clone(&connection)));
-                let (busy, answer) = (usher.begin(), router.clone().call(request));
+                let (busy, answer) = (usher.begin(), api.clone().0.call(request));
                 async move {
                     // Idle for longest, it has just made room for another: nothing is done.
                     let busy = busy.ok_or(io::ErrorKind::ConnectionAborted)?;
@@ -412,6 +413,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::{clock::SystemClock, server::Gate};
 
     fn mode(path: &Path) -> u32 {
         fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777
@@ -528,8 +530,9 @@ mod tests {
             std::future::pending::<()>()
         };
         let ending = Ending::default();
+        let gate = Gate::new(Arc::new(SystemClock::new()), Audit::default(), "");
         let terms = Terms { limits: SocketLimits::HOST, share: 10, audit: Audit::default() };
-        let serving = listener.serve(Router::new().fallback(never), terms, &ending);
+        let serving = listener.serve(Api::behind(&gate, axum::Router::new().fallback(never)), terms, &ending);
         let calling = async {
             let mut stream = UnixStream::connect(&path).await.unwrap();
             stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();

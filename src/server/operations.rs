@@ -1,7 +1,6 @@
 //! Which operation of the contract a request asks for.
 
-use axum::extract::{MatchedPath, Request};
-use http::Method;
+use http::{Method, Request};
 
 use crate::audit::words;
 
@@ -33,15 +32,54 @@ const HEALTH: &str = "/v1/health";
 const DOCUMENT: &str = "/openapi.yaml";
 
 /// The `operationId`, or the word for what is no operation. `HEAD` is `GET` without the body.
-pub(super) fn of(request: &Request) -> &'static str {
-    let Some(path) = request.extensions().get::<MatchedPath>() else { return words::UNKNOWN };
+pub(super) fn of<B>(request: &Request<B>) -> &'static str {
     let method = if request.method() == Method::HEAD { "GET" } else { request.method().as_str() };
-    let found = OPERATIONS.iter().find(|(of, at, _)| *at == path.as_str() && *of == method);
+    let path = request.uri().path();
+    let found = OPERATIONS.iter().find(|(of, template, _)| *of == method && is_at(template, path));
     found.map_or(words::UNKNOWN, |(.., operation)| operation)
+}
+
+/// As the router sees it: what is in braces stands for one segment, which is not empty.
+fn is_at(template: &str, path: &str) -> bool {
+    let (mut wanted, mut given) = (template.split('/'), path.split('/'));
+    loop {
+        match (wanted.next(), given.next()) {
+            (None, None) => return true,
+            (Some(wanted), Some(given)) if wanted == given || wanted.starts_with('{') && !given.is_empty() => {}
+            _ => return false,
+        }
+    }
 }
 
 /// Whether the answer may be given without a line in the audit log: it tells nothing of any account, and a daemon that
 /// cannot write its log must be able to say so.
 pub(super) fn is_harmless(operation: &str) -> bool {
     [words::UNKNOWN, "health", "openapi"].contains(&operation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_is_told_by_method_and_path() {
+        for (method, target, operation) in [
+            ("GET", "/v1/tokens/corp?bucket=a", "getToken"),
+            ("HEAD", "/v1/tokens/%2F", "getToken"),
+            ("POST", "/v1/tokens/corp/refresh", "refreshToken"),
+            ("GET", "/v1/tokens", "listTokens"),
+            ("DELETE", "http://credproxy/v1/sandboxes/refresh", "deleteSandbox"),
+            ("GET", "/v1/tokens/corp/refresh", words::UNKNOWN),
+            ("GET", "/v1/tokens/", words::UNKNOWN),
+            ("GET", "//v1/tokens", words::UNKNOWN),
+            ("GET", "/v1/tokens/corp/", words::UNKNOWN),
+            ("POST", "/v1/tokens//refresh", words::UNKNOWN),
+            ("get", "/v1/tokens", words::UNKNOWN),
+            ("GET", "/v1/logins", words::UNKNOWN),
+            ("OPTIONS", "*", words::UNKNOWN),
+        ] {
+            let request = Request::builder().method(method).uri(target).body(()).unwrap();
+            assert_eq!(of(&request), operation, "{method} {target}");
+        }
+    }
 }
