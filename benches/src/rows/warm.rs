@@ -33,22 +33,36 @@ pub(crate) fn warm(world: &World) -> Fallible<Vec<Row>> {
     let bare = world.bare_like(&ours)?;
     let mut rows = Vec::new();
     for way in WAYS {
-        let [answers, used, median, tail, far_tail] = beside("warm GET", &ours, &bare, way)?;
-        let (_, connections, fresh) = way;
-        rows.push(if connections > 1 && !fresh { answers.reach(Reach::RatioAtLeast(0.90)) } else { answers });
-        rows.extend([used, median]);
-        rows.push(if connections == 8 && !fresh { tail.reach(Reach::RatioAtMost(1.25)) } else { tail });
-        rows.push(far_tail);
+        rows.extend(beside_bare("warm GET", &ours, &bare, way)?);
     }
     rows.push(on_one_processor(world, &ours, &bare)?);
     Ok(rows)
 }
 
-/// What the audit log, which is on unless told, costs the same answers.
+/// The rows of a way, with what they are to reach.
+fn beside_bare(what: &str, ours: &Server, bare: &Server, way: (&str, usize, bool)) -> Fallible<[Row; 5]> {
+    let [mut answers, used, median, mut tail, far_tail] = beside(what, ours, bare, way)?;
+    let (_, connections, fresh) = way;
+    if connections > 1 && !fresh {
+        answers = answers.reach(Reach::RatioAtLeast(0.90));
+    }
+    if connections == 8 && !fresh {
+        tail = tail.reach(Reach::RatioAtMost(1.25));
+    }
+    Ok([answers, used, median, tail, far_tail])
+}
+
+/// What the audit log, which is on unless told, costs the same answers; and the answers without it beside the bare server.
 pub(crate) fn audit(world: &World) -> Fallible<Vec<Row>> {
     let on = world.credproxy(&world.home_with(10)?)?;
     let off = world.credproxy_with(&world.home_with(10)?, "[audit]\npath = \"off\"\n")?;
-    Ok(beside("audit log on beside off", &on, &off, WAYS[1])?.into())
+    let mut rows = Vec::from(beside("audit log on beside off", &on, &off, WAYS[1])?);
+    on.stop()?;
+    let bare = world.bare_like(&off)?;
+    for way in [WAYS[1], WAYS[2]] {
+        rows.extend(beside_bare("audit log off, warm GET", &off, &bare, way)?);
+    }
+    Ok(rows)
 }
 
 /// Two servers that are asked in the same way: how many answers they give, what these cost, and how long they take.
