@@ -1,7 +1,7 @@
 //! The HTTP side: routes, what they accept and what they answer.
 //!
-//! Owns: [`router`] and [`Api`], their state, and the one form of every refusal. Its children own the sockets and the built-in
-//! authorization server of `serve --dev`.
+//! Owns: [`router`] and [`Api`], their state, and the one form of every refusal. Its children own the sockets and the
+//! built-in authorization server of `serve --dev`.
 //!
 //! Invariants:
 //! 1. Every answer has `Cache-Control: no-store` (`envelope.rs`); every refusal is a problem of the contract.

@@ -103,3 +103,46 @@ async fn close(connection: SqliteConnection) {
         tracing::debug!(%error, "could not close a connection that reads the store");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_connection_in_order_that_is_still_needed_is_used_again() {
+        let home = tempfile::tempdir().unwrap();
+        let options = SqliteConnectOptions::new().filename(home.path().join("db")).create_if_missing(true);
+        let mut writer = options.connect().await.unwrap();
+        sqlx::query("CREATE TABLE t (x)").execute(&mut writer).await.unwrap();
+        let readers = Readers::new(options);
+        let works = async |connection: &mut SqliteConnection| {
+            sqlx::query("SELECT x FROM t").execute(connection).await.map(drop)
+        };
+        let fails = async |connection: &mut SqliteConnection| {
+            sqlx::query("SELECT y FROM t").execute(connection).await.map(drop)
+        };
+        let never_ends = async |_: &mut SqliteConnection| pending::<Result<(), sqlx::Error>>().await;
+        for _ in 0..2 {
+            readers.read(works).await.unwrap();
+            assert_eq!(readers.idle().len(), 1);
+        }
+        assert!(readers.read(fails).await.is_err());
+        assert_eq!(readers.idle().len(), 0, "an error");
+        readers.read(works).await.unwrap();
+        assert!(readers.read(never_ends).now_or_never().is_none());
+        assert_eq!(readers.idle().len(), 0, "its reader went away");
+        readers.read(works).await.unwrap();
+        readers.tire(IDLE / 2).await;
+        assert_eq!(readers.idle().len(), 1);
+        readers.tire(IDLE / 2).await;
+        assert_eq!(readers.idle().len(), 0, "nobody needed it");
+        readers.read(works).await.unwrap();
+        readers.close().await;
+        assert_eq!(readers.idle().len(), 0, "closed");
+        assert!(readers.read(works).await.is_err());
+    }
+}
