@@ -39,7 +39,7 @@ pub use provider::{Authentication, ClientKeyConfig, ProviderConfig};
 pub use secret_source::{SecretSource, SecretSourceError};
 pub use socket::SocketConfig;
 
-use crate::{audit::Settings, policy::Role, secret::Capability};
+use crate::{audit::Settings, policy::Role, secret::Capability, timeouts::PROVIDER_CALL};
 use document::{Document, Section};
 
 /// All that is configured, defaults filled in.
@@ -97,9 +97,6 @@ const COOLDOWN: Duration = Duration::from_secs(30);
 
 /// A longer one would keep accounts without a token for the whole life of a usual one.
 const LONGEST_COOLDOWN: Duration = Duration::from_hours(1);
-
-/// A flight starts no attempt after its first 15 s and ends within 30 s, so an attempt has 15 s at most.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Below this, a slow network makes ambiguity (sent, no answer) out of nothing.
 const SHORTEST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
@@ -300,8 +297,8 @@ fn refresh(mut section: Section<'_>) -> Result<RefreshConfig, ConfigError> {
         None => COOLDOWN,
     };
     let request_timeout = match section.take("request_timeout") {
-        Some(entry) => entry.duration(SHORTEST_REQUEST_TIMEOUT..=REQUEST_TIMEOUT)?,
-        None => REQUEST_TIMEOUT,
+        Some(entry) => entry.duration(SHORTEST_REQUEST_TIMEOUT..=PROVIDER_CALL)?,
+        None => PROVIDER_CALL,
     };
     section.finish()?;
     Ok(RefreshConfig { cooldown, request_timeout })

@@ -1,7 +1,7 @@
 //! The daemon's life: where the parts are put together, started and ended.
 //!
 //! Invariants:
-//! 1. The end waits for the flights under way and for one more try to save what is unsaved, within `LAST_WAIT`. The
+//! 1. The end waits for the flights under way and for one more try to save what is unsaved, within `WORK_UNDER_WAY`. The
 //!    sockets' files go after that, the store last.
 //! 2. A part that cannot start is an error before any socket exists. A sandbox of an earlier daemon is no part: what
 //!    cannot be opened again stops nobody.
@@ -34,6 +34,7 @@ use crate::{
         peer::Peers,
     },
     store::{Shelf, StoreError, key::passphrase::Ask, sqlite::Sqlite},
+    timeouts::{LAST_ANSWERS, STORE_CLOSE, WORK_UNDER_WAY},
 };
 
 pub mod check;
@@ -46,12 +47,6 @@ pub mod store;
 use confine::Confined;
 use doors::Doors;
 use key::Keeper;
-
-/// A flight takes at most 30 s; what is left is for answering.
-const LAST_WAIT: Duration = Duration::from_secs(35);
-
-/// Once no flight is left, answers are written within milliseconds; a peer that stalls is not waited for.
-const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// Open files that are not connections: the store, calls to providers, logs.
 const OWN_FILES: usize = 128;
@@ -103,8 +98,11 @@ pub enum LifecycleError {
     /// What `--dev` begins with cannot be made.
     #[error("cannot make the accounts of --dev")]
     Dev(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// What was committed is in the write-ahead log, which the next start reads.
+    #[error("ended without closing the store: the disk does not answer")]
+    StoreNotClosed,
     /// Something was still under way after the longest wait.
-    #[error("ended with work under way, after {} s", LAST_WAIT.as_secs())]
+    #[error("ended with work under way, after {} s", WORK_UNDER_WAY.as_secs())]
     Unfinished,
 }
 
@@ -126,9 +124,9 @@ pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Res
     let parts = Parts { coordinator, keys, logins, shelf, audit, sandboxes: config.limits.sandboxes };
     let served = run(&parts, &config.sockets, |_| ()).await;
     parts.audit.close().await;
-    let closed = store.close().await;
+    let closed = tokio::time::timeout(STORE_CLOSE, store.close()).await;
     served?;
-    Ok(closed?)
+    Ok(closed.map_err(|_| LifecycleError::StoreNotClosed)??)
 }
 
 /// A write past a limit on the size of files is an error, which a refresh outlives. Unless the signal is caught it is
@@ -320,14 +318,16 @@ async fn run<T>(
         parts.keys.shut_down().await;
         parts.coordinator.shut_down().await;
     };
-    let finished = tokio::time::timeout(LAST_WAIT, ended).await;
+    let finished = tokio::time::timeout(WORK_UNDER_WAY, ended).await;
     let served = async { while serving.join_next().await.is_some() {} };
     let mut served = pin!(served);
     if tokio::time::timeout(LAST_ANSWERS, &mut served).await.is_err() {
         tracing::warn!("some connections were cut off");
         // What still runs holds the sockets open.
         ending.at_once.cancel();
-        served.await;
+        if tokio::time::timeout(LAST_ANSWERS, &mut served).await.is_err() {
+            tracing::error!("some sockets could not be closed in order");
+        }
     }
     finished.map(|()| done).map_err(|_| LifecycleError::Unfinished)
 }

@@ -32,6 +32,7 @@ use crate::{
     grant::{Grant, Issued, SanitizedToken},
     provider::{Provider, Providers},
     store::{Deleted, Expect, Marks, Put, Store, StoreError, Wanted, random_grant_id},
+    timeouts::HEALTH,
 };
 
 mod caller;
@@ -74,9 +75,6 @@ struct Inner {
     /// The last write failed.
     unwritable: AtomicBool,
 }
-
-/// A store that takes no write in this time is not well; who asks for the daemon's health is often less patient.
-const LONGEST_PROBE: Duration = Duration::from_millis(500);
 
 /// `min_validity` unless told: a minute covers the longest common request; a fifth of a short life leaves most of it.
 #[must_use]
@@ -125,6 +123,7 @@ impl Coordinator {
         }
         let error = match self.0.renew(account, &slot, &snapshot, false, ticket).await {
             Ok(renewed) => return Ok(renewed),
+            Err(RefreshError::StoreStalled) => return Ok(slot.lock().last().cloned().unwrap_or(snapshot)),
             Err(error) => error,
         };
         match self.0.look(account, Staleness::Tolerated).await {
@@ -261,7 +260,7 @@ impl Coordinator {
             let slot = inner.slot(&account);
             if let Some(flight) = slot.flight() {
                 // Whatever came of it: a late success is deleted as well.
-                drop(flight.landed().await);
+                drop(flight.landed(None).await);
                 called.store(flight.called(), Ordering::Relaxed);
             }
             let boarding = slot.boarding.lock().await;
@@ -325,10 +324,11 @@ impl Coordinator {
         }
         // No provider can have this name's grant unless a person put one; the answer does not matter, that there is
         // one does.
-        if let Ok(probe) = "health-probe".parse::<Account>()
-            && self.0.store.load(&probe).await.is_err_and(|error| error.is_transient())
-        {
-            ailments.push("the store cannot be read");
+        if let Ok(probe) = "health-probe".parse::<Account>() {
+            let loaded = tokio::time::timeout(HEALTH, self.0.store.load(&probe)).await;
+            if loaded.map_or(true, |loaded| loaded.is_err_and(|error| error.is_transient())) {
+                ailments.push("the store cannot be read");
+            }
         }
         ailments
     }
@@ -374,7 +374,8 @@ impl Inner {
     fn lasts(&self, token: &SanitizedToken, min_validity: Option<Duration>) -> bool {
         let (Some(left), Some(lifetime)) = (token.left(self.clock.now()), token.lifetime()) else { return true };
         let wanted = min_validity.map_or_else(|| default_validity(lifetime), |asked| asked.min(lifetime / 2));
-        !left.is_zero() && left >= wanted
+        // More than its whole life: it was issued while the clock was ahead, and nobody knows when it ends.
+        !left.is_zero() && left >= wanted && left <= lifetime
     }
 
     /// Whether the grant could be refreshed at all.
@@ -405,7 +406,7 @@ impl Inner {
 
     /// Whether a store that refused the last write takes one now; nobody else may want to write for hours.
     async fn writable_again(&self) -> bool {
-        let probed = tokio::time::timeout(LONGEST_PROBE, self.store.probe()).await;
+        let probed = tokio::time::timeout(HEALTH, self.store.probe()).await;
         probed.is_ok_and(|probed| self.noted(probed).is_ok())
     }
 

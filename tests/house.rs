@@ -14,10 +14,11 @@ use std::{
 
 /// How high a room stands; it may import what stands lower. `provider` and `store` are traits, which the coordinator
 /// knows; what implements them (`CHILDREN_RANK`) stands above it.
-const RANKS: [(&str, u8); 26] = [
+const RANKS: [(&str, u8); 27] = [
     ("secret", 0),
     ("clock", 0),
     ("private", 0),
+    ("timeouts", 0),
     ("account", 1),
     ("faults", 1),
     ("grant", 2),

@@ -24,6 +24,7 @@ use crate::{
     sandbox,
     server::dev::Issuer,
     store::memory::Memory,
+    timeouts::PROVIDER_CALL,
 };
 
 /// The account whose grant lives.
@@ -68,7 +69,7 @@ async fn parts(issuer: &Issuer) -> Result<Parts, Box<dyn std::error::Error + Sen
         authentication: Authentication::None,
         dialect: Dialect::default(),
         second_exchange: None,
-        request_timeout: Duration::from_secs(15),
+        request_timeout: PROVIDER_CALL,
         ca_file: None,
         rules: Rules::default(),
         login: LoginSettings::default(),

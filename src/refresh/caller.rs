@@ -15,7 +15,9 @@ use super::{
     slot::{Handle, Slot, Snapshot},
     status::last_error,
 };
-use crate::{account::Account, clock::Monotonic, grant::SanitizedToken, limits::Spending, store::Marks};
+use crate::{
+    account::Account, clock::Monotonic, grant::SanitizedToken, limits::Spending, store::Marks, timeouts::STORE_STALL,
+};
 
 /// What a caller brings along, and what it learns on the way: for one request each.
 #[derive(Debug, Default)]
@@ -114,7 +116,9 @@ impl Inner {
                 flight
             }
         };
-        let landed = flight.landed().await;
+        // A caller who has a good token need not wait for a store that does not answer.
+        let patience = (!forced && !snapshot.token.expired(self.clock.now())).then_some(STORE_STALL);
+        let landed = flight.landed(patience).await;
         ticket.saw(flight.called());
         landed
     }

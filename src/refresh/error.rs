@@ -54,6 +54,9 @@ pub enum RefreshError {
     /// The store failed before the refresh token was spent.
     #[error("{0}")]
     Store(Arc<StoreError>),
+    /// The store has not answered in the time that a caller with a good token waits.
+    #[error("the store does not answer")]
+    StoreStalled,
     /// Another daemon refreshes this account right now.
     #[error("another daemon is refreshing this account")]
     LeaseHeld,

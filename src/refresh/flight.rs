@@ -4,7 +4,8 @@
 //! 1. It presents the refresh token that it read under the revision it claimed; whoever was overtaken sends nothing.
 //! 2. Nothing is sent before the mark is durable, and nothing is answered before the outcome is, but for a success
 //!    that the store would not take: that one is kept, served, and saved again until it is durable.
-//! 3. It ends within 30 s: no attempt starts after its first 15 s, and no attempt takes longer than 15 s.
+//! 3. It has the provider's last answer within [`FLIGHT`](crate::timeouts::FLIGHT): no attempt starts after
+//!    `LAST_PROVIDER_CALL_START`, and none takes longer than `PROVIDER_CALL`.
 //!
 //! The rule for ambiguity: a presentation whose outcome nobody knows may have been spent, and a second one may make
 //! the provider revoke the rest. This daemon is the only holder of the chain, so a second try can win a lost answer
@@ -15,7 +16,7 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
 use super::{
     Inner, RefreshError,
@@ -30,13 +31,8 @@ use crate::{
     grant::{Grant, Issued, SanitizedToken, Version},
     provider::Provider,
     store::{Claim, Latch, Marks, Outcome, Presented, Record, Revision, StoreError},
+    timeouts::{LAST_PROVIDER_CALL_START, LAST_SAVES, LEASE},
 };
-
-/// No attempt starts after this; with the longest request of 15 s it makes invariant 3.
-const LAST_START: Duration = Duration::from_secs(15);
-
-/// How long a flight waits for another owner's lease: longer than most refreshes take, shorter than a caller's patience.
-const LEASE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often it looks whether the lease is free.
 const LEASE_INTERVAL: Duration = Duration::from_millis(100);
@@ -51,9 +47,6 @@ const PATIENCE_WITH_REFUSALS: u32 = 5;
 /// The first and the longest pause between tries to save what the provider has already answered. A store that heals
 /// is to hold it within 2 s.
 const SAVE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
-
-/// How long a shutdown goes on trying to save.
-const LAST_SAVES: Duration = Duration::from_secs(10);
 
 /// Whether the provider has refused so often that only a new login will help. Not latched: a later try may succeed.
 pub(super) fn given_up(marks: &Marks, expired: bool) -> bool {
@@ -188,7 +181,7 @@ impl Flight {
             }
             let own = self.slot.lock().ended;
             inner.paced(&snapshot.token, &record.marks, own)?;
-            let uncertain = record.marks.presented;
+            let uncertain = self.uncertain(record.marks.presented);
             if uncertain.is_some_and(|mark| !self.may_try_again(mark, &snapshot.token)) {
                 return Ok(Clearance::Answer(snapshot));
             }
@@ -199,7 +192,9 @@ impl Flight {
             let marked = Presented { at: inner.clock.now(), count };
             #[cfg(feature = "faults")]
             crate::faults::reach("after_load").await;
+            self.slot.lock().unsent = Some((marked, uncertain));
             let claim = inner.noted(inner.store.claim(&self.account, record.revision, marked).await)?;
+            self.slot.lock().unsent = None;
             drop(boarding);
             match claim {
                 Claim::Taken(revision) => {
@@ -212,7 +207,7 @@ impl Flight {
                     return Ok(Clearance::Lease(Box::new(Claimed { record, revision, marked, uncertain })));
                 }
                 Claim::Held if !self.handle.forced() && !expired => return Ok(Clearance::Answer(snapshot)),
-                Claim::Held | Claim::Changed if inner.clock.monotonic().since(begun) >= LEASE_PATIENCE => {
+                Claim::Held | Claim::Changed if inner.clock.monotonic().since(begun) >= LEASE => {
                     return Err(RefreshError::LeaseHeld);
                 }
                 Claim::Held => self.pause(LEASE_INTERVAL).await,
@@ -221,11 +216,20 @@ impl Flight {
         }
     }
 
+    /// The mark in the record, unless this process wrote it for a presentation that it never made: a store that failed in
+    /// the middle of a claim may have taken it all the same.
+    fn uncertain(&self, found: Option<Presented>) -> Option<Presented> {
+        match self.slot.lock().unsent {
+            Some((unsent, before)) if found == Some(unsent) => before,
+            Some(_) | None => found,
+        }
+    }
+
     /// Why no attempt may start any more, if so: the store may have taken its time.
     fn too_late(&self) -> Option<RefreshError> {
         if self.inner.stopping.is_cancelled() {
             Some(RefreshError::ShuttingDown)
-        } else if self.age() >= LAST_START {
+        } else if self.age() >= LAST_PROVIDER_CALL_START {
             Some(StoreError::unavailable("the store took too long").into())
         } else {
             None
@@ -266,6 +270,7 @@ impl Flight {
             crate::faults::reach("after_mark").await;
             self.handle.call();
             let reply = self.provider.refresh(&claimed.record.grant).await;
+            self.handle.answered();
             #[cfg(feature = "faults")]
             crate::faults::reach("after_answer").await;
             let failure = match sort(reply, self.provider.rules(), &claimed.record.grant) {
@@ -288,7 +293,7 @@ impl Flight {
                 Outcome::Success | Outcome::Final | Outcome::Configuration | Outcome::Refused => None,
             };
             match pause {
-                Some(pause) if self.age().saturating_add(pause) < LAST_START => self.pause(pause).await,
+                Some(pause) if self.age().saturating_add(pause) < LAST_PROVIDER_CALL_START => self.pause(pause).await,
                 Some(_) | None => return self.fail(claimed, failure).await,
             }
             let marked = Presented { at: self.inner.clock.now(), count: claimed.marked.count.saturating_add(1) };
@@ -436,9 +441,17 @@ impl Flight {
             let base = self.slot.base(inner.store.epoch());
             #[cfg(feature = "faults")]
             crate::faults::reach("late_save").await;
-            let result = match &late {
-                Late::Marks => inner.store.settle(&self.account, before, &snapshot.marks).await,
-                Late::Grant(next) => inner.store.save(&self.account, before, next, &snapshot.marks).await,
+            let saving = async {
+                match &late {
+                    Late::Marks => inner.store.settle(&self.account, before, &snapshot.marks).await,
+                    Late::Grant(next) => inner.store.save(&self.account, before, next, &snapshot.marks).await,
+                }
+            };
+            let result = match stopping_since.map(|since| inner.clock.monotonic().since(since)) {
+                None => saving.await,
+                Some(passed) => timeout(LAST_SAVES.saturating_sub(passed), saving)
+                    .await
+                    .unwrap_or_else(|_| Err(StoreError::unavailable("the store took too long"))),
             };
             match inner.noted(result) {
                 Ok(true) => {

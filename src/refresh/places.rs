@@ -3,17 +3,14 @@
 //! A flight takes its place before it marks anything, so one that waits for a provider that hangs has spent nothing and
 //! holds nothing; those of other providers do not notice.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
 
-use crate::{account::ProviderName, provider::Providers};
-
-/// How long a flight waits for its place. With the wait for the lease it makes the 15 s after which no attempt starts.
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::{account::ProviderName, provider::Providers, timeouts::PROVIDER_PLACE};
 
 /// The places of each provider.
 #[derive(Debug)]
@@ -33,6 +30,6 @@ impl Places {
     /// time.
     pub(super) async fn take(&self, provider: &ProviderName) -> Option<OwnedSemaphorePermit> {
         let places = Arc::clone(self.0.get(provider)?);
-        timeout(PATIENCE, places.acquire_owned()).await.ok()?.ok()
+        timeout(PROVIDER_PLACE, places.acquire_owned()).await.ok()?.ok()
     }
 }

@@ -8,12 +8,18 @@
 //!    overtook leaves the cache empty, and the next reader asks the store.
 //! 3. A snapshot of an earlier epoch is not current: another owner may have changed the record.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
 
 use super::{
     RefreshError,
@@ -23,7 +29,7 @@ use super::{
 use crate::{
     account::Account,
     grant::{Grant, SanitizedToken, Version},
-    store::Marks,
+    store::{Marks, Presented},
 };
 
 /// What may be known of an account outside the store.
@@ -50,6 +56,16 @@ impl Snapshot {
 
 pub(super) type Landed = Result<Arc<Snapshot>, RefreshError>;
 
+/// What a flight is waiting for, or what it ended with.
+#[derive(Debug)]
+enum Progress {
+    /// A place at its provider, or the store.
+    Store,
+    /// The provider.
+    Provider,
+    Landed(Landed),
+}
+
 /// A flight, as its callers see it.
 #[derive(Debug)]
 pub(super) struct Handle {
@@ -57,13 +73,13 @@ pub(super) struct Handle {
     forced: AtomicBool,
     /// The provider was called.
     called: AtomicBool,
-    landed: watch::Sender<Option<Landed>>,
+    progress: watch::Sender<Progress>,
 }
 
 impl Handle {
     pub(super) fn new(forced: bool) -> Self {
         let called = AtomicBool::new(false);
-        Self { forced: AtomicBool::new(forced), called, landed: watch::Sender::new(None) }
+        Self { forced: AtomicBool::new(forced), called, progress: watch::Sender::new(Progress::Store) }
     }
 
     pub(super) fn forced(&self) -> bool {
@@ -78,19 +94,37 @@ impl Handle {
         self.called.load(Ordering::Relaxed)
     }
 
+    /// The provider is being called.
     pub(super) fn call(&self) {
         self.called.store(true, Ordering::Relaxed);
+        self.progress.send_replace(Progress::Provider);
+    }
+
+    /// The provider has answered, and the store is asked.
+    pub(super) fn answered(&self) {
+        self.progress.send_replace(Progress::Store);
     }
 
     pub(super) fn land(&self, landed: Landed) {
-        self.landed.send_replace(Some(landed));
+        self.progress.send_replace(Progress::Landed(landed));
     }
 
-    pub(super) async fn landed(&self) -> Landed {
-        let mut landed = self.landed.subscribe();
-        match landed.wait_for(Option::is_some).await {
-            Ok(landed) => landed.clone().unwrap_or(Err(RefreshError::Internal)),
-            Err(_) => Err(RefreshError::Internal),
+    /// Waits for the flight's end; as long as `patience` at a time for the store.
+    pub(super) async fn landed(&self, patience: Option<Duration>) -> Landed {
+        let mut progress = self.progress.subscribe();
+        loop {
+            let at_store = match &*progress.borrow_and_update() {
+                Progress::Landed(landed) => return landed.clone(),
+                Progress::Store => true,
+                Progress::Provider => false,
+            };
+            let changed = match patience.filter(|_| at_store) {
+                Some(patience) => {
+                    timeout(patience, progress.changed()).await.map_err(|_| RefreshError::StoreStalled)?
+                }
+                None => progress.changed().await,
+            };
+            changed.map_err(|_| RefreshError::Internal)?;
         }
     }
 }
@@ -113,6 +147,9 @@ pub(super) struct State {
     pub(super) flight: Option<Arc<Handle>>,
     /// When this process's own last attempt ended.
     pub(super) ended: Option<Ended>,
+    /// A mark that the store may have taken although it said that it did not, and the mark before it: no presentation
+    /// followed.
+    pub(super) unsent: Option<(Presented, Option<Presented>)>,
     /// What the store would hold if it had taken our last write.
     pub(super) unsaved: Option<Arc<Snapshot>>,
 }
@@ -206,6 +243,7 @@ impl State {
     /// here yet.
     pub(super) fn replace(&mut self, base: Base, snapshot: Option<Arc<Snapshot>>) {
         self.unsaved = None;
+        self.unsent = None;
         self.ended = None;
         self.flight = None;
         self.written(base, snapshot);

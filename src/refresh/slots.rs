@@ -7,12 +7,13 @@
 use std::sync::{Arc, PoisonError, RwLockReadGuard};
 
 use hashbrown::HashMap;
+use tokio::time::timeout;
 
 use super::{
     Inner, RefreshError,
     slot::{Slot, Snapshot},
 };
-use crate::account::Account;
+use crate::{account::Account, timeouts::STORE_STALL};
 
 /// Whether a reader may be given what was known before the store failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,12 +76,16 @@ impl Inner {
             if let Some(snapshot) = known {
                 return Ok(snapshot);
             }
-            let record = match self.store.load(account).await {
-                Ok(record) => record,
-                Err(error) => {
-                    let last = slot.lock().last().cloned();
-                    return last.filter(|_| staleness == Staleness::Tolerated).ok_or(error.into());
-                }
+            let last = slot.lock().last().cloned().filter(|_| staleness == Staleness::Tolerated);
+            let loading = self.store.load(account);
+            let loaded = match &last {
+                Some(last) if !last.token.expired(self.clock.now()) => timeout(STORE_STALL, loading).await,
+                Some(_) | None => Ok(loading.await),
+            };
+            let record = match loaded {
+                Ok(Ok(record)) => record,
+                Ok(Err(error)) => return last.ok_or(error.into()),
+                Err(_) => return last.ok_or(RefreshError::StoreStalled),
             };
             let snapshot = record.map(|record| self.snapshot_in(slot, account, &record.grant, record.marks));
             if let Ok(seen) = slot.lock().fill(base, snapshot) {

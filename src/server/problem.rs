@@ -223,9 +223,10 @@ impl Problem {
                 }
             }
             RefreshError::Store(source) => Self::store(source),
-            RefreshError::LeaseHeld | RefreshError::Unsaved | RefreshError::ShuttingDown => {
-                problem(Code::StoreUnavailable).soon()
-            }
+            RefreshError::StoreStalled
+            | RefreshError::LeaseHeld
+            | RefreshError::Unsaved
+            | RefreshError::ShuttingDown => problem(Code::StoreUnavailable).soon(),
             RefreshError::Internal => problem(Code::InternalError),
         }
     }

@@ -22,7 +22,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures_util::TryStreamExt as _;
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, sqlite::SqliteRow};
 use tokio::{
     sync::{Mutex, mpsc},
@@ -53,7 +52,7 @@ use database::Place;
 use owner::Owner;
 use readers::Readers;
 use rows::{MarkTexts, Removal, Row};
-use writer::{Waiting, Writer};
+use writer::{QueuedChange, Writer};
 
 /// How often other processes' changes are looked for. They are to be seen within 250 ms; the look itself takes
 /// microseconds.
@@ -62,7 +61,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// A store in one database file, and one owner of leases in it.
 pub struct Sqlite {
     shared: Arc<Shared>,
-    changes: mpsc::UnboundedSender<Box<dyn Waiting>>,
+    changes: mpsc::UnboundedSender<Box<dyn QueuedChange>>,
     /// The writing, and the look for changes.
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -90,6 +89,7 @@ impl Sqlite {
         let _alone = place.lock().await?;
         place.make_files()?;
         let mut connection = place.prepare(&sealer, derivation.as_ref(), key_place).await?;
+        writer::wait_briefly_for_locks(&mut connection).await?;
         let data_version = data_version(&mut connection).await?;
         owner::sweep(&place.owners);
         let shared = Arc::new(Shared {
@@ -139,7 +139,7 @@ impl Sqlite {
         self.shared.place.ensure_in_place()?;
         let scan = async |connection: &mut SqliteConnection| {
             let mut found = sqlx::query(query).fetch(connection);
-            while let Some(row) = found.try_next().await? {
+            while let Some(row) = readers::next_in_time(&mut found).await? {
                 if let Some(account) = rows::read_account(&row) {
                     each(account, &row);
                 } else {
@@ -171,7 +171,8 @@ impl fmt::Debug for Sqlite {
 impl Shared {
     /// A new connection counts the others' changes from its own beginning: what came before is taken for changed.
     async fn reconnect(&self) -> Result<SqliteConnection, StoreError> {
-        let mut connection = self.place.options().connect().await.map_err(StoreError::unavailable)?;
+        let options = self.place.options().busy_timeout(writer::LOCK_ATTEMPT);
+        let mut connection = options.connect().await.map_err(StoreError::unavailable)?;
         self.data_version.store(data_version(&mut connection).await?, Ordering::Release);
         self.epoch.fetch_add(1, Ordering::Release);
         Ok(connection)
@@ -215,7 +216,7 @@ impl Store for Sqlite {
         self.shared.place.ensure_in_place()?;
         let load =
             async |connection: &mut SqliteConnection| rows::on(account, rows::LOAD).fetch_optional(connection).await;
-        let found = self.shared.readers.read(load).await?;
+        let found = readers::in_time(self.shared.readers.read(load)).await??;
         found.map(|row| self.shared.open(account, rows::read(&row))).transpose()
     }
 

@@ -206,6 +206,7 @@ impl Provider for Scripted {
 pub(crate) enum Step {
     Load,
     Claim,
+    Save,
     Put,
 }
 
@@ -219,6 +220,8 @@ pub(crate) struct Frail<S> {
     pub(crate) no_reads: AtomicBool,
     pub(crate) no_claims: AtomicBool,
     pub(crate) no_saves: AtomicBool,
+    /// Claims are made, and answered as if they were not.
+    pub(crate) denied_claims: AtomicBool,
     /// Hears nothing of what other owners change.
     pub(crate) deaf: AtomicBool,
     /// Another owner has the lease, whoever claimed it.
@@ -235,6 +238,7 @@ impl<S> Frail<S> {
             no_reads: off(),
             no_claims: off(),
             no_saves: off(),
+            denied_claims: off(),
             deaf: off(),
             usurped: off(),
         })
@@ -295,6 +299,7 @@ impl<S: Store> Store for Frail<S> {
         unless(&self.no_claims)?;
         let claimed = self.inner.claim(account, expected, presented).await;
         self.after(Step::Claim).await;
+        unless(&self.denied_claims)?;
         claimed
     }
 
@@ -308,7 +313,9 @@ impl<S: Store> Store for Frail<S> {
 
     async fn save(&self, account: &Account, version: Version, next: &Grant, marks: &Marks) -> Result<bool, StoreError> {
         unless(&self.no_saves)?;
-        self.inner.save(account, version, next, marks).await
+        let saved = self.inner.save(account, version, next, marks).await;
+        self.after(Step::Save).await;
+        saved
     }
 
     async fn put(&self, account: &Account, grant: &Grant, expect: &Expect) -> Result<Put, StoreError> {

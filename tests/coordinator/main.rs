@@ -23,6 +23,7 @@ use fakes::{Act, Frail, Scripted, Step, WoundClock, error, lost, set};
 
 mod fakes;
 mod limits;
+mod stalls;
 mod storm;
 
 const COOLDOWN: Duration = Duration::from_secs(30);

@@ -28,6 +28,7 @@ use sqlx::{
 use crate::{
     private::{self, FileError},
     store::{StoreError, key::passphrase::Derivation, seal::Sealer, unfit},
+    timeouts::STORE_CALL,
 };
 
 /// Format 1 had no items.
@@ -73,10 +74,6 @@ const ITEMS: &str = "
     ) STRICT;
     PRAGMA user_version = 2;
 ";
-
-/// How long a connection waits for another process's write to end. A write takes milliseconds; a flight, which ends
-/// within 30 s, waits at most 5 s for its lease.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Another file is where the store was.
 #[derive(Debug, thiserror::Error)]
@@ -147,7 +144,7 @@ impl Place {
         private::private_directory(&self.owners)?;
         let directory = File::open(&self.owners).map_err(FileError::at("open", &self.owners))?;
         let attempt = Duration::from_millis(10);
-        let locked = tokio::time::timeout(PATIENCE, async {
+        let locked = tokio::time::timeout(STORE_CALL, async {
             loop {
                 match directory.try_lock() {
                     Ok(()) => return Ok(()),
@@ -163,7 +160,7 @@ impl Place {
     pub(super) fn options(&self) -> SqliteConnectOptions {
         SqliteConnectOptions::new()
             .filename(&self.file)
-            .busy_timeout(PATIENCE)
+            .busy_timeout(STORE_CALL)
             .synchronous(SqliteSynchronous::Full)
             .disable_statement_logging()
     }

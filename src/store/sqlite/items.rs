@@ -11,7 +11,7 @@ use sqlx::{
     sqlite::{SqliteArguments, SqliteRow},
 };
 
-use super::{Shared, Sqlite, writer::Change};
+use super::{Shared, Sqlite, readers, writer::Change};
 use crate::{
     account::ItemName,
     item::{Item, ItemKind, ItemTag},
@@ -97,7 +97,7 @@ impl Shelf for Sqlite {
     async fn item(&self, kind: ItemKind, name: &ItemName) -> Result<Option<Item>, StoreError> {
         self.shared.place.ensure_in_place()?;
         let load = async |connection: &mut SqliteConnection| on(kind, name, LOAD).fetch_optional(connection).await;
-        let found = self.shared.readers.read(load).await?;
+        let found = readers::in_time(self.shared.readers.read(load)).await??;
         found.map(|row| open(&self.shared.sealer, kind, name, &row)).transpose()
     }
 
@@ -105,7 +105,7 @@ impl Shelf for Sqlite {
         self.shared.place.ensure_in_place()?;
         let list =
             async |connection: &mut SqliteConnection| sqlx::query(LIST).bind(kind.as_str()).fetch_all(connection).await;
-        let found = self.shared.readers.read(list).await?;
+        let found = readers::in_time(self.shared.readers.read(list)).await??;
         let entry = |row: &SqliteRow| {
             let Some((_, name)) = read_names(row) else {
                 tracing::warn!(%kind, "the store holds an item whose name is damaged; it is left alone");

@@ -15,11 +15,11 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{TryStream, TryStreamExt as _};
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 use tokio::{sync::Semaphore, time::timeout};
 
-use super::database::PATIENCE;
-use crate::store::StoreError;
+use crate::{store::StoreError, timeouts::STORE_CALL};
 
 /// They read what is not in the coordinator's memory: a handful at once is many.
 const MOST: u32 = 4;
@@ -52,12 +52,12 @@ impl Readers {
         &self,
         work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
-        let seat = timeout(PATIENCE, self.seats.acquire()).await.map_err(StoreError::unavailable)?;
+        let seat = in_time(self.seats.acquire()).await?;
         let _seat = seat.map_err(StoreError::unavailable)?;
         let known = self.idle().pop();
         let mut connection = match known {
             Some(Idle { connection, .. }) => connection,
-            None => self.options.connect().await.map_err(StoreError::unavailable)?,
+            None => in_time(self.options.connect()).await?.map_err(StoreError::unavailable)?,
         };
         let found = work(&mut connection).await;
         if found.is_ok() {
@@ -96,6 +96,18 @@ impl Readers {
     fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Waits for a step of a reading as long as a call of the store may take.
+pub(super) async fn in_time<T>(step: impl Future<Output = T>) -> Result<T, StoreError> {
+    timeout(STORE_CALL, step).await.map_err(|_| StoreError::unavailable("the disk does not answer"))
+}
+
+/// The next row of a scan, each of which has so much time.
+pub(super) async fn next_in_time<R>(
+    rows: &mut (impl TryStream<Ok = R, Error = sqlx::Error> + Unpin),
+) -> Result<Option<R>, sqlx::Error> {
+    timeout(STORE_CALL, rows.try_next()).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
 
 async fn close(connection: SqliteConnection) {

@@ -3,25 +3,45 @@
 //! A commit costs a wait for the disk, however much is in it. So the changes that were asked for during one commit go
 //! into the next one together.
 //!
+//! While another process holds the database's write lock no change can be carried out. The changes wait for it together:
+//! each attempt to get the lock is for all of them, and each caller gives up by its own limit.
+//!
 //! Invariants:
 //! 1. A change is answered after the commit that holds it, never before.
 //! 2. A change that fails takes no other with it: what was to be one commit is undone as a whole, and each of its
 //!    changes is carried out by itself.
-//! 3. A change that has begun runs to its end, whether or not its caller still waits.
-//! 4. A connection that met an error is closed and never used again: no transaction is left open in it.
+//! 3. A change that has begun runs to its end, whether or not its caller still waits. One that its caller has withdrawn
+//!    does not begin.
+//! 4. A connection that met an error is closed and never used again: no transaction is left open in it. That the
+//!    database is locked is no such error: nothing has begun.
 //!
 //! Must not know: what the changes are.
 
-use std::{mem, panic::AssertUnwindSafe, slice, sync::Arc};
+use std::{
+    mem,
+    panic::AssertUnwindSafe,
+    slice,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
 use sqlx::{Connection as _, SqliteConnection};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Shared, Sqlite, rows::run};
-use crate::store::StoreError;
+use crate::{
+    store::StoreError,
+    timeouts::{STORE_CALL, STORE_CHANGE_UNDER_WAY},
+};
 
 /// The connection that writes.
 pub(super) enum Writer {
@@ -32,11 +52,21 @@ pub(super) enum Writer {
 }
 
 /// The changes that wait for it, in their order.
-pub(super) type Queue = mpsc::UnboundedReceiver<Box<dyn Waiting>>;
+pub(super) type Queue = mpsc::UnboundedReceiver<Box<dyn QueuedChange>>;
 
 #[derive(Debug, thiserror::Error)]
 #[error("the store is closed")]
 struct ClosedError;
+
+/// The change has not been carried out, and will not be.
+#[derive(Debug, thiserror::Error)]
+#[error("another process holds the store's write lock, or the disk does not answer; nothing was changed")]
+struct BusyError;
+
+/// The change has begun, and nobody knows yet whether it is carried out.
+#[derive(Debug, thiserror::Error)]
+#[error("the disk does not answer; the change may be carried out later")]
+struct UnknownOutcomeError;
 
 /// A change of the records. It may be undone and carried out again.
 #[async_trait]
@@ -53,22 +83,66 @@ pub(super) trait Change: Send + Sync + 'static {
 /// More would let the first of them wait for long.
 const LARGEST_COMMIT: usize = 64;
 
+/// How long one attempt waits inside SQLite for the write lock. In between others may use the connection, and those whose
+/// time is up get their answer.
+pub(super) const LOCK_ATTEMPT: Duration = Duration::from_millis(100);
+
+/// The pause between two attempts: SQLite does not always wait before it says that the database is locked.
+const PAUSE_BETWEEN_ATTEMPTS: Duration = Duration::from_millis(10);
+
+/// How often a caller looks whether the change that it wants to withdraw can be withdrawn.
+const WITHDRAWAL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How far a change is, as its caller and the writer agree on it.
+#[derive(Debug, Default)]
+struct Phase(AtomicU8);
+
+impl Phase {
+    const QUEUED: u8 = 0;
+    const BEGUN: u8 = 1;
+    const WITHDRAWN: u8 = 2;
+
+    fn move_on(&self, from: u8, to: u8) -> bool {
+        self.0.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// The caller's part: `true` means that the change is not carried out, now or later.
+    fn withdraw(&self) -> bool {
+        self.move_on(Self::QUEUED, Self::WITHDRAWN)
+    }
+}
+
 impl Sqlite {
-    /// Has a change carried out and committed.
+    /// Has a change carried out and committed. The error says whether it may still happen later.
     pub(super) async fn write<C: Change>(&self, change: C) -> Result<C::Outcome, StoreError> {
-        let (answer, answered) = oneshot::channel();
-        let asked = Asked { change, outcome: None, answer: Some(answer) };
-        self.changes.send(Box::new(asked)).map_err(|_| StoreError::unavailable(ClosedError))?;
-        answered.await.map_err(StoreError::unavailable)?
+        let (answer, mut answered) = oneshot::channel();
+        let phase = Arc::new(Phase::default());
+        let queued = Queued { change, outcome: None, answer: Some(answer), phase: Arc::clone(&phase) };
+        self.changes.send(Box::new(queued)).map_err(|_| StoreError::unavailable(ClosedError))?;
+        let mut patience = STORE_CALL;
+        let last = STORE_CALL + STORE_CHANGE_UNDER_WAY;
+        let mut waited = Duration::ZERO;
+        while waited < last {
+            match timeout(patience, &mut answered).await {
+                Ok(answer) => return answer.map_err(StoreError::unavailable)?,
+                Err(_) if phase.withdraw() => return Err(StoreError::unavailable(BusyError)),
+                Err(_) => (waited, patience) = (waited + patience, WITHDRAWAL_INTERVAL),
+            }
+        }
+        Err(StoreError::unavailable(UnknownOutcomeError))
     }
 }
 
 /// A change whose caller waits for it, whatever its outcome is.
 #[async_trait]
-pub(super) trait Waiting: Send {
+pub(super) trait QueuedChange: Send {
     fn needs_transaction(&self) -> bool;
 
-    fn is_given_up(&self) -> bool;
+    /// Begins, unless the caller has withdrawn the change or waits no more.
+    fn begin(&self) -> bool;
+
+    /// Goes back to the queue: nothing was carried out.
+    fn requeue(&self);
 
     async fn carry_out(&mut self, shared: &Shared, connection: &mut SqliteConnection) -> Result<(), StoreError>;
 
@@ -76,21 +150,27 @@ pub(super) trait Waiting: Send {
     fn answer(&mut self, committed: Result<(), StoreError>);
 }
 
-struct Asked<C: Change> {
+struct Queued<C: Change> {
     change: C,
     outcome: Option<C::Outcome>,
     /// Taken by the answer.
     answer: Option<oneshot::Sender<Result<C::Outcome, StoreError>>>,
+    phase: Arc<Phase>,
 }
 
 #[async_trait]
-impl<C: Change> Waiting for Asked<C> {
+impl<C: Change> QueuedChange for Queued<C> {
     fn needs_transaction(&self) -> bool {
         C::NEEDS_TRANSACTION
     }
 
-    fn is_given_up(&self) -> bool {
-        self.answer.as_ref().is_none_or(oneshot::Sender::is_closed)
+    fn begin(&self) -> bool {
+        self.answer.as_ref().is_some_and(|answer| !answer.is_closed())
+            && self.phase.move_on(Phase::QUEUED, Phase::BEGUN)
+    }
+
+    fn requeue(&self) {
+        self.phase.move_on(Phase::BEGUN, Phase::QUEUED);
     }
 
     async fn carry_out(&mut self, shared: &Shared, connection: &mut SqliteConnection) -> Result<(), StoreError> {
@@ -113,54 +193,89 @@ impl<C: Change> Waiting for Asked<C> {
 pub(super) async fn carry_out(shared: Arc<Shared>, mut queue: Queue, stop: CancellationToken) {
     let mut changes = Vec::new();
     loop {
-        let count = tokio::select! {
-            biased;
-            () = stop.cancelled(), if !queue.is_closed() => {
-                queue.close();
-                continue;
+        if changes.is_empty() {
+            let count = tokio::select! {
+                biased;
+                () = stop.cancelled(), if !queue.is_closed() => {
+                    queue.close();
+                    continue;
+                }
+                count = queue.recv_many(&mut changes, LARGEST_COMMIT) => count,
+            };
+            if count == 0 {
+                return;
             }
-            count = queue.recv_many(&mut changes, LARGEST_COMMIT) => count,
-        };
-        if count == 0 {
-            return;
+        } else {
+            sleep(PAUSE_BETWEEN_ATTEMPTS).await;
+            while changes.len() < LARGEST_COMMIT
+                && let Ok(change) = queue.try_recv()
+            {
+                changes.push(change);
+            }
         }
-        changes.retain(|change| !change.is_given_up());
         if AssertUnwindSafe(shared.write(&mut changes)).catch_unwind().await.is_err() {
             tracing::error!("a change of the store panicked");
+            // Whoever has no answer by now learns that there is none.
+            changes.clear();
         }
-        // Whoever has no answer by now learns that there is none.
-        changes.clear();
     }
 }
 
+/// Why changes were not committed.
+enum CommitError {
+    /// Another process holds the write lock: nothing has begun.
+    Locked,
+    Failed(StoreError),
+}
+
+impl From<StoreError> for CommitError {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// `SQLITE_BUSY` (<https://www.sqlite.org/rescode.html#busy>); the primary result code is the low byte.
+fn is_locked(error: &StoreError) -> bool {
+    let StoreError::Unavailable(source) = error else { return false };
+    let code = source.downcast_ref::<sqlx::Error>().and_then(|error| error.as_database_error()?.code());
+    code.and_then(|code| code.parse::<i32>().ok()).is_some_and(|code| code & 0xff == 5)
+}
+
 impl Shared {
-    /// Carries out changes, in one commit if that can be, and answers them.
-    async fn write(&self, changes: &mut [Box<dyn Waiting>]) {
+    /// Carries out changes, in one commit if that can be, and answers them. Those are left that the write lock could not
+    /// be had for.
+    async fn write(&self, changes: &mut Vec<Box<dyn QueuedChange>>) {
         let mut writer = self.writer.lock().await;
-        let together = changes.len() > 1 && self.commit(&mut writer, changes).await.is_ok();
-        for change in changes {
-            let committed = if together { Ok(()) } else { self.commit(&mut writer, slice::from_mut(change)).await };
-            change.answer(committed);
+        changes.retain(|change| change.begin());
+        let together = changes.len() > 1;
+        if together {
+            match self.commit(&mut writer, changes).await {
+                Ok(()) => return changes.drain(..).for_each(|mut change| change.answer(Ok(()))),
+                Err(CommitError::Locked) => return changes.iter().for_each(|change| change.requeue()),
+                Err(CommitError::Failed(error)) => tracing::debug!(%error, "changes of the store are tried one by one"),
+            }
+        }
+        while let Some(change) = changes.first_mut() {
+            let committed = match self.commit(&mut writer, slice::from_mut(change)).await {
+                Ok(()) => Ok(()),
+                Err(CommitError::Locked) => return changes.iter().for_each(|change| change.requeue()),
+                Err(CommitError::Failed(error)) => Err(error),
+            };
+            changes.remove(0).answer(committed);
         }
     }
 
     /// Carries out changes in one commit, or none of them.
-    async fn commit(&self, writer: &mut Writer, changes: &mut [Box<dyn Waiting>]) -> Result<(), StoreError> {
+    async fn commit(&self, writer: &mut Writer, changes: &mut [Box<dyn QueuedChange>]) -> Result<(), CommitError> {
         self.place.ensure_in_place()?;
-        self.with_connection(writer, async |connection| {
-            let transaction = changes.len() > 1 || changes.iter().any(|change| change.needs_transaction());
-            if transaction {
-                run(connection, "BEGIN IMMEDIATE").await.map_err(StoreError::unavailable)?;
-            }
-            for change in changes {
-                change.carry_out(self, connection).await?;
-            }
-            if transaction {
-                run(connection, "COMMIT").await.map_err(StoreError::unavailable)?;
-            }
-            Ok(())
-        })
-        .await
+        let mut connection = self.take_connection(writer).await?;
+        let transaction = changes.len() > 1 || changes.iter().any(|change| change.needs_transaction());
+        let committed = commit_on(self, &mut connection, changes, transaction).await;
+        match committed {
+            Ok(()) | Err(CommitError::Locked) => *writer = Writer::Open(connection),
+            Err(CommitError::Failed(_)) => close(connection).await,
+        }
+        committed
     }
 
     /// Lends the connection (invariant 4).
@@ -169,21 +284,58 @@ impl Shared {
         writer: &mut Writer,
         work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let mut connection = match mem::replace(writer, Writer::Away) {
-            Writer::Open(connection) => connection,
-            Writer::Away => self.reconnect().await?,
-            Writer::Closed => {
-                *writer = Writer::Closed;
-                return Err(StoreError::unavailable(ClosedError));
-            }
-        };
+        let mut connection = self.take_connection(writer).await?;
         let result = work(&mut connection).await;
         if result.is_ok() {
             *writer = Writer::Open(connection);
-        } else if let Err(error) = connection.close().await {
-            tracing::debug!(%error, "could not close the connection to the store");
+        } else {
+            close(connection).await;
         }
         result
+    }
+
+    async fn take_connection(&self, writer: &mut Writer) -> Result<SqliteConnection, StoreError> {
+        match mem::replace(writer, Writer::Away) {
+            Writer::Open(connection) => Ok(connection),
+            Writer::Away => self.reconnect().await,
+            Writer::Closed => {
+                *writer = Writer::Closed;
+                Err(StoreError::unavailable(ClosedError))
+            }
+        }
+    }
+}
+
+async fn commit_on(
+    shared: &Shared,
+    connection: &mut SqliteConnection,
+    changes: &mut [Box<dyn QueuedChange>],
+    transaction: bool,
+) -> Result<(), CommitError> {
+    let unless_locked = |error| if is_locked(&error) { CommitError::Locked } else { CommitError::Failed(error) };
+    if transaction {
+        run(connection, "BEGIN IMMEDIATE").await.map_err(StoreError::unavailable).map_err(unless_locked)?;
+    }
+    for change in changes {
+        let done = change.carry_out(shared, connection).await;
+        if transaction { done? } else { done.map_err(unless_locked)? }
+    }
+    if transaction {
+        run(connection, "COMMIT").await.map_err(StoreError::unavailable)?;
+    }
+    Ok(())
+}
+
+/// Has a connection that was opened with more patience wait for locks as the writer does.
+pub(super) async fn wait_briefly_for_locks(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    let statement = format!("PRAGMA busy_timeout = {}", LOCK_ATTEMPT.as_millis());
+    sqlx::query(sqlx::AssertSqlSafe(statement)).execute(connection).await.map_err(StoreError::unavailable)?;
+    Ok(())
+}
+
+async fn close(connection: SqliteConnection) {
+    if let Err(error) = connection.close().await {
+        tracing::debug!(%error, "could not close the connection to the store");
     }
 }
 
@@ -195,7 +347,7 @@ mod tests {
     };
 
     use futures_util::future::join_all;
-    use sqlx::{Decode, Type};
+    use sqlx::{ConnectOptions as _, Decode, Type, sqlite::SqliteConnectOptions};
 
     use super::*;
     use crate::{
@@ -367,5 +519,45 @@ mod tests {
         drop(busy);
         store.write(Counts(Arc::clone(&carried))).await.unwrap();
         assert_eq!(carried.load(Ordering::SeqCst), 1);
+    }
+
+    /// The write lock, held by another connection as by another process.
+    async fn lock(home: &tempfile::TempDir) -> SqliteConnection {
+        let options = SqliteConnectOptions::new().filename(home.path().join("db"));
+        let mut other = options.connect().await.unwrap();
+        run(&mut other, "BEGIN IMMEDIATE").await.unwrap();
+        other
+    }
+
+    #[tokio::test]
+    async fn while_the_database_is_locked_all_changes_wait_once_and_none_is_carried_out_later() {
+        let home = tempfile::tempdir().unwrap();
+        let store = open(&home).await;
+        let epoch = store.epoch();
+        let mut other = lock(&home).await;
+        let carried = Arc::new(AtomicUsize::new(0));
+        #[expect(clippy::disallowed_methods, reason = "how long callers wait is what is measured")]
+        let start = tokio::time::Instant::now();
+        let asked = (0..2 * LARGEST_COMMIT).map(|_| store.write(Counts(Arc::clone(&carried))));
+        assert!(join_all(asked).await.iter().all(Result::is_err));
+        assert!(start.elapsed() < 2 * STORE_CALL, "{:?}", start.elapsed());
+        run(&mut other, "ROLLBACK").await.unwrap();
+        store.probe().await.unwrap();
+        assert_eq!(carried.load(Ordering::SeqCst), 0);
+        assert_eq!(store.epoch(), epoch, "what is remembered of the store stays good");
+    }
+
+    #[tokio::test]
+    async fn changes_that_waited_for_the_lock_are_carried_out_once_it_is_free() {
+        let home = tempfile::tempdir().unwrap();
+        let store = open(&home).await;
+        let mut other = lock(&home).await;
+        let carried = Arc::new(AtomicUsize::new(0));
+        let mut asked = Box::pin(join_all((0..8).map(|_| store.write(Counts(Arc::clone(&carried))))));
+        // Several attempts have met the lock by then.
+        assert!(timeout(3 * LOCK_ATTEMPT, &mut asked).await.is_err());
+        run(&mut other, "ROLLBACK").await.unwrap();
+        assert!(asked.await.iter().all(Result::is_ok));
+        assert_eq!(carried.load(Ordering::SeqCst), 8);
     }
 }

@@ -1,0 +1,77 @@
+//! The limits on waiting that depend on each other, in one place, with the arithmetic that holds them together.
+//!
+//! Everything that is not ours can hang: a provider, a disk, another process that holds a lock. So each wait has a limit,
+//! and a longer wait is made of shorter ones: a refresh of calls to the provider and of changes in the store, the end of
+//! the process of what may still be under way. A limit that stands for itself is beside the code that it limits.
+
+use std::time::Duration;
+
+/// The longest that one call to a provider may take, and what it takes unless configured (`refresh.request_timeout`).
+pub const PROVIDER_CALL: Duration = Duration::from_secs(15);
+
+/// A flight starts no call to the provider after so much of its own time.
+pub const LAST_PROVIDER_CALL_START: Duration = Duration::from_secs(15);
+
+/// The longest that a flight takes until the provider's last answer.
+pub const FLIGHT: Duration = LAST_PROVIDER_CALL_START.saturating_add(PROVIDER_CALL);
+
+/// How long one call of the store may wait for its turn: for other changes, for another process's lock, for the disk.
+/// A change takes milliseconds.
+pub const STORE_CALL: Duration = Duration::from_secs(5);
+
+/// How much longer a change may take that has begun and cannot be taken back.
+pub const STORE_CHANGE_UNDER_WAY: Duration = Duration::from_secs(5);
+
+/// How long a caller who can be served a token that is good waits for a store that does not answer. There are two such
+/// waits in a `GET`, and its answer is to come within 2 s.
+pub const STORE_STALL: Duration = Duration::from_millis(750);
+
+/// How long a flight waits for one of the places that its provider has for refreshes at once.
+pub const PROVIDER_PLACE: Duration = Duration::from_secs(10);
+
+/// How long a flight waits for the lease while another owner has it.
+pub const LEASE: Duration = Duration::from_secs(5);
+
+/// How long a health check waits for the store.
+pub const HEALTH: Duration = Duration::from_millis(500);
+
+/// How long the end of the process goes on trying to save what a provider has answered.
+pub const LAST_SAVES: Duration = Duration::from_secs(8);
+
+/// How long the end of the process waits for flights, logins and changes. Once it has begun no call to a provider starts,
+/// so the longest is a call under way, the change that saves its answer, and the further tries to save it.
+pub const WORK_UNDER_WAY: Duration = Duration::from_secs(35);
+
+/// How long the end of the process waits for the last answers to be written to their sockets.
+pub const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// How long the end of the process waits for the last lines of the audit log.
+pub const LAST_AUDIT_LINES: Duration = Duration::from_secs(2);
+
+/// How long the end of the process waits for the store to be closed.
+pub const STORE_CLOSE: Duration = Duration::from_secs(5);
+
+/// The longest that the end of the process takes.
+pub const SHUTDOWN: Duration = WORK_UNDER_WAY
+    .saturating_add(LAST_ANSWERS.saturating_mul(2))
+    .saturating_add(LAST_AUDIT_LINES)
+    .saturating_add(STORE_CLOSE);
+
+const fn fits(parts: &[Duration], whole: Duration) -> bool {
+    let mut sum = Duration::ZERO;
+    let mut at = 0;
+    while at < parts.len() {
+        sum = sum.saturating_add(parts[at]);
+        at += 1;
+    }
+    sum.as_millis() <= whole.as_millis()
+}
+
+const _: () = assert!(fits(&[PROVIDER_PLACE, LEASE], LAST_PROVIDER_CALL_START), "a flight gets to its first call");
+const _: () = assert!(fits(&[STORE_STALL, STORE_STALL], Duration::from_secs(2)), "a good token within 2 s");
+const _: () = assert!(fits(&[HEALTH, HEALTH], Duration::from_secs(1)), "health within 1 s");
+const _: () = assert!(
+    fits(&[PROVIDER_CALL, STORE_CALL, STORE_CHANGE_UNDER_WAY, LAST_SAVES], WORK_UNDER_WAY),
+    "whether an answer could be saved is known, and said, before the end",
+);
+const _: () = assert!(fits(&[FLIGHT, STORE_CALL], WORK_UNDER_WAY), "a flight is over when the work under way is");
