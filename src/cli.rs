@@ -34,6 +34,7 @@ mod output;
 mod passphrase;
 mod providers;
 mod refresh;
+mod rename;
 mod serve;
 mod status;
 mod store;
@@ -163,6 +164,18 @@ pub enum ClientCommand {
         #[arg(long, value_name = "FILE")]
         from: Option<PathBuf>,
     },
+    /// Give an account another name; its grant stays as it is
+    ///
+    /// Nothing is refreshed or revoked. To import the grant a second time under the other name is refused: its refresh
+    /// token may be used once.
+    Rename {
+        /// The account.
+        #[arg(value_name = "PROVIDER[/BUCKET]", value_parser = named)]
+        from: (ProviderName, Option<Bucket>),
+        /// Its new name, under the same provider or another one with the same registration.
+        #[arg(value_name = "NEW_PROVIDER[/BUCKET]", value_parser = named)]
+        to: (ProviderName, Option<Bucket>),
+    },
     /// Set, show or delete static API keys
     #[command(subcommand)]
     Key(KeyCommand),
@@ -271,6 +284,12 @@ async fn ask(options: &Options, command: &ClientCommand, env: &Environment) -> R
         ClientCommand::Refresh(account) => refresh::run(&client()?, &account.account()?, json).await,
         ClientCommand::Status => status::run(&client()?, json).await,
         ClientCommand::Import { account, from } => import::run(&client()?, &account.account()?, from.as_deref()).await,
+        ClientCommand::Rename { from, to } => {
+            let account = |(provider, bucket): &(ProviderName, Option<Bucket>)| {
+                Account::new(provider.clone(), bucket.clone().unwrap_or_default())
+            };
+            rename::run(&client()?, &account(from), &account(to)).await
+        }
         ClientCommand::Key(command) => key::run(&client()?, command, json).await,
         ClientCommand::Login { account, flow } => login::run(&client()?, &account.account()?, *flow, env, json).await,
         ClientCommand::Logout { account, local_only } => {

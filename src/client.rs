@@ -234,6 +234,14 @@ impl Client {
         Ok(json::<Revocation>(&self.send(request).await?)?.revoked)
     }
 
+    /// Gives the grant another name (`renameToken`).
+    pub async fn rename(&self, from: &Account, to: &Account) -> Result<(), ClientError> {
+        let names = serde_json::json!({ "provider": to.provider, "bucket": to.bucket });
+        let mut request = self.request(Method::POST, &path(from, "/rename", None), names.to_string().into())?;
+        request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        self.send(request).await.map(drop)
+    }
+
     /// How every account stands (`listTokens`).
     pub async fn tokens(&self) -> Result<Vec<AccountStatus>, ClientError> {
         #[derive(Deserialize)]

@@ -113,6 +113,14 @@ pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Res
     let environment = confined.environment();
     let keeper = Keeper { source: &config.store.key, store: &config.store.path, copy: None, environment, ask };
     let store = Arc::new(keeper.open().await?);
+    if store.is_copied() {
+        tracing::warn!(
+            store = %config.store.path.display(),
+            "the store is not in the place where it was used last: it was copied, moved or restored. A refresh token is \
+             good in one place only: stop every daemon that uses another copy. Tokens that are good are served; a grant \
+             that was refreshed elsewhere since needs a new login"
+        );
+    }
     let audit = Audit::start(&config.audit, Arc::clone(&clock))?;
     let providers = providers(&config.providers, environment, config.refresh.request_timeout, &clock).await?;
     confined.close();

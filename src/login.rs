@@ -147,6 +147,9 @@ pub enum LoginError {
         /// The provider's error code, if it has one that may be shown.
         code: Option<String>,
     },
+    /// The provider agreed, and what is stored was left as it is.
+    #[error("{0}")]
+    GrantConflict(&'static str),
     /// The provider agreed, and the grant could not be stored.
     #[error(transparent)]
     Store(RefreshError),
@@ -386,7 +389,15 @@ impl Inner {
         if issued.reveals(None) {
             return Err("the provider's access token is or holds its refresh token, which never leaves".into());
         }
-        self.coordinator.put(account, issued, &IfMatch::Absent).await.map(drop).map_err(LoginError::Store)
+        match self.coordinator.put(account, issued, &IfMatch::Absent).await {
+            Ok(_) => Ok(()),
+            // Whose it is may not be for whoever began the login to know.
+            Err(RefreshError::GrantConflict(_)) => Err(LoginError::GrantConflict(
+                "the provider issued a refresh token that this daemon has used before or holds for another account; \
+                 nothing was changed",
+            )),
+            Err(error) => Err(LoginError::Store(error)),
+        }
     }
 
     fn sessions(&self) -> MutexGuard<'_, HashMap<LoginId, Arc<Session>>> {

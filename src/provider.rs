@@ -344,6 +344,12 @@ pub trait Provider: fmt::Debug + Send + Sync {
     /// did not agree.
     async fn revoke(&self, grant: &Grant) -> bool;
 
+    /// Which token endpoint its refresh tokens are good at: that address, or the issuer's. Two providers of one text
+    /// are two names for one registration, or two registrations at one server.
+    fn token_authority(&self) -> Option<&str> {
+        None
+    }
+
     /// How to read its replies.
     fn rules(&self) -> &Rules;
 
@@ -408,6 +414,14 @@ impl Providers {
     #[must_use]
     pub fn get(&self, name: &ProviderName) -> Option<&Arc<dyn Provider>> {
         self.0.get(name)
+    }
+
+    /// The configured providers whose refresh tokens are good at the same endpoint as those of `name`.
+    #[must_use]
+    pub fn siblings(&self, name: &ProviderName) -> Vec<ProviderName> {
+        let Some(authority) = self.get(name).and_then(|provider| provider.token_authority()) else { return Vec::new() };
+        let same = |(_, provider): &(_, &Arc<dyn Provider>)| provider.token_authority() == Some(authority);
+        self.0.iter().filter(same).map(|(name, _)| name.clone()).collect()
     }
 
     /// The configured names, in order.

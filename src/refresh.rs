@@ -31,7 +31,7 @@ use crate::{
     clock::{Clock, Timestamp},
     grant::{Grant, Issued, SanitizedToken},
     provider::{Provider, Providers},
-    store::{Deleted, Expect, Marks, Put, Store, StoreError, Wanted, random_grant_id},
+    store::{Deleted, Expect, Marks, Put, PutGrant, Renamed, Store, StoreError, Wanted, random_grant_id},
     timeouts::HEALTH,
 };
 
@@ -205,15 +205,27 @@ impl Coordinator {
             let base = slot.base(inner.store.epoch());
             #[cfg(feature = "faults")]
             crate::faults::reach("before_put").await;
-            let put = inner.noted(inner.store.put(&account, &grant, &expect).await);
+            let siblings = inner.providers.siblings(&account.provider);
+            let put = inner.noted(inner.store.put(&account, &grant, &expect, &siblings).await);
             #[cfg(feature = "faults")]
             crate::faults::reach("after_put").await;
             let put = match put {
-                Ok(put @ (Put::Created | Put::Replaced)) => put,
+                Ok(PutGrant::Done(put @ (Put::Created | Put::Replaced))) => put,
+                Ok(PutGrant::Held(version)) => {
+                    // What is under way or in doubt goes on. The marks are the store's to say.
+                    slot.lock().reread(base);
+                    slot.changed.notify_waiters();
+                    tracing::info!(%account, "grant stored; the refresh token is the one that was there");
+                    return Ok((Put::Replaced, condition::tag(&account, version)));
+                }
                 other => {
                     drop(boarding);
                     inner.forget_if_empty(&account, slot);
-                    return Err(other.map_or_else(RefreshError::from, |_| RefreshError::PreconditionFailed));
+                    return Err(match other {
+                        Ok(PutGrant::Known(known)) => RefreshError::GrantConflict(known),
+                        Ok(PutGrant::Done(_) | PutGrant::Held(_)) => RefreshError::PreconditionFailed,
+                        Err(error) => error.into(),
+                    });
                 }
             };
             let snapshot = inner.snapshot(&account, &grant, Marks::default());
@@ -290,6 +302,47 @@ impl Coordinator {
         .await
     }
 
+    /// Gives the account's grant another name, after the flight under way. Version, marks and tokens stay.
+    pub async fn rename(&self, from: &Account, to: &Account) -> Result<(), RefreshError> {
+        if from == to {
+            return Err(RefreshError::NameTaken(to.clone()));
+        }
+        let (inner, from, to) = (Arc::clone(&self.0), from.clone(), to.clone());
+        self.detached(async move {
+            let (old, new) = (inner.slot(&from), inner.slot(&to));
+            if let Some(flight) = old.flight() {
+                drop(flight.landed(None).await);
+            }
+            // Always in the order of the names, so that two renamings cannot wait for each other.
+            let (first, second) = if from < to { (&old, &new) } else { (&new, &old) };
+            let boarding = (first.boarding.lock().await, second.boarding.lock().await);
+            let bases = (old.base(inner.store.epoch()), new.base(inner.store.epoch()));
+            let renamed = if old.lock().unsaved.is_some() {
+                Err(RefreshError::Unsaved)
+            } else {
+                match inner.noted(inner.store.rename(&from, &to).await) {
+                    Ok(Renamed::Done) => Ok(()),
+                    Ok(Renamed::Missing) => Err(RefreshError::NotFound),
+                    Ok(Renamed::Occupied) => Err(RefreshError::NameTaken(to.clone())),
+                    Ok(Renamed::LeaseHeld) => Err(RefreshError::LeaseHeld),
+                    Err(error) => Err(error.into()),
+                }
+            };
+            if renamed.is_ok() {
+                old.lock().replace(bases.0, None);
+                new.lock().replace(bases.1, None);
+                old.changed.notify_waiters();
+                new.changed.notify_waiters();
+                tracing::info!(%from, %to, "account renamed");
+            }
+            drop(boarding);
+            inner.forget_if_empty(&from, old);
+            inner.forget_if_empty(&to, new);
+            renamed
+        })
+        .await
+    }
+
     /// The accounts that have a grant, in the order of their names.
     pub async fn accounts(&self) -> Result<Vec<Account>, RefreshError> {
         Ok(self.0.store.names().await?)
@@ -354,6 +407,7 @@ fn expectation(account: &Account, if_match: &IfMatch) -> Expect {
     match (if_match, if_match.versions(account)) {
         (_, Some(versions)) => Expect::OneOf(versions),
         (IfMatch::Any, None) => Expect::Present,
+        (IfMatch::NoneThere, None) => Expect::Absent,
         (IfMatch::Absent | IfMatch::Tags(_), None) => Expect::Whatever,
     }
 }

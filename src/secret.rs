@@ -22,6 +22,10 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
+mod fingerprint;
+
+pub use fingerprint::{FINGERPRINT_KEY_BYTES, FingerprintKey, TokenFingerprint};
+
 /// The text that never leaves over a socket, in any case of letters.
 pub const FORBIDDEN_TEXT: &str = "refresh_token";
 
@@ -260,6 +264,13 @@ impl AccessToken {
                 Err(reason)
             }
         }
+    }
+
+    /// Whether two access tokens are the same, in constant time.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "compares two secrets; neither leaves")]
+    pub fn same_as(&self, other: &Self) -> bool {
+        self.expose_secret().as_bytes().ct_eq(other.expose_secret().as_bytes()).into()
     }
 
     /// Whether the refresh token's value is this token, or a part of it.

@@ -140,7 +140,7 @@ impl FromRef<AppState> for Arc<Policy> {
 }
 
 /// The paths of the API, for the comparison with the OpenAPI document.
-pub const PATHS: [&str; 13] = [
+pub const PATHS: [&str; 14] = [
     "/openapi.yaml",
     "/v1/api-keys",
     "/v1/api-keys/{name}",
@@ -154,6 +154,7 @@ pub const PATHS: [&str; 13] = [
     "/v1/tokens",
     "/v1/tokens/{provider}",
     "/v1/tokens/{provider}/refresh",
+    "/v1/tokens/{provider}/rename",
 ];
 
 /// The whole API, as one socket offers it, to be driven in process.
@@ -195,6 +196,7 @@ fn routes(state: AppState) -> Router {
         .route("/v1/tokens", get(tokens::list))
         .route("/v1/tokens/{provider}", get(tokens::get).put(tokens::put).delete(tokens::delete))
         .route("/v1/tokens/{provider}/refresh", post(tokens::refresh))
+        .route("/v1/tokens/{provider}/rename", post(tokens::rename))
         .fallback(async || Problem::new(Code::NotFound, "no such route; see /openapi.yaml"))
         .method_not_allowed_fallback(async || {
             Problem::invalid("this route has no such method; see the Allow header")

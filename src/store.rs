@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    account::{Account, ItemName},
+    account::{Account, ItemName, ProviderName},
     clock::Timestamp,
     grant::{Grant, GrantId, Version},
     item::{Item, ItemKind, ItemTag},
@@ -94,6 +94,9 @@ pub struct Latch {
     pub at: Timestamp,
     /// An answer to an earlier presentation was lost, and with it, it may be, the successor.
     pub answer_lost: bool,
+    /// The store may be a copy ([`Marks::copied_at`]), and the refresh token have been presented from another one.
+    #[serde(default)]
+    pub copied: bool,
 }
 
 /// What is written beside a grant, in clear. Marks change neither its id nor its generation.
@@ -105,6 +108,9 @@ pub struct Marks {
     pub attempt: Option<Attempt>,
     /// Set once the grant is known to be dead.
     pub latch: Option<Latch>,
+    /// The store was found in another place than it was left in: it may be a copy, and the refresh token may have been
+    /// presented from the original, or the other way round.
+    pub copied_at: Option<Timestamp>,
 }
 
 /// One account's grant, with what is written beside it.
@@ -134,6 +140,8 @@ pub enum Claim {
 pub enum Expect<V = Version> {
     /// Anything, or nothing.
     Whatever,
+    /// Nothing (`If-None-Match: *`).
+    Absent,
     /// Some record, readable or not (`If-Match: *`).
     Present,
     /// A grant in one of these versions.
@@ -145,17 +153,18 @@ impl<V: PartialEq> Expect<V> {
     pub(crate) fn allows(&self, found: Option<V>) -> bool {
         match self {
             Self::Whatever | Self::Present => true,
+            Self::Absent => false,
             Self::OneOf(versions) => found.is_some_and(|version| versions.contains(&version)),
         }
     }
 
     /// Whether it will do that there is none.
     pub(crate) fn allows_none(&self) -> bool {
-        *self == Self::Whatever
+        matches!(self, Self::Whatever | Self::Absent)
     }
 }
 
-/// The answer to [`Store::put`] and [`Shelf::put_item`].
+/// The answer to [`Shelf::put_item`], and the part of that to [`Store::put`] that is the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Put {
     /// There was no record.
@@ -164,6 +173,48 @@ pub enum Put {
     Replaced,
     /// The expectation was not met; nothing changed.
     Conflict,
+}
+
+/// The answer to [`Store::put`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PutGrant {
+    /// As asked for, or not because of the expectation.
+    Done(Put),
+    /// The account holds this refresh token already. It has the rest of the grant now; version, marks and lease are kept.
+    Held(Version),
+    /// The refresh token was spent, or another account holds it. Nothing changed.
+    Known(KnownToken),
+}
+
+impl From<Put> for PutGrant {
+    fn from(put: Put) -> Self {
+        Self::Done(put)
+    }
+}
+
+/// How many spent refresh tokens of an account are remembered at least.
+pub(crate) const SPENT_TOKENS: usize = 64;
+
+/// A refresh token that the store knows already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownToken {
+    /// Whose it is or was.
+    pub account: Account,
+    /// Whether it has been presented and replaced; else the account holds it.
+    pub spent: bool,
+}
+
+/// The answer to [`Store::rename`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renamed {
+    /// The record has the other name, and nothing else of it is changed.
+    Done,
+    /// There is no such record.
+    Missing,
+    /// There is a record of the other name already.
+    Occupied,
+    /// Another living owner holds the lease.
+    LeaseHeld,
 }
 
 /// The answer to [`Store::delete`].
@@ -354,8 +405,20 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// in one commit: `next` holds the only living successor. `false` when the grant is not at `version` any more.
     async fn save(&self, account: &Account, version: Version, next: &Grant, marks: &Marks) -> Result<bool, StoreError>;
 
-    /// Stores a whole grant: no marks, no lease.
-    async fn put(&self, account: &Account, grant: &Grant, expect: &Expect) -> Result<Put, StoreError>;
+    /// Stores a whole grant: no marks, no lease. A refresh token is in the store once: one that an account of the
+    /// providers `siblings` (those with the same token endpoint) holds or has spent is not stored again. One that the
+    /// account itself holds keeps its marks, lest it be presented again, unless it is latched: a dead grant has nothing
+    /// to lose, and whoever brings it again wants another try.
+    async fn put(
+        &self,
+        account: &Account,
+        grant: &Grant,
+        expect: &Expect,
+        siblings: &[ProviderName],
+    ) -> Result<PutGrant, StoreError>;
+
+    /// Gives a record another name. Version and marks stay, and so does what is known of its refresh tokens.
+    async fn rename(&self, from: &Account, to: &Account) -> Result<Renamed, StoreError>;
 
     /// Deletes the record, an unreadable one too.
     async fn delete(&self, account: &Account, expect: &Expect) -> Result<Deleted, StoreError>;

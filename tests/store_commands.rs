@@ -277,9 +277,9 @@ async fn a_store_that_is_not_ours_to_open_is_an_error_that_tells_what_to_do() {
         private_file(&key, OTHER_KEY);
         fails(&daemon.command(command, "").await, &["does not open", "put back the key"]);
         private_file(&key, &good);
+        sql(&home, "PRAGMA user_version = 4").await;
+        fails(&daemon.command(command, "").await, &["has format 4", "use the version that wrote it"]);
         sql(&home, "PRAGMA user_version = 3").await;
-        fails(&daemon.command(command, "").await, &["has format 3", "use the version that wrote it"]);
-        sql(&home, "PRAGMA user_version = 2").await;
     }
     daemon.launch().await;
     assert_eq!(status_of(&daemon, "/v1/tokens/corp").await, 200, "and nothing was damaged further");

@@ -23,8 +23,8 @@ use credproxy::{
     item::{Item, ItemKind, ItemTag},
     secret::{AccessToken, Content, RefreshToken, StoreKey},
     store::{
-        Attempt, Claim, Deleted, Expect, Latch, Marks, Outcome, Presented, Put, Record, Removed, Revision, Shelf,
-        Store, StoreError, key, memory::Memory, random_grant_id, sqlite::Sqlite,
+        Attempt, Claim, Deleted, Expect, Latch, Marks, Outcome, Presented, Put, PutGrant, Record, Removed, Revision,
+        Shelf, Store, StoreError, key, memory::Memory, random_grant_id, sqlite::Sqlite,
     },
 };
 use futures_util::{FutureExt as _, future::join_all};
@@ -157,7 +157,8 @@ fn marks() -> Marks {
             streak: 3,
             not_before: Timestamp::from_millis(i64::MAX),
         }),
-        latch: Some(Latch { at: at(7), answer_lost: true }),
+        latch: Some(Latch { at: at(7), answer_lost: true, copied: true }),
+        copied_at: Some(at(8)),
     }
 }
 
@@ -178,7 +179,8 @@ fn assert_same(left: &Grant, right: &Grant) {
 }
 
 async fn put(store: &dyn Store, account: &Account, grant: &Grant) {
-    store.put(account, grant, &Expect::Whatever).await.unwrap();
+    let put = store.put(account, grant, &Expect::Whatever, &[]).await.unwrap();
+    assert!(matches!(put, PutGrant::Done(Put::Created | Put::Replaced)), "{put:?}");
 }
 
 async fn load(store: &dyn Store, account: &Account) -> Record {
@@ -221,20 +223,21 @@ async fn every_field_comes_back(bench: &impl Bench) {
 async fn a_put_tells_what_it_found(bench: &impl Bench) {
     let store = bench.owner().await;
     let corp = account("corp");
-    let put = async |id, generation, expect: Expect| store.put(&corp, &grant(id, generation), &expect).await.unwrap();
+    let put =
+        async |id, generation, expect: Expect| store.put(&corp, &grant(id, generation), &expect, &[]).await.unwrap();
     let version = |id, generation| grant(id, generation).version;
 
-    assert_eq!(put(1, 1, Expect::Present).await, Put::Conflict);
-    assert_eq!(put(1, 1, Expect::OneOf(vec![version(1, 1)])).await, Put::Conflict);
+    assert_eq!(put(1, 1, Expect::Present).await, PutGrant::Done(Put::Conflict));
+    assert_eq!(put(1, 1, Expect::OneOf(vec![version(1, 1)])).await, PutGrant::Done(Put::Conflict));
     assert!(store.load(&corp).await.unwrap().is_none());
-    assert_eq!(put(1, 1, Expect::Whatever).await, Put::Created);
-    assert_eq!(put(2, 1, Expect::Whatever).await, Put::Replaced);
-    assert_eq!(put(3, 1, Expect::Present).await, Put::Replaced);
+    assert_eq!(put(1, 1, Expect::Whatever).await, PutGrant::Done(Put::Created));
+    assert_eq!(put(2, 1, Expect::Whatever).await, PutGrant::Done(Put::Replaced));
+    assert_eq!(put(3, 1, Expect::Present).await, PutGrant::Done(Put::Replaced));
     for others in [vec![], vec![version(2, 1)], vec![version(3, 2), version(1, 1)]] {
-        assert_eq!(put(4, 1, Expect::OneOf(others)).await, Put::Conflict);
+        assert_eq!(put(4, 1, Expect::OneOf(others)).await, PutGrant::Done(Put::Conflict));
     }
     assert_same(&load(&*store, &corp).await.grant, &grant(3, 1));
-    assert_eq!(put(4, 1, Expect::OneOf(vec![version(9, 9), version(3, 1)])).await, Put::Replaced);
+    assert_eq!(put(4, 1, Expect::OneOf(vec![version(9, 9), version(3, 1)])).await, PutGrant::Done(Put::Replaced));
     assert_same(&load(&*store, &corp).await.grant, &grant(4, 1));
 }
 
@@ -246,9 +249,9 @@ async fn a_delete_gives_back_what_it_took(bench: &impl Bench) {
     for expect in [Expect::Whatever, Expect::Present, Expect::OneOf(vec![grant(1, 1).version])] {
         assert!(matches!(delete(expect).await, Deleted::Missing));
     }
+    put(&*store, &account("corp/other"), &grant(2, 1)).await;
     for expect in [Expect::Whatever, Expect::Present, Expect::OneOf(vec![grant(1, 1).version])] {
         put(&*store, &corp, &grant(1, 1)).await;
-        put(&*store, &account("corp/other"), &grant(1, 1)).await;
         assert!(matches!(delete(Expect::OneOf(vec![grant(1, 2).version])).await, Deleted::Conflict));
         let Deleted::Gone(Some(gone)) = delete(expect).await else { panic!("not deleted") };
         assert_same(&gone, &grant(1, 1));
@@ -282,10 +285,10 @@ async fn a_claim_at_an_earlier_revision_changes_nothing(bench: &impl Bench) {
     check("settle").await;
     assert!(store.save(&corp, grant(1, 1).version, &grant(1, 2), &Marks::default()).await.unwrap());
     check("save").await;
-    put(&*store, &corp, &grant(1, 2)).await;
+    put(&*store, &corp, &grant(2, 1)).await;
     check("put").await;
     store.delete(&corp, &Expect::Whatever).await.unwrap();
-    put(&*store, &corp, &grant(1, 2)).await;
+    put(&*store, &corp, &grant(2, 1)).await;
     check("deletion").await;
 }
 
@@ -494,7 +497,7 @@ async fn a_caller_that_hangs_up_leaves_no_change_half_made(bench: &impl Bench) {
     put(&*store, &corp, &grant(1, 1)).await;
     for polls in 0..40 {
         let new = grant(2, polls);
-        let mut call = store.put(&corp, &new, &Expect::Whatever);
+        let mut call = store.put(&corp, &new, &Expect::Whatever, &[]);
         for _ in 0..polls % 8 {
             if (&mut call).now_or_never().is_some() {
                 break;
@@ -750,14 +753,26 @@ async fn a_wrong_key_is_told_and_does_no_harm() {
 async fn a_later_format_of_the_store_is_told() {
     let bench = OnDisk::new().await;
     bench.open().await.close().await.unwrap();
+    bench.sql("PRAGMA user_version = 4").await;
+    assert!(matches!(bench.open_with(KEY).await, Err(StoreError::NewerStore { format: 4, .. })));
     bench.sql("PRAGMA user_version = 3").await;
-    assert!(matches!(bench.open_with(KEY).await, Err(StoreError::NewerStore { format: 3, .. })));
-    bench.sql("PRAGMA user_version = 2").await;
     bench.open().await;
 }
 
+/// Makes a store of format 2 of one of today.
+const TO_FORMAT_2: &str = "DROP TRIGGER refresh_token_replaced; DROP TRIGGER spent_tokens_are_limited; DROP TABLE spent_tokens; \
+         DROP INDEX records_by_fingerprint; ALTER TABLE records DROP COLUMN fingerprint; \
+         ALTER TABLE records DROP COLUMN copied; ALTER TABLE meta DROP COLUMN fingerprint_key; \
+         ALTER TABLE meta DROP COLUMN place; PRAGMA user_version = 2";
+
 #[tokio::test]
-async fn a_store_of_the_format_before_is_brought_up_to_date_by_who_has_its_key() {
+async fn a_store_of_an_earlier_format_is_brought_up_to_date_by_who_has_its_key() {
+    for (format, older) in [(1, "DROP TABLE items; PRAGMA user_version = 1"), (2, "")] {
+        brought_up_to_date(format, older).await;
+    }
+}
+
+async fn brought_up_to_date(format: u32, older: &'static str) {
     let bench = OnDisk::new().await;
     let corp = account("corp");
     let store = bench.open().await;
@@ -766,7 +781,8 @@ async fn a_store_of_the_format_before_is_brought_up_to_date_by_who_has_its_key()
     let revision = load(&store, &corp).await.revision;
     store.close().await.unwrap();
     // As the version before made it.
-    bench.sql("DROP TABLE items; PRAGMA user_version = 1").await;
+    bench.sql(TO_FORMAT_2).await;
+    bench.sql(older).await;
     let before = fs::read(bench.file()).unwrap();
     assert!(matches!(bench.open_with([0; 32]).await, Err(StoreError::WrongKey { .. })));
     assert_eq!(fs::read(bench.file()).unwrap(), before);
@@ -775,7 +791,9 @@ async fn a_store_of_the_format_before_is_brought_up_to_date_by_who_has_its_key()
     for store in &stores {
         let record = load(store, &corp).await;
         assert_same(&record.grant, &grant(1, 1));
-        assert_eq!((record.revision, record.marks), (revision, marks()));
+        assert_eq!((record.revision, record.marks), (revision, Marks { copied_at: None, ..marks() }), "{format}");
+        let again = store.put(&account("corp/again"), &grant(1, 1), &Expect::Whatever, &[]).await.unwrap();
+        assert!(matches!(again, PutGrant::Known(known) if known.account == corp && !known.spent), "{format}");
         assert!(store.items(ItemKind::ApiKey).await.unwrap().is_empty());
     }
     put_item(&stores[0], &name("one"), 1).await;
@@ -841,7 +859,7 @@ async fn a_damaged_record_leaves_the_others_usable() {
         let bench = OnDisk::new().await;
         let store = bench.open().await;
         put(&store, &corp, &grant(1, 2)).await;
-        put(&store, &account("corp/good"), &grant(1, 2)).await;
+        put(&store, &account("corp/good"), &grant(3, 2)).await;
         bench.sql(damage).await;
 
         assert!(matches!(store.load(&corp).await, Err(StoreError::Unreadable { account }) if account == corp));
@@ -851,9 +869,9 @@ async fn a_damaged_record_leaves_the_others_usable() {
 
         assert!(matches!(store.delete(&corp, &Expect::Present).await.unwrap(), Deleted::Gone(None)), "{damage}");
         assert!(store.load(&corp).await.unwrap().is_none());
-        put(&store, &corp, &grant(1, 2)).await;
+        put(&store, &corp, &grant(4, 2)).await;
         bench.sql(damage).await;
-        assert_eq!(store.put(&corp, &grant(2, 1), &Expect::Present).await.unwrap(), Put::Replaced);
+        assert_eq!(store.put(&corp, &grant(2, 1), &Expect::Present, &[]).await.unwrap(), PutGrant::Done(Put::Replaced));
         assert_same(&load(&store, &corp).await.grant, &grant(2, 1));
     }
 }
@@ -914,8 +932,8 @@ async fn an_item_of_a_later_format_or_with_a_damaged_name_is_left_alone() {
 async fn a_record_of_a_later_format_or_with_a_damaged_name_is_left_alone() {
     let bench = OnDisk::new().await;
     let store = bench.open().await;
-    for name in ["corp/newer", "corp/renamed", "corp/good"] {
-        put(&store, &account(name), &grant(1, 1)).await;
+    for (id, name) in (1..).zip(["corp/newer", "corp/renamed", "corp/good"]) {
+        put(&store, &account(name), &grant(id, 1)).await;
     }
     bench.sql("UPDATE records SET sealed = x'0700' WHERE bucket = 'newer'").await;
     bench.sql("UPDATE records SET bucket = '../x' WHERE bucket = 'renamed'").await;
@@ -940,7 +958,7 @@ async fn a_write_that_failed_changes_nothing_and_the_next_one_works() {
     bench.sql("CREATE TRIGGER no_removal BEFORE DELETE ON items BEGIN SELECT RAISE(FAIL, 'no'); END").await;
     for _ in 0..2 {
         let failures = [
-            store.put(&corp, &grant(2, 1), &Expect::Whatever).await.unwrap_err(),
+            store.put(&corp, &grant(2, 1), &Expect::Whatever, &[]).await.unwrap_err(),
             store.delete(&corp, &Expect::Whatever).await.unwrap_err(),
             store.save(&corp, grant(1, 1).version, &grant(1, 2), &marks()).await.unwrap_err(),
             store.settle(&corp, grant(1, 1).version, &marks()).await.unwrap_err(),
@@ -962,7 +980,7 @@ async fn a_lease_outlives_the_loss_of_the_owner_files_while_nobody_takes_it() {
     let bench = OnDisk::new().await;
     let (store, other) = (bench.open().await, bench.open().await);
     for name in ["corp/kept", "corp/lost"] {
-        put(&store, &account(name), &grant(1, 1)).await;
+        put(&store, &account(name), &grant(if name == "corp/lost" { 1 } else { 2 }, 1)).await;
         assert!(is_taken(claim(&store, &account(name)).await));
     }
     // The store looks after its file now and then, and may have made it again in this very moment.
@@ -1030,6 +1048,6 @@ async fn a_store_whose_only_connection_was_closed_after_an_error_is_still_read()
     let corp = account("corp");
     put(&store, &corp, &grant(1, 1)).await;
     bench.sql("CREATE TRIGGER no_put BEFORE INSERT ON records BEGIN SELECT RAISE(FAIL, 'no'); END").await;
-    assert!(store.put(&corp, &grant(2, 1), &Expect::Whatever).await.is_err());
+    assert!(store.put(&corp, &grant(2, 1), &Expect::Whatever, &[]).await.is_err());
     assert_same(&load(&store, &corp).await.grant, &grant(1, 1));
 }

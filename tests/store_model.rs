@@ -11,8 +11,8 @@ use credproxy::{
     grant::{Grant, GrantId, Version},
     secret::{AccessToken, RefreshToken, StoreKey},
     store::{
-        Attempt, Claim, Deleted, Expect, Latch, Marks, Outcome, Presented, Put, Revision, Store, memory::Memory,
-        sqlite::Sqlite,
+        Attempt, Claim, Deleted, Expect, KnownToken, Latch, Marks, Outcome, Presented, Put, PutGrant, Renamed,
+        Revision, Store, memory::Memory, sqlite::Sqlite,
     },
 };
 use proptest::{collection::vec, prelude::*};
@@ -32,9 +32,22 @@ enum Wanting {
     OneOf(Seen),
 }
 
+/// Which refresh token a put brings.
+#[derive(Debug, Clone, Copy)]
+enum Brought {
+    New,
+    /// The account's own.
+    Own,
+    /// The one that the account's last refresh replaced.
+    Spent,
+    /// The other account's.
+    Others,
+}
+
 #[derive(Debug, Clone)]
 enum Change {
-    Put(Wanting),
+    Put(Wanting, Brought),
+    Rename,
     Claim(Seen, i64, u32),
     Settle(Seen, Marks),
     Save(Seen, Marks),
@@ -58,11 +71,16 @@ fn wanting() -> impl Strategy<Value = Wanting> {
     prop_oneof![2 => Just(Wanting::Whatever), 1 => Just(Wanting::Present), 1 => seen().prop_map(Wanting::OneOf)]
 }
 
+fn brought() -> impl Strategy<Value = Brought> {
+    prop_oneof![Just(Brought::Own), Just(Brought::Spent), Just(Brought::Others)]
+}
+
 prop_compose! {
     fn marks()(
         presented in proptest::option::of((any::<i64>(), any::<u32>())),
         attempt in proptest::option::of((any::<i64>(), any::<u32>(), proptest::option::of(".{0,6}"))),
         latch in proptest::option::of((any::<i64>(), any::<bool>())),
+        copied in proptest::option::of(any::<i64>()),
     ) -> Marks {
         let at = Timestamp::from_millis;
         Marks {
@@ -70,14 +88,17 @@ prop_compose! {
             attempt: attempt.map(|(millis, streak, code)| Attempt {
                 ended_at: at(millis), outcome: Outcome::Refused, code, streak, not_before: at(millis.saturating_neg()),
             }),
-            latch: latch.map(|(millis, answer_lost)| Latch { at: at(millis), answer_lost }),
+            latch: latch.map(|(millis, answer_lost)| Latch { at: at(millis), answer_lost, copied: !answer_lost }),
+            copied_at: copied.map(at),
         }
     }
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let change = prop_oneof![
-        3 => wanting().prop_map(Change::Put),
+        3 => wanting().prop_map(|wanting| Change::Put(wanting, Brought::New)),
+        4 => (wanting(), brought()).prop_map(|(wanting, brought)| Change::Put(wanting, brought)),
+        1 => Just(Change::Rename),
         6 => (seen(), any::<i64>(), any::<u32>()).prop_map(|(seen, at, count)| Change::Claim(seen, at, count)),
         4 => (seen(), marks()).prop_map(|(seen, marks)| Change::Settle(seen, marks)),
         3 => (seen(), marks()).prop_map(|(seen, marks)| Change::Save(seen, marks)),
@@ -94,6 +115,8 @@ struct Row {
     revision: Revision,
     marks: Marks,
     lease: Option<u32>,
+    /// In which version it came.
+    token: Version,
 }
 
 /// What there should be.
@@ -106,6 +129,14 @@ struct Model {
     owners: [u32; 2],
     last_owner: u32,
     last_grant: u8,
+    /// Refresh tokens that were presented and replaced, and whose they are.
+    spent: Vec<(usize, Version)>,
+}
+
+/// Why a put's refresh token is not taken.
+enum Known {
+    Held(Version),
+    By(usize, bool),
 }
 
 const NEVER: Version = Version { id: GrantId::from_bytes([0; 16]), generation: 1 };
@@ -146,6 +177,39 @@ impl Model {
         }
     }
 
+    /// The refresh token that a put brings, and the store's answer to it if it does not take it.
+    fn brought(&self, account: usize, brought: Brought, new: Version) -> (Version, Option<Known>) {
+        let held = |slot: usize| self.rows[slot].as_ref().map(|row| row.token);
+        let spent = self.spent.iter().rev().find(|(of, _)| *of == account).map(|(_, token)| *token);
+        let token = match brought {
+            Brought::New => None,
+            Brought::Own => held(account),
+            Brought::Spent => spent,
+            Brought::Others => held(1 - account),
+        };
+        let token = token.unwrap_or(new);
+        if held(account) == Some(token) {
+            let row = self.rows[account].as_ref().unwrap();
+            return (token, row.marks.latch.is_none().then_some(Known::Held(row.version)));
+        }
+        if held(1 - account) == Some(token) {
+            return (token, Some(Known::By(1 - account, false)));
+        }
+        let of = self.spent.iter().find(|(_, spent)| *spent == token);
+        (token, of.map(|(of, _)| Known::By(*of, true)))
+    }
+
+    /// The refresh token of a record that goes, if it has been presented.
+    fn spend(&mut self, account: usize, next: Option<Version>) {
+        if let Some(row) = &self.rows[account]
+            && row.marks.presented.is_some()
+            && next != Some(row.token)
+        {
+            self.spent.retain(|(_, token)| *token != row.token);
+            self.spent.push((account, row.token));
+        }
+    }
+
     fn new_owner(&mut self, owner: usize) {
         self.last_owner += 1;
         self.owners[owner] = self.last_owner;
@@ -153,6 +217,10 @@ impl Model {
 }
 
 fn grant(version: Version) -> Grant {
+    grant_with(version, version)
+}
+
+fn grant_with(version: Version, token: Version) -> Grant {
     let name = version.to_string();
     Grant {
         version,
@@ -161,7 +229,7 @@ fn grant(version: Version) -> Grant {
         issued_at: Timestamp::from_millis(1),
         expires_at: None,
         scope: None,
-        refresh_token: Some(RefreshToken::new(format!("rt-{name}")).unwrap()),
+        refresh_token: Some(RefreshToken::new(format!("rt-{token}")).unwrap()),
         extra: credproxy::grant::Extra::default(),
     }
 }
@@ -204,23 +272,33 @@ async fn make(model: &mut Model, store: &dyn Store, step: &Step, accounts: &[Acc
     let own = model.owners[step.owner];
     let row = model.rows[slot].clone();
     match &step.change {
-        Change::Put(wanting) => {
+        Change::Put(wanting, brought) => {
             let (expect, met) = model.expect(slot, *wanting);
             model.last_grant += 1;
             let version = Version { id: GrantId::from_bytes([model.last_grant; 16]), generation: 1 };
-            let put = store.put(account, &grant(version), &expect).await.unwrap();
-            let expected = match row {
-                _ if !met => Put::Conflict,
-                Some(_) => Put::Replaced,
-                None => Put::Created,
+            let (token, known) = model.brought(slot, *brought, version);
+            let put = store.put(account, &grant_with(version, token), &expect, &[]).await.unwrap();
+            let expected = match (row, known) {
+                _ if !met => Put::Conflict.into(),
+                (_, Some(Known::Held(version))) => PutGrant::Held(version),
+                (_, Some(Known::By(of, spent))) => PutGrant::Known(KnownToken { account: accounts[of].clone(), spent }),
+                (Some(_), None) => Put::Replaced.into(),
+                (None, None) => Put::Created.into(),
             };
             assert_eq!(put, expected);
-            if met {
-                let new = Row { version, revision: Revision(0), marks: Marks::default(), lease: None };
+            let written = matches!(put, PutGrant::Done(Put::Created | Put::Replaced));
+            if let PutGrant::Held(held) = put {
+                assert_eq!(model.rows[slot].as_ref().unwrap().version, held);
+                return true;
+            }
+            if written {
+                model.spend(slot, Some(token));
+                let new = Row { version, revision: Revision(0), marks: Marks::default(), lease: None, token };
                 model.rows[slot] = Some(new);
             }
-            met
+            written
         }
+        Change::Rename => rename(model, store, step, accounts).await,
         Change::Claim(seen, at, count) => {
             let presented = Presented { at: Timestamp::from_millis(*at), count: *count };
             let revision = model.revision(slot, *seen);
@@ -256,7 +334,9 @@ async fn make(model: &mut Model, store: &dyn Store, step: &Step, accounts: &[Acc
             let row = row.filter(|row| row.version == version);
             assert_eq!(saved, row.is_some());
             row.is_some_and(|row| {
-                model.rows[slot] = Some(Row { version: next, lease: None, marks: marks.clone(), ..row });
+                model.spent.retain(|(_, token)| *token != row.token);
+                model.spent.push((slot, row.token));
+                model.rows[slot] = Some(Row { version: next, lease: None, marks: marks.clone(), token: next, ..row });
                 true
             })
         }
@@ -268,11 +348,37 @@ async fn make(model: &mut Model, store: &dyn Store, step: &Step, accounts: &[Acc
                 (Deleted::Conflict, Some(_)) if !met => return false,
                 (deleted, row) => panic!("{deleted:?} of {row:?}"),
             }
+            model.spend(slot, None);
             model.rows[slot] = None;
             true
         }
         Change::Die => false,
     }
+}
+
+/// The renaming of one step, as [`make`] makes the other changes.
+async fn rename(model: &mut Model, store: &dyn Store, step: &Step, accounts: &[Account; 2]) -> bool {
+    let (slot, account, own) = (step.account, &accounts[step.account], model.owners[step.owner]);
+    let row = model.rows[slot].clone();
+    let other = 1 - slot;
+    let renamed = store.rename(account, &accounts[other]).await.unwrap();
+    let Some(row) = row else {
+        assert_eq!(renamed, Renamed::Missing);
+        return false;
+    };
+    if model.rows[other].is_some() {
+        assert_eq!(renamed, Renamed::Occupied);
+        return false;
+    }
+    if row.lease.is_some_and(|owner| owner != own && model.owners.contains(&owner)) {
+        assert_eq!(renamed, Renamed::LeaseHeld);
+        return false;
+    }
+    assert_eq!(renamed, Renamed::Done);
+    model.rows[slot] = None;
+    model.rows[other] = Some(Row { lease: None, ..row });
+    model.spent.iter_mut().filter(|(of, _)| *of == slot).for_each(|(of, _)| *of = other);
+    true
 }
 
 async fn play<B: Bench>(steps: Vec<Step>) {
@@ -294,7 +400,7 @@ async fn play<B: Bench>(steps: Vec<Step>) {
             let theirs = owners[1 - step.owner].load(account).await.unwrap();
             if let Some(row) = &mut model.rows[slot]
                 && wrote
-                && slot == step.account
+                && (slot == step.account || matches!(step.change, Change::Rename))
             {
                 let revision = mine.as_ref().expect("a record is gone").revision;
                 assert!(revisions[slot].insert(revision.0), "a revision came again");
@@ -311,7 +417,7 @@ async fn play<B: Bench>(steps: Vec<Step>) {
                 let record = record.as_ref().expect("a record is gone");
                 assert_eq!((record.revision, record.grant.version), (row.revision, row.version), "{step:?}");
                 assert_eq!(record.marks, row.marks, "{step:?}");
-                let expected = grant(row.version).refresh_token.unwrap();
+                let expected = grant_with(row.version, row.token).refresh_token.unwrap();
                 assert!(record.grant.refresh_token.as_ref().unwrap().same_as(&expected));
             }
             if let Some(row) = &model.rows[slot] {

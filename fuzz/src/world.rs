@@ -198,7 +198,7 @@ impl World {
         });
         let providers = [("corp".parse().unwrap(), Arc::clone(&provider) as Arc<dyn Provider>)].into_iter().collect();
         let store = Arc::new(Memory::new().unwrap());
-        store.put(&corp(), &grant(), &Expect::Whatever).await.unwrap();
+        store.put(&corp(), &grant(), &Expect::Whatever, &[]).await.unwrap();
         let coordinator = Coordinator::new(
             Arc::clone(&store) as Arc<dyn Store>,
             providers,

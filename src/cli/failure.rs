@@ -152,6 +152,11 @@ fn hint(error: &ClientError, account: Option<&Account>) -> Option<String> {
             ("NOT_FOUND", Some(account), _) => {
                 Some(format!("log in: `credproxy login {account}`, or store a grant: `credproxy import {account}`"))
             }
+            ("GRANT_CONFLICT", Some(_), _) => Some(
+                "see `credproxy status`; `credproxy rename OLD NEW` gives an account another name, and `credproxy \
+                 login` begins a chain of its own"
+                    .into(),
+            ),
             ("SESSION_EXPIRED" | "SESSION_ALREADY_USED" | "EXCHANGE_FAILED", Some(account), _) => {
                 Some(format!("begin again: `credproxy login {account}`"))
             }

@@ -34,7 +34,12 @@ pub(super) async fn run(client: &Client, account: &Account, from: Option<&Path>)
         Stored::Replaced => format!("replaced the grant of {account}"),
     });
     output::note(&what_now(form, refreshable));
-    // A misspelt name is found out here rather than when the token expires. Whether it can be told does not matter.
+    warn_if_not_configured(client, account).await;
+    Ok(Exit::Success)
+}
+
+/// A misspelt name is found out here rather than when the token expires. Whether it can be told does not matter.
+pub(super) async fn warn_if_not_configured(client: &Client, account: &Account) {
     if client.providers().await.is_ok_and(|known| known.iter().all(|known| known.name != account.provider)) {
         output::note(&format!(
             "warning: no provider {0} is configured, so this token will not be refreshed; \
@@ -42,7 +47,6 @@ pub(super) async fn run(client: &Client, account: &Account, from: Option<&Path>)
             account.provider
         ));
     }
-    Ok(Exit::Success)
 }
 
 fn taken(found: &Found, source: &Source) -> String {

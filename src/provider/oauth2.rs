@@ -172,6 +172,11 @@ impl Provider for OAuth2 {
         false
     }
 
+    fn token_authority(&self) -> Option<&str> {
+        let endpoints = &self.settings.endpoints;
+        endpoints.token.as_ref().or(endpoints.issuer.as_ref()).map(Url::as_str)
+    }
+
     fn rules(&self) -> &Rules {
         &self.settings.rules
     }

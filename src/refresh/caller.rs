@@ -94,7 +94,7 @@ impl Inner {
     ) -> Result<Arc<Snapshot>, RefreshError> {
         self.fit(account, &snapshot.token)?;
         if let Some(latch) = snapshot.marks.latch {
-            return Err(RefreshError::Reauth { answer_lost: latch.answer_lost });
+            return Err(latch.into());
         }
         let flight = {
             let mut state = slot.lock();

@@ -65,7 +65,7 @@ impl Tag {
     }
 }
 
-/// `If-Match`.
+/// `If-Match`, and the one form of `If-None-Match` that a change may have.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum IfMatch {
     /// Not sent.
@@ -73,6 +73,8 @@ pub enum IfMatch {
     Absent,
     /// `*`: whatever there is.
     Any,
+    /// `If-None-Match: *`: only where there is none. For puts alone.
+    NoneThere,
     /// One or more tags.
     Tags(Vec<Tag>),
 }
@@ -91,7 +93,7 @@ pub(super) enum Verdict {
 impl IfMatch {
     pub(super) fn verdict(&self, account: &Account, current: Version) -> Verdict {
         let tags = match self {
-            Self::Absent | Self::Any => return Verdict::Go,
+            Self::Absent | Self::Any | Self::NoneThere => return Verdict::Go,
             Self::Tags(tags) => tags,
         };
         let mut verdict = Verdict::Mismatch;
@@ -114,7 +116,7 @@ impl IfMatch {
     /// The versions of `account` that a change may replace; `None` for any.
     pub(super) fn versions(&self, account: &Account) -> Option<Vec<Version>> {
         match self {
-            Self::Absent | Self::Any => None,
+            Self::Absent | Self::Any | Self::NoneThere => None,
             Self::Tags(tags) => Some(
                 tags.iter()
                     .filter_map(|tag| match tag {

@@ -262,7 +262,7 @@ mod tests {
             let attempt = attempt.map(|(ended_at, outcome, streak, not_before)| {
                 Attempt { ended_at, outcome, code: None, streak, not_before }
             });
-            Marks { attempt, presented: presented.map(|(at, count)| Presented { at, count }), latch: None }
+            Marks { attempt, presented: presented.map(|(at, count)| Presented { at, count }), latch: None, copied_at: None }
         }
     }
 

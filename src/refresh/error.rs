@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use super::outcome::Failure;
-use crate::store::StoreError;
+use crate::{
+    account::Account,
+    store::{KnownToken, Latch, StoreError},
+};
 
 /// Why there is no token. Everything in it may be shown to the caller.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -18,14 +21,22 @@ pub enum RefreshError {
     #[error("a grant is stored, but no provider of this name is configured")]
     NotConfigured,
     /// `If-Match` names another state, or another account.
-    #[error("the grant is not in the state that If-Match names")]
+    #[error("the grant is not in the state that If-Match or If-None-Match asks for")]
     PreconditionFailed,
     /// The grant is dead; a person must log in again.
-    #[error("{}", if *answer_lost { ANSWER_LOST } else { "the provider no longer accepts the grant: log in again" })]
+    #[error("{}", reauth(*answer_lost, *copied))]
     Reauth {
         /// An answer of the provider's was lost before, and perhaps the successor with it.
         answer_lost: bool,
+        /// The store may be a copy, and the refresh token have been presented from another one.
+        copied: bool,
     },
+    /// The refresh token to be stored was spent, or another account has it. Nothing changed.
+    #[error("{}", known(.0))]
+    GrantConflict(KnownToken),
+    /// There is a grant under the name that this one was to get. Nothing changed.
+    #[error("a grant is stored for {0} already: delete it first, or choose another name")]
+    NameTaken(Account),
     /// Inside the cooldown or a backoff.
     #[error("too soon after the last attempt{}", last.as_ref().map(|last| format!(" ({last})")).unwrap_or_default())]
     RateLimited {
@@ -72,6 +83,33 @@ pub enum RefreshError {
 }
 
 const ANSWER_LOST: &str = "the provider no longer accepts the grant; an answer of its was lost before, perhaps with the successor: log in again";
+
+const COPIED: &str = "the provider no longer accepts the grant; this store was copied, moved or restored, and the refresh token has probably been presented from the other copy: log in again, and never use two copies";
+
+fn reauth(answer_lost: bool, copied: bool) -> &'static str {
+    match (answer_lost, copied) {
+        (_, true) => COPIED,
+        (true, false) => ANSWER_LOST,
+        (false, false) => "the provider no longer accepts the grant: log in again",
+    }
+}
+
+fn known(KnownToken { account, spent }: &KnownToken) -> String {
+    if *spent {
+        format!(
+            "this refresh token of {account} has been used, and another has taken its place: what is stored is newer \
+             and was left as it is"
+        )
+    } else {
+        format!("this refresh token is stored for {account} already; rename that account if it is to have another name")
+    }
+}
+
+impl From<Latch> for RefreshError {
+    fn from(latch: Latch) -> Self {
+        Self::Reauth { answer_lost: latch.answer_lost, copied: latch.copied }
+    }
+}
 
 impl From<StoreError> for RefreshError {
     fn from(error: StoreError) -> Self {

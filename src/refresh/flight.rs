@@ -16,7 +16,7 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
-use tokio::{sync::OwnedSemaphorePermit, time::timeout};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Inner, RefreshError,
@@ -31,8 +31,12 @@ use crate::{
     grant::{Grant, Issued, SanitizedToken, Version},
     provider::Provider,
     store::{Claim, Latch, Marks, Outcome, Presented, Record, Revision, StoreError},
-    timeouts::{LAST_PROVIDER_CALL_START, LAST_SAVES, LEASE},
+    timeouts::{LAST_PROVIDER_CALL_START, LEASE},
 };
+
+mod late;
+
+use late::Late;
 
 /// How often it looks whether the lease is free.
 const LEASE_INTERVAL: Duration = Duration::from_millis(100);
@@ -43,10 +47,6 @@ const RETRY_PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs
 
 /// So many refusals in a row without a known reason, and the grant is taken for dead once its token is.
 const PATIENCE_WITH_REFUSALS: u32 = 5;
-
-/// The first and the longest pause between tries to save what the provider has already answered. A store that heals
-/// is to hold it within 2 s.
-const SAVE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// Whether the provider has refused so often that only a new login will help. Not latched: a later try may succeed.
 pub(super) fn given_up(marks: &Marks, expired: bool) -> bool {
@@ -85,13 +85,6 @@ enum Clearance {
     Lease(Box<Claimed>),
     /// No call is needed: this is the answer.
     Answer(Arc<Snapshot>),
-}
-
-/// What the store did not take.
-#[derive(Debug)]
-enum Late {
-    Marks,
-    Grant(Box<Grant>),
 }
 
 impl Inner {
@@ -177,12 +170,16 @@ impl Flight {
             }
             inner.fit(&self.account, &snapshot.token)?;
             if let Some(latch) = record.marks.latch {
-                return Err(RefreshError::Reauth { answer_lost: latch.answer_lost });
+                return Err(latch.into());
             }
             let own = self.slot.lock().ended;
             inner.paced(&snapshot.token, &record.marks, own)?;
             let uncertain = self.uncertain(record.marks.presented);
             if uncertain.is_some_and(|mark| !self.may_try_again(mark, &snapshot.token)) {
+                return Ok(Clearance::Answer(snapshot));
+            }
+            // The other copy of the store may have spent the refresh token: nothing is risked for a token that is good.
+            if record.marks.copied_at.is_some() && !self.is_needed(&snapshot.token) {
                 return Ok(Clearance::Answer(snapshot));
             }
             if inner.stopping.is_cancelled() {
@@ -252,11 +249,18 @@ impl Flight {
         let now = self.inner.clock.now();
         // A mark in the future was made before the clock was set back: nobody knows how long ago.
         let in_grace = mark.at <= now && now.since(mark.at) < self.provider.rules().reuse_grace;
+        in_grace || self.is_needed(token)
+    }
+
+    /// Whether a new token is wanted more than the grant that may be lost by it: a caller asked for one, or the one that
+    /// there is has ended or is about to.
+    fn is_needed(&self, token: &SanitizedToken) -> bool {
+        let now = self.inner.clock.now();
         let near_expiry = match (token.left(now), token.lifetime()) {
             (Some(left), Some(lifetime)) => left < default_validity(lifetime),
             (None, _) | (_, None) => false,
         };
-        self.handle.forced() || in_grace || near_expiry || token.expired(now)
+        self.handle.forced() || near_expiry || token.expired(now)
     }
 
     /// Presents the refresh token, again where that is right, until an outcome stands.
@@ -362,11 +366,12 @@ impl Flight {
                 "the grant is dead, and the answer to an earlier presentation was lost, perhaps with the successor"
             );
         }
-        let answer_lost = claimed.uncertain.is_some();
+        let (answer_lost, copied) = (claimed.uncertain.is_some(), marks.copied_at.is_some());
         let marks = Marks {
             presented: claimed.uncertain.filter(|_| !dead),
             attempt: Some(attempt),
-            latch: dead.then_some(Latch { at: now, answer_lost }),
+            latch: dead.then_some(Latch { at: now, answer_lost, copied }),
+            copied_at: marks.copied_at,
         };
         let snapshot = inner.snapshot_in(&self.slot, &self.account, grant, marks);
         let base = self.end_attempt(&snapshot);
@@ -379,7 +384,7 @@ impl Flight {
             }
         }
         if dead || given_up(&snapshot.marks, snapshot.token.expired(now)) {
-            return Err(RefreshError::Reauth { answer_lost });
+            return Err(RefreshError::Reauth { answer_lost, copied });
         }
         Err(RefreshError::Failed { failure, wait })
     }
@@ -417,66 +422,6 @@ impl Flight {
         }
         drop(state);
         base
-    }
-
-    /// Serves what the store did not take, unless it was overtaken, and tries to save it until it is durable.
-    fn keep(&self, before: Version, late: Late, snapshot: &Arc<Snapshot>) {
-        self.slot.lock().keep(&self.handle, Arc::clone(snapshot));
-        let (flight, snapshot) = (self.clone(), Arc::clone(snapshot));
-        self.inner.tasks.spawn(async move { flight.save_late(before, late, snapshot).await });
-    }
-
-    async fn save_late(self, before: Version, late: Late, snapshot: Arc<Snapshot>) {
-        let inner = &self.inner;
-        let mut pause = SAVE_PAUSES.0;
-        let mut stopping_since = None;
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(pause) => pause = (pause * 2).min(SAVE_PAUSES.1),
-                () = inner.stopping.cancelled(), if stopping_since.is_none() => {
-                    stopping_since = Some(inner.clock.monotonic());
-                    pause = SAVE_PAUSES.0;
-                }
-            }
-            let base = self.slot.base(inner.store.epoch());
-            #[cfg(feature = "faults")]
-            crate::faults::reach("late_save").await;
-            let saving = async {
-                match &late {
-                    Late::Marks => inner.store.settle(&self.account, before, &snapshot.marks).await,
-                    Late::Grant(next) => inner.store.save(&self.account, before, next, &snapshot.marks).await,
-                }
-            };
-            let result = match stopping_since.map(|since| inner.clock.monotonic().since(since)) {
-                None => saving.await,
-                Some(passed) => timeout(LAST_SAVES.saturating_sub(passed), saving)
-                    .await
-                    .unwrap_or_else(|_| Err(StoreError::unavailable("the store took too long"))),
-            };
-            match inner.noted(result) {
-                Ok(true) => {
-                    #[cfg(feature = "faults")]
-                    crate::faults::reach("late_saved").await;
-                    tracing::info!(account = %self.account, "saved what was kept in memory");
-                    self.slot.lock().publish(base, snapshot);
-                    return;
-                }
-                Ok(false) => {
-                    self.slot.lock().let_go(&snapshot);
-                    if let Late::Grant(next) = &late {
-                        drop(self.overtaken(before, Some(next)).await);
-                    }
-                    return;
-                }
-                Err(error)
-                    if stopping_since.is_some_and(|since| inner.clock.monotonic().since(since) >= LAST_SAVES) =>
-                {
-                    tracing::error!(account = %self.account, %error, "ending with an unsaved refresh: log in to this account again");
-                    return;
-                }
-                Err(error) => tracing::debug!(account = %self.account, %error, "still not saved"),
-            }
-        }
     }
 
     /// Sleeps; a shutdown cuts it short.

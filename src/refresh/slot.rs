@@ -249,6 +249,11 @@ impl State {
         self.written(base, snapshot);
     }
 
+    /// Another grant was stored in the same version: whoever reads next asks the store.
+    pub(super) fn reread(&mut self, base: Base) {
+        self.written(base, None);
+    }
+
     fn written(&mut self, base: Base, snapshot: Option<Arc<Snapshot>>) {
         if self.fill(base, snapshot).is_err() {
             self.cached = None;

@@ -96,9 +96,10 @@ pub(super) fn last_error(marks: &Marks) -> Option<String> {
     if cut_off(marks).is_some() {
         return Some("interrupted".to_owned());
     }
-    let attempt = marks.attempt.as_ref()?;
+    let copied = marks.copied_at.map(|_| "store_copied".to_owned());
+    let Some(attempt) = &marks.attempt else { return copied };
     let word = match attempt.outcome {
-        Outcome::Success => return None,
+        Outcome::Success => return copied,
         Outcome::Final => "grant_dead",
         Outcome::Configuration => "configuration",
         Outcome::NotSpent => "provider_unavailable",
@@ -118,7 +119,7 @@ mod tests {
         let at = Timestamp::from_secs;
         let mark = |seconds| Some(Presented { at: at(seconds), count: 1 });
         let attempt = |outcome| Some(Attempt { ended_at: at(10), outcome, code: None, streak: 1, not_before: at(10) });
-        let word = |presented, attempt| last_error(&Marks { presented, attempt, latch: None });
+        let word = |presented, attempt| last_error(&Marks { presented, attempt, latch: None, copied_at: None });
         assert_eq!(word(None, None), None);
         assert_eq!(word(mark(1), None).as_deref(), Some("interrupted"));
         assert_eq!(word(mark(20), attempt(Outcome::Success)).as_deref(), Some("interrupted"));

@@ -11,6 +11,7 @@ pub const OPERATIONS: &[(&str, &str, &str)] = &[
     ("GET", "/v1/tokens", "listTokens"),
     ("PUT", "/v1/tokens/{provider}", "putToken"),
     ("DELETE", "/v1/tokens/{provider}", "deleteToken"),
+    ("POST", "/v1/tokens/{provider}/rename", "renameToken"),
     ("GET", "/v1/api-keys", "listApiKeys"),
     ("GET", "/v1/api-keys/{name}", "getApiKey"),
     ("PUT", "/v1/api-keys/{name}", "putApiKey"),

@@ -37,7 +37,9 @@ pub enum Code {
     NotFound,
     /// The grant has no refresh token.
     RefreshNotAvailable,
-    /// `If-Match` does not hold.
+    /// The refresh token, or the name, is another grant's already.
+    GrantConflict,
+    /// `If-Match` or `If-None-Match` does not hold.
     PreconditionFailed,
     /// Inside the cooldown or a backoff, or at a limit.
     RateLimited,
@@ -61,12 +63,13 @@ pub enum Code {
 
 impl Code {
     /// Every code, for the comparison with the OpenAPI document.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::InvalidRequest,
         Self::ReauthRequired,
         Self::Unauthorized,
         Self::NotFound,
         Self::RefreshNotAvailable,
+        Self::GrantConflict,
         Self::PreconditionFailed,
         Self::RateLimited,
         Self::InternalError,
@@ -88,6 +91,7 @@ impl Code {
             Self::Unauthorized => "UNAUTHORIZED",
             Self::NotFound => "NOT_FOUND",
             Self::RefreshNotAvailable => "REFRESH_NOT_AVAILABLE",
+            Self::GrantConflict => "GRANT_CONFLICT",
             Self::PreconditionFailed => "PRECONDITION_FAILED",
             Self::RateLimited => "RATE_LIMITED",
             Self::InternalError => "INTERNAL_ERROR",
@@ -107,7 +111,7 @@ impl Code {
             Self::ReauthRequired => StatusCode::UNAUTHORIZED,
             Self::Unauthorized => StatusCode::FORBIDDEN,
             Self::NotFound | Self::SessionNotFound => StatusCode::NOT_FOUND,
-            Self::RefreshNotAvailable | Self::SessionAlreadyUsed => StatusCode::CONFLICT,
+            Self::RefreshNotAvailable | Self::GrantConflict | Self::SessionAlreadyUsed => StatusCode::CONFLICT,
             Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::InternalError => StatusCode::INTERNAL_SERVER_ERROR,
@@ -202,6 +206,7 @@ impl Problem {
             RefreshError::NotRefreshable => problem(Code::RefreshNotAvailable),
             RefreshError::NotConfigured => problem(Code::ProviderNotConfigured),
             RefreshError::PreconditionFailed => problem(Code::PreconditionFailed),
+            RefreshError::GrantConflict(_) | RefreshError::NameTaken(_) => problem(Code::GrantConflict),
             RefreshError::Reauth { .. } => {
                 let challenge = format!("Credproxy realm=\"{account}\", error=\"reauth_required\"");
                 Self { challenge: HeaderValue::try_from(challenge).ok(), ..problem(Code::ReauthRequired) }
@@ -244,6 +249,7 @@ impl Problem {
             LoginError::Expired => problem(Code::SessionExpired),
             LoginError::AlreadyUsed => problem(Code::SessionAlreadyUsed),
             LoginError::Exchange { .. } => problem(Code::ExchangeFailed),
+            LoginError::GrantConflict(_) => problem(Code::GrantConflict),
             LoginError::Store(error) => {
                 account.map_or_else(|| problem(Code::StoreUnavailable), |account| Self::refresh(account, error))
             }
@@ -330,7 +336,8 @@ mod tests {
     #[test]
     fn a_dead_grant_names_its_realm() {
         let account = "corp/work".parse().unwrap();
-        let response = Problem::refresh(&account, &RefreshError::Reauth { answer_lost: false }).into_response();
+        let response =
+            Problem::refresh(&account, &RefreshError::Reauth { answer_lost: false, copied: false }).into_response();
         assert_eq!(response.status(), 401);
         assert_eq!(
             response.headers()[header::WWW_AUTHENTICATE],

@@ -78,7 +78,7 @@ pub(super) struct Target<'a> {
 impl<'a> Target<'a> {
     pub(super) fn parse(uri: &'a Uri, known: &[&'static str]) -> Result<Self, Problem> {
         let below = uri.path().strip_prefix("/v1/tokens/").unwrap_or_default();
-        let segment = below.strip_suffix("/refresh").unwrap_or(below);
+        let segment = below.strip_suffix("/refresh").or(below.strip_suffix("/rename")).unwrap_or(below);
         let provider = percent_decode_str(segment)
             .decode_utf8()
             .map_err(|_| Problem::invalid("the provider in the path is not UTF-8 text"))?;
@@ -218,6 +218,30 @@ pub(super) fn if_match(headers: &HeaderMap) -> Result<IfMatch, Problem> {
     Ok(tags.map_or(IfMatch::Any, |tags| IfMatch::Tags(tags.iter().map(|tag| Tag::parse(tag)).collect())))
 }
 
+/// The conditions of a change: `If-Match`, or `If-None-Match: *` for what must not be there yet.
+pub(super) fn change_condition(headers: &HeaderMap) -> Result<IfMatch, Problem> {
+    Ok(if only_if_absent(headers)? { IfMatch::NoneThere } else { if_match(headers)? })
+}
+
+/// The same for an item.
+pub(super) fn change_condition_of_item(headers: &HeaderMap) -> Result<Expect<ItemTag>, Problem> {
+    Ok(if only_if_absent(headers)? { Expect::Absent } else { if_match_item(headers)? })
+}
+
+/// Whether there is `If-None-Match: *` (RFC 9110 section 13.1.2); with tags in it a change has no use for it.
+fn only_if_absent(headers: &HeaderMap) -> Result<bool, Problem> {
+    if !headers.contains_key(header::IF_NONE_MATCH) {
+        return Ok(false);
+    }
+    if headers.contains_key(header::IF_MATCH) {
+        return Err(Problem::invalid("give if-match or if-none-match, not both"));
+    }
+    match entity_tags(headers, &header::IF_NONE_MATCH)? {
+        None => Ok(true),
+        Some(_) => Err(Problem::invalid("if-none-match of a change is *")),
+    }
+}
+
 /// `If-Match` for an item. A tag that is none of an item's names no state that any could be in.
 pub(super) fn if_match_item(headers: &HeaderMap) -> Result<Expect<ItemTag>, Problem> {
     if !headers.contains_key(header::IF_MATCH) {
@@ -335,6 +359,22 @@ mod tests {
         assert_eq!(if_match(&headers(&[("if-match", "\"a\""), ("if-match", "\"b\"")])).unwrap(), two);
         for bad in ["", "a", "\"a", "W/\"a\"", "\"a\" \"b\"", "\"a\",", "\"a\",*"] {
             assert!(if_match(&headers(&[("if-match", bad)])).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_change_is_conditional_on_a_tag_or_on_nothing_being_there() {
+        assert_eq!(change_condition(&headers(&[])).unwrap(), IfMatch::Absent);
+        assert_eq!(change_condition(&headers(&[("if-none-match", "*")])).unwrap(), IfMatch::NoneThere);
+        assert_eq!(change_condition(&headers(&[("if-match", "*")])).unwrap(), IfMatch::Any);
+        assert_eq!(change_condition_of_item(&headers(&[("if-none-match", "*")])).unwrap(), Expect::Absent);
+        for bad in
+            [&[("if-none-match", "\"a\"")][..], &[("if-none-match", "x")], &[("if-none-match", "*"), ("if-match", "*")]]
+        {
+            assert!(
+                change_condition(&headers(bad)).is_err() && change_condition_of_item(&headers(bad)).is_err(),
+                "{bad:?}"
+            );
         }
     }
 

@@ -22,13 +22,13 @@ use async_trait::async_trait;
 use zeroize::Zeroizing;
 
 use crate::{
-    account::{Account, ItemName},
+    account::{Account, ItemName, ProviderName},
     grant::{Grant, Version},
     item::{Item, ItemKind, ItemTag},
-    secret::StoreKey,
+    secret::{FingerprintKey, StoreKey, TokenFingerprint},
     store::{
-        Claim, Deleted, Entry, Expect, ItemEntry, Marks, Presented, Put, Record, Removed, Revision, Shelf, Store,
-        StoreError, Visitor, Wanted, seal::Sealer,
+        Claim, Deleted, Entry, Expect, ItemEntry, KnownToken, Marks, Presented, Put, PutGrant, Record, Removed,
+        Renamed, Revision, SPENT_TOKENS, Shelf, Store, StoreError, Visitor, Wanted, seal::Sealer,
     },
 };
 
@@ -44,12 +44,15 @@ type Owner = u64;
 
 struct Shared {
     sealer: Sealer,
+    fingerprints: FingerprintKey,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     rows: BTreeMap<Account, Row>,
+    /// The refresh tokens that were presented and replaced, the last ones of each account, in their order.
+    spent: Vec<(Account, TokenFingerprint)>,
     items: BTreeMap<(ItemKind, ItemName), (ItemTag, Vec<u8>)>,
     /// The living owners and their epochs.
     owners: BTreeMap<Owner, Arc<AtomicU64>>,
@@ -64,6 +67,8 @@ struct Row {
     marks: Marks,
     revision: Revision,
     lease: Option<Owner>,
+    /// Of the refresh token.
+    fingerprint: Option<TokenFingerprint>,
 }
 
 impl Memory {
@@ -72,7 +77,9 @@ impl Memory {
         let mut key = Zeroizing::new([0; 32]);
         getrandom::fill(&mut *key).map_err(StoreError::unavailable)?;
         let sealer = Sealer::new(StoreKey::new(*key));
-        Ok(Self::own(Arc::new(Shared { sealer, state: Mutex::default() })))
+        getrandom::fill(&mut *key).map_err(StoreError::unavailable)?;
+        let fingerprints = FingerprintKey::from_bytes(*key);
+        Ok(Self::own(Arc::new(Shared { sealer, fingerprints, state: Mutex::default() })))
     }
 
     /// Another owner of the same records, as another process would be.
@@ -114,6 +121,10 @@ impl Shared {
         let grant = self.sealer.open(account, row.version, &row.sealed)?;
         Ok(Record { grant, marks: row.marks.clone(), revision: row.revision })
     }
+
+    fn fingerprint(&self, grant: &Grant) -> Option<TokenFingerprint> {
+        grant.refresh_token.as_ref().map(|token| token.fingerprint(&self.fingerprints))
+    }
 }
 
 impl State {
@@ -124,6 +135,37 @@ impl State {
         }
         self.writes += 1;
         Revision(self.writes)
+    }
+
+    /// Remembers a refresh token that was presented and is replaced.
+    fn spend(&mut self, account: &Account, fingerprint: TokenFingerprint) {
+        self.spent.retain(|(of, spent)| of != account || *spent != fingerprint);
+        if self.spent.iter().filter(|(of, _)| of == account).count() >= SPENT_TOKENS
+            && let Some(oldest) = self.spent.iter().position(|(of, _)| of == account)
+        {
+            self.spent.remove(oldest);
+        }
+        self.spent.push((account.clone(), fingerprint));
+    }
+
+    /// Remembers the refresh token of a record that goes, if it has been presented.
+    fn spend_if_presented(&mut self, account: &Account) {
+        let row = self.rows.get(account).filter(|row| row.marks.presented.is_some());
+        if let Some(fingerprint) = row.and_then(|row| row.fingerprint) {
+            self.spend(account, fingerprint);
+        }
+    }
+
+    /// Who else of the `siblings` has or had the token, or the account itself had it.
+    fn known(&self, account: &Account, fingerprint: TokenFingerprint, siblings: &[ProviderName]) -> Option<KnownToken> {
+        let sibling = |of: &Account| of.provider == account.provider || siblings.contains(&of.provider);
+        let held =
+            self.rows.iter().find(|(of, row)| *of != account && row.fingerprint == Some(fingerprint) && sibling(of));
+        let held = held.map(|(of, _)| KnownToken { account: of.clone(), spent: false });
+        held.or_else(|| {
+            let spent = self.spent.iter().find(|(of, spent)| *spent == fingerprint && sibling(of));
+            spent.map(|(of, _)| KnownToken { account: of.clone(), spent: true })
+        })
     }
 }
 
@@ -170,37 +212,99 @@ impl Store for Memory {
         }
         let revision = state.write(self.owner);
         if let Some(row) = state.rows.get_mut(account) {
-            *row = Row { sealed: mem::take(&mut row.sealed), version, marks: marks.clone(), revision, lease: None };
+            *row = Row {
+                sealed: mem::take(&mut row.sealed),
+                version,
+                marks: marks.clone(),
+                revision,
+                lease: None,
+                fingerprint: row.fingerprint,
+            };
         }
         Ok(true)
     }
 
     async fn save(&self, account: &Account, version: Version, next: &Grant, marks: &Marks) -> Result<bool, StoreError> {
         let sealed = self.shared.sealer.seal(account, next)?;
+        let fingerprint = self.shared.fingerprint(next);
         let state = &mut *self.shared.lock();
-        if state.rows.get(account).is_none_or(|row| row.version != version) {
-            return Ok(false);
+        let Some(before) = state.rows.get(account).filter(|row| row.version == version) else { return Ok(false) };
+        if let Some(spent) = before.fingerprint.filter(|before| Some(*before) != fingerprint) {
+            state.spend(account, spent);
         }
-        let row =
-            Row { sealed, version: next.version, marks: marks.clone(), revision: state.write(self.owner), lease: None };
+        let row = Row {
+            sealed,
+            version: next.version,
+            marks: marks.clone(),
+            revision: state.write(self.owner),
+            lease: None,
+            fingerprint,
+        };
         state.rows.insert(account.clone(), row);
         Ok(true)
     }
 
-    async fn put(&self, account: &Account, grant: &Grant, expect: &Expect) -> Result<Put, StoreError> {
+    async fn put(
+        &self,
+        account: &Account,
+        grant: &Grant,
+        expect: &Expect,
+        siblings: &[ProviderName],
+    ) -> Result<PutGrant, StoreError> {
         let sealed = self.shared.sealer.seal(account, grant)?;
+        let fingerprint = self.shared.fingerprint(grant);
         let state = &mut *self.shared.lock();
-        let (met, put) = match state.rows.get(account) {
+        let found = state.rows.get(account);
+        let (met, put) = match found {
             Some(row) => (expect.allows(Some(row.version)), Put::Replaced),
             None => (expect.allows_none(), Put::Created),
         };
         if !met {
-            return Ok(Put::Conflict);
+            return Ok(Put::Conflict.into());
+        }
+        match (fingerprint, found) {
+            (Some(fingerprint), Some(row)) if row.fingerprint == Some(fingerprint) => {
+                if row.marks.latch.is_none() {
+                    let version = row.version;
+                    let sealed = self.shared.sealer.seal_as(account, version, grant)?;
+                    let revision = state.write(self.owner);
+                    if let Some(row) = state.rows.get_mut(account) {
+                        (row.sealed, row.revision) = (sealed, revision);
+                    }
+                    return Ok(PutGrant::Held(version));
+                }
+            }
+            (Some(fingerprint), _) => {
+                if let Some(known) = state.known(account, fingerprint, siblings) {
+                    return Ok(PutGrant::Known(known));
+                }
+                state.spend_if_presented(account);
+            }
+            (None, _) => state.spend_if_presented(account),
         }
         let revision = state.write(self.owner);
-        let row = Row { sealed, version: grant.version, marks: Marks::default(), revision, lease: None };
+        let row = Row { sealed, version: grant.version, marks: Marks::default(), revision, lease: None, fingerprint };
         state.rows.insert(account.clone(), row);
-        Ok(put)
+        Ok(put.into())
+    }
+
+    async fn rename(&self, from: &Account, to: &Account) -> Result<Renamed, StoreError> {
+        let state = &mut *self.shared.lock();
+        let Some(row) = state.rows.get(from) else { return Ok(Renamed::Missing) };
+        if state.rows.contains_key(to) {
+            return Ok(Renamed::Occupied);
+        }
+        if row.lease.is_some_and(|owner| owner != self.owner && state.owners.contains_key(&owner)) {
+            return Ok(Renamed::LeaseHeld);
+        }
+        let Record { grant, marks, .. } = self.shared.open(from, row)?;
+        let sealed = self.shared.sealer.seal(to, &grant)?;
+        let (version, fingerprint) = (row.version, row.fingerprint);
+        let row = Row { sealed, version, marks, revision: state.write(self.owner), lease: None, fingerprint };
+        state.rows.remove(from);
+        state.rows.insert(to.clone(), row);
+        state.spent.iter_mut().filter(|(of, _)| of == from).for_each(|(of, _)| *of = to.clone());
+        Ok(Renamed::Done)
     }
 
     async fn delete(&self, account: &Account, expect: &Expect) -> Result<Deleted, StoreError> {
@@ -210,6 +314,7 @@ impl Store for Memory {
             return Ok(Deleted::Conflict);
         }
         let grant = self.shared.open(account, row).ok().map(|record| Box::new(record.grant));
+        state.spend_if_presented(account);
         state.write(self.owner);
         state.rows.remove(account);
         Ok(Deleted::Gone(grant))

@@ -27,7 +27,7 @@ use crate::{
     clock::Timestamp,
     grant::{Extra, Grant, Version},
     item::{Item, ItemKind, ItemTag},
-    secret::{AccessToken, Content, Length, RefreshToken, SecretError, StoreKey},
+    secret::{AccessToken, Content, FingerprintKey, Length, RefreshToken, SecretError, StoreKey},
     store::{KeyId, StoreError},
 };
 
@@ -85,8 +85,13 @@ impl Sealer {
     }
 
     /// Seals a grant for an account. The only error is a generator of random numbers that fails.
-    #[expect(clippy::disallowed_methods, reason = "the tokens go from here into the ciphertext alone")]
     pub(crate) fn seal(&self, account: &Account, grant: &Grant) -> Result<Vec<u8>, StoreError> {
+        self.seal_as(account, grant.version, grant)
+    }
+
+    /// Seals what a grant holds as another version of it.
+    #[expect(clippy::disallowed_methods, reason = "the tokens go from here into the ciphertext alone")]
+    pub(crate) fn seal_as(&self, account: &Account, version: Version, grant: &Grant) -> Result<Vec<u8>, StoreError> {
         let plain = Plain {
             access_token: grant.access_token.expose_secret(),
             token_type: &grant.token_type,
@@ -97,7 +102,7 @@ impl Sealer {
         };
         let mut length = Length::default();
         plain.write(&grant.extra, &mut length)?;
-        self.encrypt(&record_data(account, grant.version), length.0, |buffer| plain.write(&grant.extra, buffer))
+        self.encrypt(&record_data(account, version), length.0, |buffer| plain.write(&grant.extra, buffer))
     }
 
     /// Opens what [`Sealer::seal`] made for this account and version.
@@ -153,6 +158,22 @@ impl Sealer {
     /// Whether the check value was made with this key.
     pub(crate) fn accepts(&self, check_value: &[u8]) -> bool {
         self.decrypt(&check_data(), check_value).is_ok_and(|plain| *plain == CHECKED)
+    }
+
+    /// Seals the key of a store's fingerprints.
+    #[expect(clippy::disallowed_methods, reason = "the key goes from here into the ciphertext alone")]
+    pub(crate) fn seal_fingerprint_key(&self, key: &FingerprintKey) -> Result<Vec<u8>, StoreError> {
+        let bytes = key.expose_secret();
+        self.encrypt(&associated_data(b"fingerprint key"), bytes.len(), |buffer| {
+            buffer.extend_from_slice(bytes);
+            Ok(())
+        })
+    }
+
+    /// Opens what [`Sealer::seal_fingerprint_key`] made.
+    pub(crate) fn open_fingerprint_key(&self, sealed: &[u8]) -> Result<FingerprintKey, Refused> {
+        let plain = self.decrypt(&associated_data(b"fingerprint key"), sealed)?;
+        Ok(FingerprintKey::from_bytes(plain.as_slice().try_into().map_err(|_| Refused)?))
     }
 
     /// Tells keys apart for a person, and tells nothing of the key: the tag of an empty text under a nonce that no

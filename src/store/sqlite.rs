@@ -12,7 +12,7 @@
 //! Must not know: what a refresh is.
 
 use std::{
-    fmt, fs, io,
+    fmt, fs, io, mem,
     path::Path,
     sync::{
         Arc,
@@ -30,11 +30,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    account::Account,
+    account::{Account, ProviderName},
     grant::{Grant, Version},
+    secret::{FingerprintKey, TokenFingerprint},
     store::{
-        Claim, Deleted, Entry, Expect, Marks, Presented, Put, Record, Revision, Store, StoreError, Visitor, Wanted,
-        key::Key, seal::Sealer,
+        Claim, Deleted, Entry, Expect, Marks, Presented, PutGrant, Record, Renamed, Revision, Store, StoreError,
+        Visitor, Wanted, key::Key, seal::Sealer,
     },
 };
 
@@ -47,8 +48,8 @@ mod rows;
 pub mod upkeep;
 mod writer;
 
-use changes::{Claiming, Deleting, Probing, Putting, Saving, Settling};
-use database::Place;
+use changes::{Claiming, Deleting, Probing, Putting, Renaming, Saving, Sealed, Settling};
+use database::{Place, Prepared};
 use owner::Owner;
 use readers::Readers;
 use rows::{MarkTexts, Removal, Row};
@@ -70,6 +71,9 @@ pub struct Sqlite {
 struct Shared {
     place: Place,
     sealer: Sealer,
+    fingerprints: FingerprintKey,
+    /// The file was in another place when the store was used last.
+    copied: bool,
     owner: Owner,
     writer: Mutex<Writer>,
     readers: Readers,
@@ -88,7 +92,8 @@ impl Sqlite {
         // Unlocked when dropped, at the end of this function.
         let _alone = place.lock().await?;
         place.make_files()?;
-        let mut connection = place.prepare(&sealer, derivation.as_ref(), key_place).await?;
+        let Prepared { mut connection, fingerprints, copied } =
+            place.prepare(&sealer, derivation.as_ref(), key_place).await?;
         writer::wait_briefly_for_locks(&mut connection).await?;
         let data_version = data_version(&mut connection).await?;
         owner::sweep(&place.owners);
@@ -97,6 +102,8 @@ impl Sqlite {
             readers: Readers::new(place.options()),
             place,
             sealer,
+            fingerprints,
+            copied,
             writer: Mutex::new(Writer::Open(connection)),
             epoch: AtomicU64::new(0),
             data_version: AtomicI64::new(data_version),
@@ -106,6 +113,12 @@ impl Sqlite {
         let (changes, queue) = mpsc::unbounded_channel();
         tasks.spawn(writer::carry_out(Arc::clone(&shared), queue, stop.clone()));
         Ok(Self { shared, changes, tasks, stop })
+    }
+
+    /// Whether the store is in another place than it was used in last: a copy, moved, or put back from a backup.
+    #[must_use]
+    pub fn is_copied(&self) -> bool {
+        self.shared.copied
     }
 
     /// Whether a store was ever made in the file `path`; in doubt it was.
@@ -124,7 +137,7 @@ impl Sqlite {
         self.tasks.wait().await;
         self.shared.readers.close().await;
         // The last to close: it brings the write-ahead log home and removes it, which a reader may not.
-        let writer = std::mem::replace(&mut *self.shared.writer.lock().await, Writer::Closed);
+        let writer = mem::replace(&mut *self.shared.writer.lock().await, Writer::Closed);
         self.shared.owner.retire();
         match writer {
             Writer::Open(connection) => connection.close().await.map_err(StoreError::unavailable),
@@ -134,6 +147,19 @@ impl Sqlite {
 }
 
 impl Sqlite {
+    /// The grant in the version in which the account holds its refresh token already, if it does.
+    async fn sealed_as_held(
+        &self,
+        account: &Account,
+        grant: &Grant,
+        fingerprint: TokenFingerprint,
+    ) -> Result<Option<Sealed>, StoreError> {
+        let look = async |connection: &mut SqliteConnection| rows::held_version(connection, account, fingerprint).await;
+        let Some(version) = readers::in_time(self.shared.readers.read(look)).await?? else { return Ok(None) };
+        let bytes = self.shared.sealer.seal_as(account, version, grant)?;
+        Ok(Some(Sealed { version, bytes, fingerprint: Some(fingerprint) }))
+    }
+
     /// Has `each` look at every row whose name is sound.
     async fn scan(&self, query: &'static str, mut each: impl FnMut(Account, &SqliteRow)) -> Result<(), StoreError> {
         self.shared.place.ensure_in_place()?;
@@ -174,6 +200,7 @@ impl Shared {
         let options = self.place.options().busy_timeout(writer::LOCK_ATTEMPT);
         let mut connection = options.connect().await.map_err(StoreError::unavailable)?;
         self.data_version.store(data_version(&mut connection).await?, Ordering::Release);
+        self.place.adopt_log()?;
         self.epoch.fetch_add(1, Ordering::Release);
         Ok(connection)
     }
@@ -182,6 +209,7 @@ impl Shared {
     async fn look(&self) -> Result<(), StoreError> {
         self.owner.ensure_alive()?;
         self.place.ensure_in_place()?;
+        self.place.ensure_log_in_place()?;
         let now = self.with_connection(&mut *self.writer.lock().await, data_version).await?;
         if self.data_version.swap(now, Ordering::AcqRel) != now {
             self.epoch.fetch_add(1, Ordering::Release);
@@ -194,6 +222,11 @@ impl Shared {
         let grant = self.sealer.open(account, row.version, &row.sealed)?;
         Ok(Record { grant, marks: row.marks, revision: row.revision })
     }
+
+    fn seal(&self, account: &Account, grant: &Grant) -> Result<Sealed, StoreError> {
+        let fingerprint = grant.refresh_token.as_ref().map(|token| token.fingerprint(&self.fingerprints));
+        Ok(Sealed { version: grant.version, bytes: self.sealer.seal(account, grant)?, fingerprint })
+    }
 }
 
 async fn data_version(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
@@ -201,10 +234,16 @@ async fn data_version(connection: &mut SqliteConnection) -> Result<i64, StoreErr
 }
 
 async fn watch(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut well = true;
     while stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
-        // A store that cannot be read is reported to whoever uses it, and the change is still there at the next look.
-        if let Err(error) = shared.look().await {
-            tracing::debug!(%error, "could not look for changes in the store");
+        // The change is still there at the next look.
+        match shared.look().await {
+            Ok(()) => well = true,
+            Err(error) if mem::take(&mut well) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::error!(cause, "the store cannot be looked at");
+            }
+            Err(error) => tracing::debug!(%error, "the store still cannot be looked at"),
         }
         shared.readers.tire(LOOK).await;
     }
@@ -214,6 +253,7 @@ async fn watch(shared: Arc<Shared>, stop: CancellationToken) {
 impl Store for Sqlite {
     async fn load(&self, account: &Account) -> Result<Option<Record>, StoreError> {
         self.shared.place.ensure_in_place()?;
+        self.shared.place.ensure_log_in_place()?;
         let load =
             async |connection: &mut SqliteConnection| rows::on(account, rows::LOAD).fetch_optional(connection).await;
         let found = readers::in_time(self.shared.readers.read(load)).await??;
@@ -245,13 +285,32 @@ impl Store for Sqlite {
     }
 
     async fn save(&self, account: &Account, version: Version, next: &Grant, marks: &Marks) -> Result<bool, StoreError> {
-        let (sealed, marks) = (self.shared.sealer.seal(account, next)?, MarkTexts::of(marks)?);
-        self.write(Saving { account: account.clone(), version, next: next.version, sealed, marks }).await
+        let (next, marks) = (self.shared.seal(account, next)?, MarkTexts::of(marks)?);
+        self.write(Saving { account: account.clone(), version, next, marks }).await
     }
 
-    async fn put(&self, account: &Account, grant: &Grant, expect: &Expect) -> Result<Put, StoreError> {
-        let sealed = self.shared.sealer.seal(account, grant)?;
-        self.write(Putting { account: account.clone(), version: grant.version, sealed, expect: expect.clone() }).await
+    async fn put(
+        &self,
+        account: &Account,
+        grant: &Grant,
+        expect: &Expect,
+        siblings: &[ProviderName],
+    ) -> Result<PutGrant, StoreError> {
+        loop {
+            let sealed = self.shared.seal(account, grant)?;
+            let held = match sealed.fingerprint {
+                Some(fingerprint) => self.sealed_as_held(account, grant, fingerprint).await?,
+                None => None,
+            };
+            let (account, expect, siblings) = (account.clone(), expect.clone(), siblings.to_vec());
+            if let Some(put) = self.write(Putting { account, grant: sealed, held, expect, siblings }).await? {
+                return Ok(put);
+            }
+        }
+    }
+
+    async fn rename(&self, from: &Account, to: &Account) -> Result<Renamed, StoreError> {
+        self.write(Renaming { from: from.clone(), to: to.clone() }).await
     }
 
     async fn delete(&self, account: &Account, expect: &Expect) -> Result<Deleted, StoreError> {

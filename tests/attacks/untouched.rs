@@ -13,7 +13,7 @@ use std::{
 use async_trait::async_trait;
 use axum_test::TestServer;
 use credproxy::{
-    account::{Account, ItemName},
+    account::{Account, ItemName, ProviderName},
     clock::{Clock, SystemClock},
     grant::{Grant, Version},
     item::{Item, ItemKind, ItemTag},
@@ -22,8 +22,8 @@ use credproxy::{
     refresh::Coordinator,
     server::{AppState, router},
     store::{
-        Claim, Deleted, Expect, ItemEntry, Marks, Presented, Put, Record, Removed, Revision, Shelf, Store, StoreError,
-        Visitor, Wanted, memory::Memory,
+        Claim, Deleted, Expect, ItemEntry, Marks, Presented, Put, PutGrant, Record, Removed, Renamed, Revision, Shelf,
+        Store, StoreError, Visitor, Wanted, memory::Memory,
     },
 };
 use http::Method;
@@ -74,8 +74,18 @@ impl Store for Counting {
         self.asked().save(account, version, next, marks).await
     }
 
-    async fn put(&self, account: &Account, grant: &Grant, expect: &Expect) -> Result<Put, StoreError> {
-        self.asked().put(account, grant, expect).await
+    async fn put(
+        &self,
+        account: &Account,
+        grant: &Grant,
+        expect: &Expect,
+        siblings: &[ProviderName],
+    ) -> Result<PutGrant, StoreError> {
+        self.asked().put(account, grant, expect, siblings).await
+    }
+
+    async fn rename(&self, from: &Account, to: &Account) -> Result<Renamed, StoreError> {
+        self.asked().rename(from, to).await
     }
 
     async fn delete(&self, account: &Account, expect: &Expect) -> Result<Deleted, StoreError> {

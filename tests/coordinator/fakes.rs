@@ -11,12 +11,15 @@ use std::{
 
 use async_trait::async_trait;
 use credproxy::{
-    account::Account,
+    account::{Account, ProviderName},
     clock::{Clock, Monotonic, Timestamp},
     grant::{Extra, Grant, Issued, Lifetime, Version},
     provider::{Body, ErrorCode, Provider, Reply, Rules},
     secret::{AccessToken, RefreshToken},
-    store::{Claim, Deleted, Expect, Marks, Presented, Put, Record, Revision, Store, StoreError, Visitor, Wanted},
+    store::{
+        Claim, Deleted, Expect, Marks, Presented, PutGrant, Record, Renamed, Revision, Store, StoreError, Visitor,
+        Wanted,
+    },
 };
 use secrecy::ExposeSecret as _;
 use tokio::sync::Semaphore;
@@ -318,11 +321,22 @@ impl<S: Store> Store for Frail<S> {
         saved
     }
 
-    async fn put(&self, account: &Account, grant: &Grant, expect: &Expect) -> Result<Put, StoreError> {
+    async fn put(
+        &self,
+        account: &Account,
+        grant: &Grant,
+        expect: &Expect,
+        siblings: &[ProviderName],
+    ) -> Result<PutGrant, StoreError> {
         unless(&self.no_saves)?;
-        let put = self.inner.put(account, grant, expect).await;
+        let put = self.inner.put(account, grant, expect, siblings).await;
         self.after(Step::Put).await;
         put
+    }
+
+    async fn rename(&self, from: &Account, to: &Account) -> Result<Renamed, StoreError> {
+        unless(&self.no_saves)?;
+        self.inner.rename(from, to).await
     }
 
     async fn delete(&self, account: &Account, expect: &Expect) -> Result<Deleted, StoreError> {

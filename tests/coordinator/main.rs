@@ -253,7 +253,7 @@ async fn without_a_cooldown_every_request_is_a_new_token() {
 async fn a_dead_grant_is_latched_until_it_is_replaced() {
     let world = World::new().await;
     world.provider.script([error(400, "invalid_grant")]);
-    assert!(matches!(world.refresh().await, Err(RefreshError::Reauth { answer_lost: false })));
+    assert!(matches!(world.refresh().await, Err(RefreshError::Reauth { answer_lost: false, .. })));
     tokio::time::advance(SECOND * 3600 * 24).await;
     assert!(matches!(world.refresh().await, Err(RefreshError::Reauth { .. })));
     assert!(matches!(refresh(&world.second().1).await, Err(RefreshError::Reauth { .. })));
@@ -370,7 +370,7 @@ async fn further_lost_answers_never_latch_and_double_the_pause() {
 async fn a_dead_grant_after_a_lost_answer_says_that_one_was_lost() {
     let world = World::new().await;
     world.provider.script([Act::RotateAndLose]);
-    assert!(matches!(world.refresh().await, Err(RefreshError::Reauth { answer_lost: true })));
+    assert!(matches!(world.refresh().await, Err(RefreshError::Reauth { answer_lost: true, .. })));
     assert_eq!(world.marks().await.latch.map(|latch| latch.answer_lost), Some(true));
 }
 
@@ -413,7 +413,7 @@ async fn a_mark_left_by_a_crash_follows_the_rule_for_ambiguity() {
     let early = restarted.token(&account(), Some(SECOND * 1800)).await.unwrap();
     assert_eq!((access(&early).as_str(), world.provider.presentations()), ("canary-at-1-end", 0));
     world.provider.script([error(400, "invalid_grant")]);
-    assert!(matches!(refresh(&restarted).await, Err(RefreshError::Reauth { answer_lost: true })));
+    assert!(matches!(refresh(&restarted).await, Err(RefreshError::Reauth { answer_lost: true, .. })));
 }
 
 #[tokio::test(start_paused = true)]
@@ -491,11 +491,11 @@ async fn a_grant_put_in_mid_flight_wins_and_the_late_result_is_dropped() {
     let mut tasks = JoinSet::new();
     spawn_refresh(&world.coordinator, &mut tasks);
     world.presented(1).await;
-    let replacement = Scripted::new(Rules::default()).login();
+    let other_chain = Scripted::new(Rules::default());
+    let [_, _, replacement] = [other_chain.login(), other_chain.login(), other_chain.login()];
     world.coordinator.put(&account(), replacement, &IfMatch::Absent).await.unwrap();
     world.provider.open();
-    // The login of the other chain has the same text as the first token of this one.
-    assert_eq!(all(tasks).await[0].as_deref().unwrap(), "canary-at-1-end");
+    assert_eq!(all(tasks).await[0].as_deref().unwrap(), "canary-at-3-end");
     let record = world.store.inner.load(&account()).await.unwrap().unwrap();
     assert_eq!(record.grant.version.generation, 1);
     assert!(world.provider.revoked.lock().unwrap().is_empty(), "revoking could kill the new login");
@@ -932,7 +932,7 @@ async fn a_mark_goes_with_the_success_and_counts_until_then() {
 async fn a_dead_grant_has_no_presentation_in_doubt() {
     let world = World::new().await;
     world.provider.script([lost(), error(400, "invalid_grant")]);
-    assert!(matches!(world.refresh().await, Err(RefreshError::Reauth { answer_lost: true })));
+    assert!(matches!(world.refresh().await, Err(RefreshError::Reauth { answer_lost: true, .. })));
     assert_eq!(world.marks().await.presented, None);
 }
 
@@ -945,7 +945,7 @@ async fn what_was_not_spent_after_a_lost_answer_leaves_the_doubt() {
     assert!(world.marks().await.presented.is_some());
     tokio::time::advance(COOLDOWN).await;
     world.provider.script([error(400, "invalid_grant")]);
-    assert!(matches!(world.refresh().await, Err(RefreshError::Reauth { answer_lost: true })));
+    assert!(matches!(world.refresh().await, Err(RefreshError::Reauth { answer_lost: true, .. })));
 }
 
 #[tokio::test(start_paused = true)]

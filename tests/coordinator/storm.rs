@@ -12,15 +12,15 @@ use std::{
 
 use async_trait::async_trait;
 use credproxy::{
-    account::Account,
+    account::{Account, ProviderName},
     clock::{SystemClock, Timestamp},
     grant::{Grant, Issued, Lifetime, Version},
     provider::{Body, Provider, Providers, Reply, Rules},
     refresh::{Coordinator, RefreshError, Snapshot, condition::IfMatch},
     secret::{AccessToken, RefreshToken, StoreKey},
     store::{
-        Claim, Deleted, Expect, Marks, Presented, Put, Record, Revision, Store, StoreError, Visitor, Wanted,
-        memory::Memory, sqlite::Sqlite,
+        Claim, Deleted, Expect, Marks, Presented, PutGrant, Record, Renamed, Revision, Store, StoreError, Visitor,
+        Wanted, memory::Memory, sqlite::Sqlite,
     },
 };
 use secrecy::ExposeSecret as _;
@@ -161,8 +161,18 @@ impl Store for Slow {
         self.around(self.inner.save(account, version, next, marks)).await
     }
 
-    async fn put(&self, account: &Account, grant: &Grant, expect: &Expect) -> Result<Put, StoreError> {
-        self.around(self.inner.put(account, grant, expect)).await
+    async fn put(
+        &self,
+        account: &Account,
+        grant: &Grant,
+        expect: &Expect,
+        siblings: &[ProviderName],
+    ) -> Result<PutGrant, StoreError> {
+        self.around(self.inner.put(account, grant, expect, siblings)).await
+    }
+
+    async fn rename(&self, from: &Account, to: &Account) -> Result<Renamed, StoreError> {
+        self.around(self.inner.rename(from, to)).await
     }
 
     async fn delete(&self, account: &Account, expect: &Expect) -> Result<Deleted, StoreError> {
@@ -220,7 +230,8 @@ async fn call(coordinator: Coordinator, provider: Arc<Strict>, dice: Dice, alone
 
 #[expect(clippy::disallowed_methods, reason = "a test sees what is stored")]
 async fn storm(stores: &[Arc<dyn Store>], seed: u64) {
-    let provider = Arc::new(Strict::default());
+    // A store that was used before knows the tokens of then.
+    let provider = Arc::new(Strict { issued: AtomicU64::new(seed * 1_000_000), ..Strict::default() });
     let daemons: Vec<_> =
         stores.iter().zip(seed..).map(|(store, seed)| daemon(Arc::clone(store), &provider, seed)).collect();
     daemons[0].put(&account(), provider.login(), &IfMatch::Absent).await.unwrap();

@@ -9,6 +9,7 @@
 mod checker;
 mod clock;
 mod kills;
+mod known_tokens;
 mod midflight;
 mod pair;
 mod provider;

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// How often to look for what a process does on its own.
-const LOOK: Duration = Duration::from_millis(2);
+pub(crate) const LOOK: Duration = Duration::from_millis(2);
 
 /// For what takes milliseconds on an idle machine.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
@@ -81,6 +81,17 @@ impl World {
         issuer.set_grace(settings.reuse_grace);
         let checker = Arc::new(Checker::new(&issuer));
         Self { issuer, home, checker, settings }
+    }
+
+    /// The same server and judge, and another store.
+    pub(crate) fn elsewhere(&self, home: Arc<Home>) -> Self {
+        let Settings { cooldown, request_timeout, reuse_grace } = self.settings;
+        Self {
+            issuer: self.issuer.clone(),
+            home,
+            checker: Arc::clone(&self.checker),
+            settings: Settings { cooldown, request_timeout, reuse_grace },
+        }
     }
 
     /// Starts a daemon. All of them share the store.

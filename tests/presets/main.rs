@@ -311,7 +311,9 @@ async fn a_daemon_refreshes_at_every_provider_and_latches_what_is_dead() {
     let check = String::from_utf8(check.stdout).unwrap();
     for (name, record) in &records {
         assert!(check.contains(&format!("configured (preset {})", record.preset)), "{name}: {check}");
-        let grant = json!({"access_token": "canary-at-0", "refresh_token": record.answers[0].good}).to_string();
+        // All of them are at one server here, and each refresh token is stored once.
+        let good = format!("{}-{name}", record.answers[0].good);
+        let grant = json!({"access_token": "canary-at-0", "refresh_token": good}).to_string();
         let (token, refresh) = (format!("/v1/tokens/{name}"), format!("/v1/tokens/{name}/refresh"));
         let put = daemon.request("PUT", &token, &[("content-type", "application/json")], grant).await;
         assert_eq!(put.status, 201, "{name}");

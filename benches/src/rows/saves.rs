@@ -61,7 +61,7 @@ async fn several(store: &Arc<dyn Store>, accounts: u32) -> Fallible<f64> {
         saving.spawn(async move {
             let account: Account = format!("bench/b{account}").parse().map_err(|_| "no name")?;
             let first = grant(&account)?;
-            store.put(&account, &first, &Expect::Whatever).await.map_err(|error| error.to_string())?;
+            store.put(&account, &first, &Expect::Whatever, &[]).await.map_err(|error| error.to_string())?;
             let mut version = first.version;
             for _ in 0..SAVES / accounts {
                 let mut next = grant(&account)?;

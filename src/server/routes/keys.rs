@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     super::{
         problem::Problem,
-        request::{KeySegment, LARGEST_GRANT, Query, if_match_item, members, none_match},
+        request::{KeySegment, LARGEST_GRANT, Query, change_condition_of_item, if_match_item, members, none_match},
     },
     entity_tag,
 };
@@ -112,7 +112,7 @@ pub(in crate::server) async fn put(
     body: Body,
 ) -> Result<Response, Problem> {
     Query::parse(&uri, &[])?;
-    let expect = if_match_item(&headers)?;
+    let expect = change_condition_of_item(&headers)?;
     if !policy.may_write() {
         return Err(Problem::unauthorized());
     }

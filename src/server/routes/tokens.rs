@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -17,7 +17,10 @@ use super::{
         AppState,
         connection::Errand,
         problem::{Code, Problem},
-        request::{LARGEST_GRANT, Query, SMALL_BODY, Target, if_match, json_body, none_match, preferred_wait},
+        request::{
+            LARGEST_GRANT, Query, SMALL_BODY, Target, change_condition, if_match, json_body, members, none_match,
+            preferred_wait,
+        },
     },
     may_list, unlisted,
 };
@@ -122,7 +125,7 @@ pub(in crate::server) async fn put(
     body: Body,
 ) -> Result<Response, Problem> {
     let account = Target::parse(&uri, &["bucket"])?.account(&errand)?;
-    let if_match = if_match(&headers)?;
+    let if_match = change_condition(&headers)?;
     if !parts.policy.may_write() {
         return Err(Problem::unauthorized());
     }
@@ -143,6 +146,34 @@ pub(in crate::server) async fn put(
         response.headers_mut().insert(header::LOCATION, location);
     }
     Ok(response)
+}
+
+/// Where a grant is to go.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewName {
+    provider: ProviderName,
+    #[serde(default)]
+    bucket: Bucket,
+}
+
+/// `renameToken`: the grant under another name. The host's alone.
+pub(in crate::server) async fn rename(
+    State(coordinator): State<Coordinator>,
+    State(policy): State<Arc<Policy>>,
+    errand: Errand,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<StatusCode, Problem> {
+    let from = Target::parse(&uri, &["bucket"])?.account(&errand)?;
+    if !policy.may_write() {
+        return Err(Problem::unauthorized());
+    }
+    let NewName { provider, bucket } = members(&headers, body, SMALL_BODY, "provider").await?;
+    let to = Account::new(provider, bucket);
+    coordinator.rename(&from, &to).await.map_err(|error| Problem::refresh(&from, &error))?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// `deleteToken`: the grant is gone, and with `revoke=true` the provider is told. The host's alone.

@@ -11,9 +11,10 @@ use super::{
     writer::Change,
 };
 use crate::{
-    account::Account,
+    account::{Account, ProviderName},
     grant::Version,
-    store::{Claim, Expect, Put, Revision, StoreError},
+    secret::TokenFingerprint,
+    store::{Claim, Expect, KnownToken, Put, PutGrant, Record, Renamed, Revision, StoreError},
 };
 
 /// Takes the lease and marks the presentation.
@@ -62,6 +63,9 @@ impl Change for Settling {
 
     const NEEDS_TRANSACTION: bool = false;
 
+    // What came of a presentation is worth a try.
+    const NEEDS_LOG_IN_PLACE: bool = false;
+
     async fn carry_out(&self, shared: &Shared, connection: &mut SqliteConnection) -> Result<bool, StoreError> {
         let settled = rows::settle(connection, &self.account, self.version, &self.marks, shared.owner.id()).await;
         settled.map_err(StoreError::unavailable)
@@ -72,9 +76,21 @@ impl Change for Settling {
 pub(super) struct Saving {
     pub(super) account: Account,
     pub(super) version: Version,
-    pub(super) next: Version,
-    pub(super) sealed: Vec<u8>,
+    pub(super) next: Sealed,
     pub(super) marks: MarkTexts,
+}
+
+/// A grant as it is written.
+pub(super) struct Sealed {
+    pub(super) version: Version,
+    pub(super) bytes: Vec<u8>,
+    pub(super) fingerprint: Option<TokenFingerprint>,
+}
+
+impl Sealed {
+    fn content(&self) -> rows::Content<'_> {
+        rows::Content { version: self.version, sealed: &self.bytes, fingerprint: self.fingerprint }
+    }
 }
 
 #[async_trait]
@@ -83,30 +99,107 @@ impl Change for Saving {
 
     const NEEDS_TRANSACTION: bool = false;
 
+    // It may be the only place where the successor is.
+    const NEEDS_LOG_IN_PLACE: bool = false;
+
     async fn carry_out(&self, _: &Shared, connection: &mut SqliteConnection) -> Result<bool, StoreError> {
-        let next = (self.next, &*self.sealed);
-        let saved = rows::save(connection, &self.account, self.version, next, &self.marks).await;
-        saved.map_err(StoreError::unavailable)
+        let saved = rows::save(connection, &self.account, self.version, self.next.content(), &self.marks).await;
+        let saved = saved.map_err(StoreError::unavailable)?;
+        if let Some(fingerprint) = self.next.fingerprint.filter(|_| saved) {
+            // It is the only one there is, so it is stored all the same.
+            match rows::known(connection, &self.account, fingerprint, &[]).await {
+                Ok(Some(KnownToken { account: other, spent })) => tracing::warn!(
+                    account = %self.account, %other, spent,
+                    "the provider has issued a refresh token that is known already: one refresh may end another's chain"
+                ),
+                Ok(None) => {}
+                Err(error) => tracing::debug!(%error, "could not look for the refresh token elsewhere"),
+            }
+        }
+        Ok(saved)
     }
 }
 
 /// Stores a whole grant.
 pub(super) struct Putting {
     pub(super) account: Account,
-    pub(super) version: Version,
-    pub(super) sealed: Vec<u8>,
+    pub(super) grant: Sealed,
+    /// The same in the version in which the account was found to hold the refresh token, if it was.
+    pub(super) held: Option<Sealed>,
     pub(super) expect: Expect,
+    pub(super) siblings: Vec<ProviderName>,
 }
 
 #[async_trait]
 impl Change for Putting {
-    type Outcome = Put;
+    /// `None`: the account holds the refresh token in another version than it was found to.
+    type Outcome = Option<PutGrant>;
 
     const NEEDS_TRANSACTION: bool = true;
 
-    async fn carry_out(&self, _: &Shared, connection: &mut SqliteConnection) -> Result<Put, StoreError> {
-        let put = rows::put(connection, &self.account, (self.version, &self.sealed), &self.expect).await;
-        put.map_err(StoreError::unavailable)
+    async fn carry_out(&self, _: &Shared, connection: &mut SqliteConnection) -> Result<Option<PutGrant>, StoreError> {
+        let found = rows::find(connection, &self.account).await.map_err(StoreError::unavailable)?;
+        let (met, put) = match &found {
+            Some(found) => (self.expect.allows(found.version), Put::Replaced),
+            None => (self.expect.allows_none(), Put::Created),
+        };
+        if !met {
+            return Ok(Some(Put::Conflict.into()));
+        }
+        if let Some(fingerprint) = self.grant.fingerprint {
+            let own = found.filter(|found| found.fingerprint == Some(fingerprint)).and_then(|found| found.row);
+            match own {
+                Some(own) if own.marks.latch.is_none() => {
+                    let Some(held) = self.held.as_ref().filter(|held| held.version == own.version) else {
+                        return Ok(None);
+                    };
+                    let kept = rows::reseal(connection, &self.account, &held.bytes, true).await;
+                    return kept.map(|()| Some(PutGrant::Held(own.version))).map_err(StoreError::unavailable);
+                }
+                Some(_) => {}
+                None => {
+                    let known = rows::known(connection, &self.account, fingerprint, &self.siblings).await;
+                    if let Some(known) = known.map_err(StoreError::unavailable)? {
+                        return Ok(Some(PutGrant::Known(known)));
+                    }
+                }
+            }
+        }
+        rows::replace(connection, &self.account, self.grant.content()).await.map_err(StoreError::unavailable)?;
+        Ok(Some(put.into()))
+    }
+}
+
+/// Gives a record another name.
+pub(super) struct Renaming {
+    pub(super) from: Account,
+    pub(super) to: Account,
+}
+
+#[async_trait]
+impl Change for Renaming {
+    type Outcome = Renamed;
+
+    const NEEDS_TRANSACTION: bool = true;
+
+    async fn carry_out(&self, shared: &Shared, connection: &mut SqliteConnection) -> Result<Renamed, StoreError> {
+        let Self { from, to } = self;
+        let Some(found) = rows::find(connection, from).await.map_err(StoreError::unavailable)? else {
+            return Ok(Renamed::Missing);
+        };
+        if rows::find(connection, to).await.map_err(StoreError::unavailable)?.is_some() {
+            return Ok(Renamed::Occupied);
+        }
+        if let Some(holder) = found.lease_owner
+            && holder != shared.owner.id()
+            && owner::is_alive(&shared.place.owners, &holder)?
+        {
+            return Ok(Renamed::LeaseHeld);
+        }
+        let Record { grant, .. } = shared.open(from, found.row)?;
+        let sealed = shared.sealer.seal(to, &grant)?;
+        rows::rename(connection, from, to, &sealed).await.map_err(StoreError::unavailable)?;
+        Ok(Renamed::Done)
     }
 }
 

@@ -16,23 +16,26 @@ use std::{
     io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::OnceLock,
-    time::Duration,
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use sqlx::{
     ConnectOptions as _, SqliteConnection,
     sqlite::{SqliteConnectOptions, SqliteSynchronous},
 };
+use zeroize::Zeroizing;
 
+use super::rows::{self, run};
 use crate::{
     private::{self, FileError},
+    secret::{FINGERPRINT_KEY_BYTES, FingerprintKey, TokenFingerprint},
     store::{StoreError, key::passphrase::Derivation, seal::Sealer, unfit},
     timeouts::STORE_CALL,
 };
 
-/// Format 1 had no items.
-const FORMAT: i64 = 2;
+/// Format 1 had no items, format 2 no fingerprints of refresh tokens.
+const FORMAT: i64 = 3;
 
 /// "crpx": tells our databases from those of other programs (<https://www.sqlite.org/fileformat.html#application_id>).
 const APPLICATION: i64 = 0x6372_7078;
@@ -75,10 +78,65 @@ const ITEMS: &str = "
     PRAGMA user_version = 2;
 ";
 
+/// What format 3 has beyond format 2: by what refresh tokens are recognised that are held or were spent, and where the
+/// store is, to notice that it is a copy. A program that knows format 2 alone would not keep this true.
+///
+/// A refresh that brings a new refresh token spends the one before, in the same statement. The last ones of an account
+/// are kept, at least `SPENT_TOKENS` (64) and at most twice as many.
+const FINGERPRINTS: &str = "
+    ALTER TABLE meta ADD COLUMN fingerprint_key BLOB;
+    ALTER TABLE meta ADD COLUMN place BLOB;
+    ALTER TABLE records ADD COLUMN fingerprint BLOB;
+    ALTER TABLE records ADD COLUMN copied TEXT;
+    CREATE INDEX records_by_fingerprint ON records (fingerprint) WHERE fingerprint IS NOT NULL;
+    CREATE TABLE spent_tokens (
+        provider TEXT NOT NULL,
+        bucket TEXT NOT NULL,
+        fingerprint BLOB NOT NULL,
+        spent_at INTEGER NOT NULL,
+        deleted_at INTEGER,
+        PRIMARY KEY (provider, bucket, fingerprint)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX spent_tokens_by_fingerprint ON spent_tokens (fingerprint);
+    CREATE TRIGGER refresh_token_replaced AFTER UPDATE OF fingerprint ON records
+    WHEN OLD.fingerprint IS NOT NULL AND NEW.fingerprint IS NOT OLD.fingerprint
+    BEGIN
+        INSERT OR REPLACE INTO spent_tokens (provider, bucket, fingerprint, spent_at)
+        VALUES (OLD.provider, OLD.bucket, OLD.fingerprint, CAST(unixepoch('subsec') * 1000 AS INTEGER));
+    END;
+    CREATE TRIGGER spent_tokens_are_limited AFTER UPDATE OF fingerprint ON records
+    WHEN NEW.generation % 64 = 0
+    BEGIN
+        DELETE FROM spent_tokens
+        WHERE provider = NEW.provider AND bucket = NEW.bucket AND fingerprint NOT IN (
+            SELECT fingerprint FROM spent_tokens
+            WHERE provider = NEW.provider AND bucket = NEW.bucket ORDER BY spent_at DESC LIMIT 64
+        );
+    END;
+    PRAGMA user_version = 3;
+";
+
+/// The spent refresh tokens of a deleted grant are forgotten after 90 days: whoever has them in a file has used it since.
+const SWEEP: &str = "DELETE FROM spent_tokens WHERE deleted_at < (unixepoch() - 90 * 86400) * 1000";
+
 /// Another file is where the store was.
 #[derive(Debug, thiserror::Error)]
 #[error("{} was replaced while in use: put the old file back, or start the daemon again", .0.display())]
 struct ReplacedError(PathBuf);
+
+/// What was committed last is in a file that has no name any more.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{} was removed or replaced while in use: stop the daemon with SIGTERM, which saves what is in it, and start it again",
+    .0.display()
+)]
+struct LogReplacedError(PathBuf);
+
+/// Device and inode.
+type FileIdentity = (u64, u64);
+
+/// The files that SQLite keeps beside the database for as long as it is open: the write-ahead log and its index.
+const LOG_FILES: [&str; 2] = ["-wal", "-shm"];
 
 /// Where the store is.
 #[derive(Debug)]
@@ -86,8 +144,18 @@ pub(super) struct Place {
     pub(super) file: PathBuf,
     pub(super) directory: PathBuf,
     pub(super) owners: PathBuf,
-    /// Device and inode of the file in use.
-    identity: OnceLock<(u64, u64)>,
+    /// Of the file in use.
+    identity: OnceLock<FileIdentity>,
+    /// Of the write-ahead log and its index, while a connection that writes is open.
+    log: Mutex<Option<[FileIdentity; LOG_FILES.len()]>>,
+}
+
+/// A store that is ready for use.
+pub(super) struct Prepared {
+    pub(super) connection: SqliteConnection,
+    pub(super) fingerprints: FingerprintKey,
+    /// It is in another place than it was left in.
+    pub(super) copied: bool,
 }
 
 impl Place {
@@ -97,7 +165,8 @@ impl Place {
         let Some(directory) = file.parent().map(Path::to_owned) else {
             return Err(unfit(&file, "is not a file; choose another place for the store"));
         };
-        Ok(Self { owners: directory.join("owners"), directory, file, identity: OnceLock::new() })
+        let owners = directory.join("owners");
+        Ok(Self { owners, directory, file, identity: OnceLock::new(), log: Mutex::default() })
     }
 
     /// Makes what is missing, privately, and refuses what is there and open to others.
@@ -107,7 +176,7 @@ impl Place {
             private::sync_directory(&self.directory)?;
         }
         // SQLite gives these the mode of the database when it makes them.
-        for suffix in ["-wal", "-shm"] {
+        for suffix in LOG_FILES {
             self.check_file(suffix)?;
         }
         self.ensure_in_place()
@@ -116,8 +185,7 @@ impl Place {
     /// Sees that the path still names the file that it named first. What is written to a file that was moved away is
     /// lost with the process, and a refresh token spent for it.
     pub(super) fn ensure_in_place(&self) -> Result<(), StoreError> {
-        let found = fs::symlink_metadata(&self.file).map_err(FileError::at("look at", &self.file))?;
-        let found = (found.dev(), found.ino());
+        let found = identity(&self.file)?;
         if *self.identity.get_or_init(|| found) == found {
             Ok(())
         } else {
@@ -125,12 +193,45 @@ impl Place {
         }
     }
 
+    /// The same for the write-ahead log: what is committed to one without a name is gone with the process, unless that
+    /// ends in order.
+    pub(super) fn ensure_log_in_place(&self) -> Result<(), StoreError> {
+        let Some(known) = *self.log() else { return Ok(()) };
+        for (suffix, known) in LOG_FILES.into_iter().zip(known) {
+            let file = self.beside(suffix);
+            if identity(&file).ok() != Some(known) {
+                return Err(StoreError::unavailable(LogReplacedError(file)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Remembers the write-ahead log that a connection has open which was used before.
+    pub(super) fn adopt_log(&self) -> Result<(), StoreError> {
+        let [wal, index] = LOG_FILES.map(|suffix| identity(&self.beside(suffix)));
+        *self.log() = Some([wal?, index?]);
+        Ok(())
+    }
+
+    /// The connection that writes is closed: if it was the last one, SQLite has removed the write-ahead log.
+    pub(super) fn forget_log(&self) {
+        *self.log() = None;
+    }
+
+    fn log(&self) -> MutexGuard<'_, Option<[FileIdentity; LOG_FILES.len()]>> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
+        let mut path = self.file.clone().into_os_string();
+        path.push(suffix);
+        path.into()
+    }
+
     /// Looks at a file by name: to open and close it would drop the locks that SQLite holds on it in this process
     /// (<https://www.sqlite.org/howtocorrupt.html>, section 2.2).
     fn check_file(&self, suffix: &str) -> Result<bool, StoreError> {
-        let mut path = self.file.clone().into_os_string();
-        path.push(suffix);
-        let path = PathBuf::from(path);
+        let path = self.beside(suffix);
         match fs::symlink_metadata(&path) {
             Ok(found) => private::check_private_file(&path, &found).map(|()| true).map_err(StoreError::from),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -171,20 +272,48 @@ impl Place {
         sealer: &Sealer,
         derivation: Option<&Derivation>,
         key_place: &str,
-    ) -> Result<SqliteConnection, StoreError> {
+    ) -> Result<Prepared, StoreError> {
         let mut connection = self.options().connect().await.map_err(|error| self.unopened(error))?;
         let format = self.format(&mut connection).await?;
         use_wal(&mut connection, &self.file).await?;
         if format.is_none() {
             let derivation = derivation.map(Derivation::to_text).transpose()?;
-            let created = create(&mut connection, &sealer.check_value()?, derivation.as_deref()).await;
-            created.map_err(StoreError::unavailable)?;
+            create(&mut connection, sealer, derivation.as_deref()).await?;
         }
         self.check_key(&mut connection, sealer, key_place).await?;
-        if format.is_some_and(|format| format < FORMAT) {
-            add_items(&mut connection).await.map_err(StoreError::unavailable)?;
+        if let Some(format) = format.filter(|format| *format < FORMAT) {
+            bring_up(&mut connection, sealer, format).await?;
         }
-        Ok(connection)
+        let fingerprints = self.fingerprint_key(&mut connection, sealer).await?;
+        let place = self.fingerprint(&fingerprints)?;
+        let copied = note_place(&mut connection, place).await.map_err(StoreError::unavailable)?;
+        run(&mut connection, SWEEP).await.map_err(StoreError::unavailable)?;
+        self.adopt_log()?;
+        Ok(Prepared { connection, fingerprints, copied })
+    }
+
+    async fn fingerprint_key(
+        &self,
+        connection: &mut SqliteConnection,
+        sealer: &Sealer,
+    ) -> Result<FingerprintKey, StoreError> {
+        let found: Option<Vec<u8>> = sqlx::query_scalar("SELECT fingerprint_key FROM meta")
+            .fetch_one(connection)
+            .await
+            .map_err(|error| self.unopened(error))?;
+        let opened = found.and_then(|sealed| sealer.open_fingerprint_key(&sealed).ok());
+        opened.ok_or_else(|| unfit(&self.file, "is damaged; put back a copy of the store"))
+    }
+
+    /// By what the store recognises its place: the machine, and the file on it. A copy is another file, however it is
+    /// made; the time of the making tells two files apart that have the same number in two file systems. A device's
+    /// number is of no use: it may be another one after the next start of the machine.
+    fn fingerprint(&self, key: &FingerprintKey) -> Result<TokenFingerprint, StoreError> {
+        let found = fs::symlink_metadata(&self.file).map_err(FileError::at("look at", &self.file))?;
+        let made = found.created().ok().and_then(|made| made.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+        // Not there, or not everywhere: then the file alone decides.
+        let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        Ok(key.fingerprint(format!("{} {} {}", machine.trim(), found.ino(), made.as_nanos()).as_bytes()))
     }
 
     /// Connects to a store that is there, to read it and change nothing. `None` when none was made yet.
@@ -216,7 +345,12 @@ impl Place {
 
     /// Whether there are items in a store that was opened to be read.
     pub(super) async fn has_items(&self, connection: &mut SqliteConnection) -> Result<bool, StoreError> {
-        Ok(self.format(connection).await?.is_some_and(|format| format >= FORMAT))
+        Ok(self.format(connection).await?.is_some_and(|format| format >= 2))
+    }
+
+    /// Whether a store that was opened to be read has what format 3 has.
+    pub(super) async fn has_fingerprints(&self, connection: &mut SqliteConnection) -> Result<bool, StoreError> {
+        Ok(self.format(connection).await?.is_some_and(|format| format >= 3))
     }
 
     /// The format of the store, `None` when it is yet to be made; an error if what is there is not a store that this
@@ -267,19 +401,81 @@ async fn use_wal(connection: &mut SqliteConnection, file: &Path) -> Result<(), S
     }
 }
 
-async fn create(connection: &mut SqliteConnection, check: &[u8], derivation: Option<&str>) -> Result<(), sqlx::Error> {
-    sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
-    sqlx::raw_sql(SCHEMA).execute(&mut *connection).await?;
-    sqlx::raw_sql(ITEMS).execute(&mut *connection).await?;
+async fn create(
+    connection: &mut SqliteConnection,
+    sealer: &Sealer,
+    derivation: Option<&str>,
+) -> Result<(), StoreError> {
+    let check = sealer.check_value()?;
+    let fail = StoreError::unavailable;
+    run(connection, "BEGIN IMMEDIATE").await.map_err(fail)?;
+    sqlx::raw_sql(SCHEMA).execute(&mut *connection).await.map_err(fail)?;
     let meta = sqlx::query("INSERT INTO meta (only, key_check, deleted_revision, derivation) VALUES (1, ?1, 0, ?2)");
-    meta.bind(check).bind(derivation).execute(&mut *connection).await?;
-    sqlx::query("COMMIT").execute(connection).await?;
-    Ok(())
+    meta.bind(check).bind(derivation).execute(&mut *connection).await.map_err(fail)?;
+    add_items(connection).await.map_err(fail)?;
+    add_fingerprints(connection, sealer).await?;
+    run(connection, "COMMIT").await.map_err(fail)
+}
+
+/// Brings a store of an earlier format up to this one (invariant 4).
+async fn bring_up(connection: &mut SqliteConnection, sealer: &Sealer, format: i64) -> Result<(), StoreError> {
+    run(connection, "BEGIN IMMEDIATE").await.map_err(StoreError::unavailable)?;
+    if format < 2 {
+        add_items(connection).await.map_err(StoreError::unavailable)?;
+    }
+    if format < 3 {
+        add_fingerprints(connection, sealer).await?;
+    }
+    run(connection, "COMMIT").await.map_err(StoreError::unavailable)
 }
 
 async fn add_items(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
-    sqlx::raw_sql(ITEMS).execute(&mut *connection).await?;
-    sqlx::query("COMMIT").execute(connection).await?;
-    Ok(())
+    sqlx::raw_sql(ITEMS).execute(connection).await.map(drop)
+}
+
+async fn add_fingerprints(connection: &mut SqliteConnection, sealer: &Sealer) -> Result<(), StoreError> {
+    let fail = StoreError::unavailable;
+    sqlx::raw_sql(FINGERPRINTS).execute(&mut *connection).await.map_err(fail)?;
+    let mut bytes = Zeroizing::new([0; FINGERPRINT_KEY_BYTES]);
+    getrandom::fill(&mut *bytes).map_err(StoreError::unavailable)?;
+    let key = FingerprintKey::from_bytes(*bytes);
+    let meta = sqlx::query("UPDATE meta SET fingerprint_key = ?1");
+    meta.bind(sealer.seal_fingerprint_key(&key)?).execute(&mut *connection).await.map_err(fail)?;
+    let mut last = (String::new(), String::new());
+    loop {
+        let page =
+            sqlx::query(rows::NEXT).bind(&last.0).bind(&last.1).fetch_all(&mut *connection).await.map_err(fail)?;
+        let Some(end) = page.last() else { return Ok(()) };
+        last = rows::read_names(end).map_err(fail)?;
+        for row in &page {
+            // One that does not open has no refresh token that could be presented.
+            if let (Some(account), Some(found)) = (rows::read_account(row), rows::read(row))
+                && let Ok(grant) = sealer.open(&account, found.version, &found.sealed)
+                && let Some(token) = &grant.refresh_token
+            {
+                rows::set_fingerprint(connection, &account, token.fingerprint(&key)).await.map_err(fail)?;
+            }
+        }
+    }
+}
+
+/// Notes where the store is. `true` when it was noted to be elsewhere: then every refresh token in it is marked.
+async fn note_place(connection: &mut SqliteConnection, place: TokenFingerprint) -> Result<bool, sqlx::Error> {
+    let place = place.to_bytes();
+    let noted: Option<Vec<u8>> = sqlx::query_scalar("SELECT place FROM meta").fetch_one(&mut *connection).await?;
+    if noted.as_deref() == Some(&place[..]) {
+        return Ok(false);
+    }
+    run(connection, "BEGIN IMMEDIATE").await?;
+    if noted.is_some() {
+        run(connection, rows::MARK_COPIED).await?;
+    }
+    sqlx::query("UPDATE meta SET place = ?1").bind(&place[..]).execute(&mut *connection).await?;
+    run(connection, "COMMIT").await?;
+    Ok(noted.is_some())
+}
+
+fn identity(file: &Path) -> Result<FileIdentity, FileError> {
+    let found = fs::symlink_metadata(file).map_err(FileError::at("look at", file))?;
+    Ok((found.dev(), found.ino()))
 }

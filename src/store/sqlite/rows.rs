@@ -20,24 +20,34 @@ use sqlx::{
 };
 
 use crate::{
-    account::Account,
+    account::{Account, ProviderName},
     grant::{GrantId, Version},
-    store::{Expect, Marks, Put, Revision, StoreError},
+    secret::TokenFingerprint,
+    store::{Expect, KnownToken, Marks, Revision, StoreError},
 };
 
-pub(super) const LOAD: &str = "SELECT sealed, grant_id, generation, revision, presented, attempt, latch FROM records \
-                               WHERE provider = ?1 AND bucket = ?2";
+pub(super) const LOAD: &str = "SELECT sealed, grant_id, generation, revision, presented, attempt, latch, copied \
+                               FROM records WHERE provider = ?1 AND bucket = ?2";
 
-pub(super) const LIST: &str = "SELECT sealed, grant_id, generation, revision, presented, attempt, latch, provider, \
-                               bucket FROM records ORDER BY provider, bucket";
+pub(super) const LIST: &str = "SELECT sealed, grant_id, generation, revision, presented, attempt, latch, copied, \
+                               provider, bucket FROM records ORDER BY provider, bucket";
+
+/// [`LIST`] for a store of a format before 3, which is only read.
+pub(super) const LIST_BEFORE_3: &str = "SELECT sealed, grant_id, generation, revision, presented, attempt, latch, \
+                                        NULL AS copied, provider, bucket FROM records ORDER BY provider, bucket";
 
 /// The names alone, which the index holds.
 pub(super) const NAMES: &str = "SELECT provider, bucket FROM records ORDER BY provider, bucket";
 
 /// The next so many rows behind an account, in the order of the names.
-pub(super) const NEXT: &str = "SELECT sealed, grant_id, generation, revision, presented, attempt, latch, provider, \
-                               bucket FROM records WHERE (provider, bucket) > (?1, ?2) ORDER BY provider, bucket \
-                               LIMIT 256";
+pub(super) const NEXT: &str = "SELECT sealed, grant_id, generation, revision, presented, attempt, latch, copied, \
+                               provider, bucket FROM records WHERE (provider, bucket) > (?1, ?2) \
+                               ORDER BY provider, bucket LIMIT 256";
+
+/// Marks every record whose refresh token may have been presented from a copy of the store. The mark is a time in
+/// milliseconds, as [`json`] writes it.
+pub(super) const MARK_COPIED: &str = "UPDATE records SET copied = CAST(CAST(unixepoch('subsec') * 1000 AS INTEGER) AS TEXT), \
+                                      revision = revision + 1 WHERE fingerprint IS NOT NULL";
 
 /// A row that makes sense, still sealed.
 pub(super) struct Row {
@@ -52,6 +62,7 @@ pub(super) struct MarkTexts {
     presented: Option<String>,
     attempt: Option<String>,
     latch: Option<String>,
+    copied: Option<String>,
 }
 
 impl MarkTexts {
@@ -60,6 +71,7 @@ impl MarkTexts {
             presented: marks.presented.as_ref().map(json).transpose()?,
             attempt: marks.attempt.as_ref().map(json).transpose()?,
             latch: marks.latch.as_ref().map(json).transpose()?,
+            copied: marks.copied_at.as_ref().map(json).transpose()?,
         })
     }
 }
@@ -80,6 +92,7 @@ pub(super) fn read(row: &SqliteRow) -> Option<Row> {
             presented: read_mark(row, "presented").ok()?,
             attempt: read_mark(row, "attempt").ok()?,
             latch: read_mark(row, "latch").ok()?,
+            copied_at: read_mark(row, "copied").ok()?,
         },
         revision: Revision(row.try_get::<i64, _>("revision").ok()?.cast_unsigned()),
     })
@@ -165,9 +178,10 @@ pub(super) async fn settle(
 ) -> Result<bool, sqlx::Error> {
     let query = on(
         account,
-        "UPDATE records SET presented = ?5, attempt = ?6, latch = ?7, lease_owner = NULL, revision = revision + 1 \
+        "UPDATE records SET presented = ?5, attempt = ?6, latch = ?7, copied = ?8, lease_owner = NULL, \
+         revision = revision + 1 \
          WHERE provider = ?1 AND bucket = ?2 AND grant_id = ?3 AND generation = ?4 \
-         AND (lease_owner IS NULL OR lease_owner = ?8)",
+         AND (lease_owner IS NULL OR lease_owner = ?9)",
     );
     changed_one(bind_marks(bind_version(query, version), marks).bind(owner), connection).await
 }
@@ -176,42 +190,157 @@ pub(super) async fn save(
     connection: &mut SqliteConnection,
     account: &Account,
     version: Version,
-    next: (Version, &[u8]),
+    next: Content<'_>,
     marks: &MarkTexts,
 ) -> Result<bool, sqlx::Error> {
     let query = on(
         account,
-        "UPDATE records SET presented = ?5, attempt = ?6, latch = ?7, lease_owner = NULL, revision = revision + 1, \
-         grant_id = ?8, generation = ?9, sealed = ?10 \
+        "UPDATE records SET presented = ?5, attempt = ?6, latch = ?7, copied = ?8, lease_owner = NULL, \
+         revision = revision + 1, grant_id = ?9, generation = ?10, sealed = ?11, fingerprint = ?12 \
          WHERE provider = ?1 AND bucket = ?2 AND grant_id = ?3 AND generation = ?4",
     );
-    let query = bind_version(bind_marks(bind_version(query, version), marks), next.0).bind(next.1);
+    let query = bind_content(bind_marks(bind_version(query, version), marks), next);
     changed_one(query, connection).await
 }
 
-pub(super) async fn put(
-    connection: &mut SqliteConnection,
-    account: &Account,
-    (version, sealed): (Version, &[u8]),
-    expect: &Expect,
-) -> Result<Put, sqlx::Error> {
-    let deleted: i64 = sqlx::query_scalar("SELECT deleted_revision FROM meta").fetch_one(&mut *connection).await?;
-    let found = on(account, LOAD).fetch_optional(&mut *connection).await?;
-    let (met, put) = match &found {
-        Some(row) => (expect.allows(read_version(row)), Put::Replaced),
-        None => (expect.allows_none(), Put::Created),
-    };
-    if !met {
-        return Ok(Put::Conflict);
-    }
-    let last = found.and_then(|row| row.try_get::<i64, _>("revision").ok()).unwrap_or(deleted).max(deleted);
+/// What a record holds beside its marks.
+#[derive(Clone, Copy)]
+pub(super) struct Content<'a> {
+    pub(super) version: Version,
+    pub(super) sealed: &'a [u8],
+    /// Of the refresh token, if there is one.
+    pub(super) fingerprint: Option<TokenFingerprint>,
+}
+
+/// A record as a put finds it.
+pub(super) struct Found {
+    /// `None` when it does not make sense.
+    pub(super) row: Option<Row>,
+    pub(super) version: Option<Version>,
+    pub(super) fingerprint: Option<TokenFingerprint>,
+    pub(super) lease_owner: Option<String>,
+}
+
+pub(super) async fn find(connection: &mut SqliteConnection, account: &Account) -> Result<Option<Found>, sqlx::Error> {
     let query = on(
         account,
-        "INSERT OR REPLACE INTO records (provider, bucket, grant_id, generation, sealed, revision) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        "SELECT sealed, grant_id, generation, revision, presented, attempt, latch, copied, fingerprint, lease_owner \
+         FROM records WHERE provider = ?1 AND bucket = ?2",
     );
-    bind_version(query, version).bind(sealed).bind(last.saturating_add(1)).execute(connection).await?;
-    Ok(put)
+    Ok(query.fetch_optional(connection).await?.map(|row| Found {
+        version: read_version(&row),
+        fingerprint: read_fingerprint(&row),
+        lease_owner: row.try_get("lease_owner").unwrap_or_default(),
+        row: read(&row),
+    }))
+}
+
+/// Puts a whole grant in the place of what is there.
+pub(super) async fn replace(
+    connection: &mut SqliteConnection,
+    account: &Account,
+    content: Content<'_>,
+) -> Result<(), sqlx::Error> {
+    spend_if_presented(connection, account, content.fingerprint).await?;
+    let query = on(
+        account,
+        "INSERT OR REPLACE INTO records (provider, bucket, grant_id, generation, sealed, fingerprint, revision) \
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6, 1 + max(deleted_revision, \
+         coalesce((SELECT revision FROM records WHERE provider = ?1 AND bucket = ?2), 0)) FROM meta",
+    );
+    bind_content(query, content).execute(connection).await.map(|_| ())
+}
+
+/// The version in which the account holds this refresh token, if it does.
+pub(super) async fn held_version(
+    connection: &mut SqliteConnection,
+    account: &Account,
+    fingerprint: TokenFingerprint,
+) -> Result<Option<Version>, sqlx::Error> {
+    let query = on(
+        account,
+        "SELECT grant_id, generation FROM records WHERE provider = ?1 AND bucket = ?2 AND fingerprint = ?3",
+    );
+    let found = query.bind(&fingerprint.to_bytes()[..]).fetch_optional(connection).await?;
+    Ok(found.as_ref().and_then(read_version))
+}
+
+/// Who else has or had this refresh token, or had it under this name.
+pub(super) async fn known(
+    connection: &mut SqliteConnection,
+    account: &Account,
+    fingerprint: TokenFingerprint,
+    siblings: &[ProviderName],
+) -> Result<Option<KnownToken>, sqlx::Error> {
+    let sibling = |of: &Account| of.provider == account.provider || siblings.contains(&of.provider);
+    let held = "SELECT provider, bucket FROM records WHERE fingerprint = ?1";
+    let spent = "SELECT provider, bucket FROM spent_tokens WHERE fingerprint = ?1";
+    for (query, spent) in [(held, false), (spent, true)] {
+        let rows = sqlx::query(query).bind(&fingerprint.to_bytes()[..]).fetch_all(&mut *connection).await?;
+        let mut accounts = rows.iter().filter_map(read_account);
+        if let Some(of) = accounts.find(|of| sibling(of) && (spent || of != account)) {
+            return Ok(Some(KnownToken { account: of, spent }));
+        }
+    }
+    Ok(None)
+}
+
+/// Remembers the refresh token of a record that goes, if it has been presented and is not `held` on.
+async fn spend_if_presented(
+    connection: &mut SqliteConnection,
+    account: &Account,
+    held: Option<TokenFingerprint>,
+) -> Result<(), sqlx::Error> {
+    let query = on(
+        account,
+        "INSERT OR REPLACE INTO spent_tokens (provider, bucket, fingerprint, spent_at) \
+         SELECT provider, bucket, fingerprint, CAST(unixepoch('subsec') * 1000 AS INTEGER) FROM records \
+         WHERE provider = ?1 AND bucket = ?2 AND presented IS NOT NULL AND fingerprint IS NOT NULL \
+         AND fingerprint IS NOT ?3",
+    );
+    query.bind(held.map(|held| held.to_bytes().to_vec())).execute(connection).await.map(|_| ())
+}
+
+/// So that no record of this name begins at a revision that it had before.
+async fn remember_revision(connection: &mut SqliteConnection, account: &Account) -> Result<(), sqlx::Error> {
+    let query = on(
+        account,
+        "UPDATE meta SET deleted_revision = max(deleted_revision, revision) \
+         FROM (SELECT revision FROM records WHERE provider = ?1 AND bucket = ?2)",
+    );
+    query.execute(connection).await.map(|_| ())
+}
+
+/// Gives a record, and what is known of its refresh tokens, another name, under which it was sealed anew.
+pub(super) async fn rename(
+    connection: &mut SqliteConnection,
+    from: &Account,
+    to: &Account,
+    sealed: &[u8],
+) -> Result<(), sqlx::Error> {
+    remember_revision(connection, from).await?;
+    let tokens = "UPDATE OR REPLACE spent_tokens SET provider = ?3, bucket = ?4 WHERE provider = ?1 AND bucket = ?2";
+    on(from, tokens).bind(to.provider.as_str()).bind(to.bucket.as_str()).execute(&mut *connection).await?;
+    let query = on(
+        from,
+        "UPDATE records SET provider = ?3, bucket = ?4, sealed = ?5, lease_owner = NULL, \
+         revision = 1 + (SELECT deleted_revision FROM meta) WHERE provider = ?1 AND bucket = ?2",
+    );
+    query.bind(to.provider.as_str()).bind(to.bucket.as_str()).bind(sealed).execute(connection).await.map(|_| ())
+}
+
+/// Notes the refresh token of a record of an earlier format.
+pub(super) async fn set_fingerprint(
+    connection: &mut SqliteConnection,
+    account: &Account,
+    fingerprint: TokenFingerprint,
+) -> Result<(), sqlx::Error> {
+    let query = on(account, "UPDATE records SET fingerprint = ?3 WHERE provider = ?1 AND bucket = ?2");
+    query.bind(&fingerprint.to_bytes()[..]).execute(connection).await.map(|_| ())
+}
+
+fn read_fingerprint(row: &SqliteRow) -> Option<TokenFingerprint> {
+    Some(TokenFingerprint::from_bytes(row.try_get::<&[u8], _>("fingerprint").ok()?.try_into().ok()?))
 }
 
 /// What became of a deletion.
@@ -235,12 +364,14 @@ pub(super) async fn delete(
     if !matches!(removal, Removal::Gone(_)) {
         return Ok(removal);
     }
-    let remember = on(
+    remember_revision(connection, account).await?;
+    spend_if_presented(connection, account, None).await?;
+    let forget_later = on(
         account,
-        "UPDATE meta SET deleted_revision = max(deleted_revision, revision) \
-         FROM (SELECT revision FROM records WHERE provider = ?1 AND bucket = ?2)",
+        "UPDATE spent_tokens SET deleted_at = CAST(unixepoch('subsec') * 1000 AS INTEGER) \
+         WHERE provider = ?1 AND bucket = ?2",
     );
-    remember.execute(&mut *connection).await?;
+    forget_later.execute(&mut *connection).await?;
     on(account, "DELETE FROM records WHERE provider = ?1 AND bucket = ?2").execute(connection).await?;
     Ok(removal)
 }
@@ -251,14 +382,16 @@ pub(super) async fn probe(connection: &mut SqliteConnection) -> Result<(), sqlx:
     run(connection, "UPDATE meta SET deleted_revision = deleted_revision + 1").await
 }
 
-/// Puts other sealed bytes in the place of a row's, for the same grant.
+/// Puts other sealed bytes in the place of a row's, for the same grant; `changed` if they hold something else.
 pub(super) async fn reseal(
     connection: &mut SqliteConnection,
     account: &Account,
     sealed: &[u8],
+    changed: bool,
 ) -> Result<(), sqlx::Error> {
-    let query = on(account, "UPDATE records SET sealed = ?3 WHERE provider = ?1 AND bucket = ?2");
-    query.bind(sealed).execute(connection).await.map(|_| ())
+    let query =
+        on(account, "UPDATE records SET sealed = ?3, revision = revision + ?4 WHERE provider = ?1 AND bucket = ?2");
+    query.bind(sealed).bind(i64::from(changed)).execute(connection).await.map(|_| ())
 }
 
 pub(super) async fn run(connection: &mut SqliteConnection, statement: &'static str) -> Result<(), sqlx::Error> {
@@ -273,5 +406,13 @@ fn bind_marks<'a>(
     query: Query<'a, Sqlite, SqliteArguments>,
     marks: &'a MarkTexts,
 ) -> Query<'a, Sqlite, SqliteArguments> {
-    query.bind(&marks.presented).bind(&marks.attempt).bind(&marks.latch)
+    query.bind(&marks.presented).bind(&marks.attempt).bind(&marks.latch).bind(&marks.copied)
+}
+
+fn bind_content<'a>(
+    query: Query<'a, Sqlite, SqliteArguments>,
+    content: Content<'a>,
+) -> Query<'a, Sqlite, SqliteArguments> {
+    let fingerprint = content.fingerprint.map(|fingerprint| fingerprint.to_bytes().to_vec());
+    bind_version(query, content.version).bind(content.sealed).bind(fingerprint)
 }

@@ -18,7 +18,7 @@ use std::{
 use sqlx::{Connection as _, SqliteConnection};
 
 use super::{
-    database::Place,
+    database::{Place, Prepared},
     items, owner,
     rows::{self, run},
 };
@@ -26,6 +26,7 @@ use crate::{
     account::{Account, ItemName},
     item::ItemKind,
     private::{self, FileError},
+    secret::FingerprintKey,
     store::{
         KeyId, StoreError,
         key::{Key, passphrase::Derivation},
@@ -149,6 +150,7 @@ impl Drop for Draft {
 pub struct Rekeying {
     place: Place,
     sealer: Sealer,
+    fingerprints: FingerprintKey,
     connection: SqliteConnection,
     _alone: File,
 }
@@ -166,8 +168,8 @@ impl Rekeying {
         }
         place.make_files()?;
         let sealer = Sealer::new(key.secret);
-        let connection = place.prepare(&sealer, None, key_place).await?;
-        Ok(Self { place, sealer, connection, _alone: alone })
+        let Prepared { connection, fingerprints, .. } = place.prepare(&sealer, None, key_place).await?;
+        Ok(Self { place, sealer, fingerprints, connection, _alone: alone })
     }
 
     /// Which key opens the store now.
@@ -187,8 +189,10 @@ impl Rekeying {
         let records = self.reseal_records(&next).await?;
         let items = self.reseal_items(&next).await?;
         let fail = |error| self.place.unopened(error);
-        let meta = sqlx::query("UPDATE meta SET key_check = ?1, derivation = ?2");
+        // The fingerprints stay as they are, and so does their key: spent tokens could not be known again otherwise.
+        let meta = sqlx::query("UPDATE meta SET key_check = ?1, derivation = ?2, fingerprint_key = ?3");
         let meta = meta.bind(next.check_value()?).bind(derivation);
+        let meta = meta.bind(next.seal_fingerprint_key(&self.fingerprints)?);
         meta.execute(&mut self.connection).await.map_err(fail)?;
         run(&mut self.connection, "COMMIT").await.map_err(fail)?;
         let key = next.key_id()?;
@@ -209,7 +213,7 @@ impl Rekeying {
                 let row = rows::read(row).ok_or_else(|| StoreError::Unreadable { account: account.clone() })?;
                 let grant = self.sealer.open(&account, row.version, &row.sealed)?;
                 let sealed = next.seal(&account, &grant)?;
-                rows::reseal(&mut self.connection, &account, &sealed).await.map_err(fail)?;
+                rows::reseal(&mut self.connection, &account, &sealed, false).await.map_err(fail)?;
                 count += 1;
             }
         }
@@ -275,7 +279,8 @@ async fn look_through(
     let (mut records, mut items, mut nameless) = (Vec::new(), Vec::new(), 0);
     // One transaction sees the store at one moment. It ends with the connection.
     run(connection, "BEGIN").await.map_err(fail)?;
-    for row in sqlx::query(rows::LIST).fetch_all(&mut *connection).await.map_err(fail)? {
+    let list = if place.has_fingerprints(connection).await? { rows::LIST } else { rows::LIST_BEFORE_3 };
+    for row in sqlx::query(list).fetch_all(&mut *connection).await.map_err(fail)? {
         let Some(account) = rows::read_account(&row) else {
             nameless += 1;
             continue;

@@ -77,6 +77,9 @@ pub(super) trait Change: Send + Sync + 'static {
     /// Whether each of its statements may be a commit of its own.
     const NEEDS_TRANSACTION: bool;
 
+    /// Whether it is refused when the write-ahead log has no name any more.
+    const NEEDS_LOG_IN_PLACE: bool = true;
+
     async fn carry_out(&self, shared: &Shared, connection: &mut SqliteConnection) -> Result<Self::Outcome, StoreError>;
 }
 
@@ -174,6 +177,9 @@ impl<C: Change> QueuedChange for Queued<C> {
     }
 
     async fn carry_out(&mut self, shared: &Shared, connection: &mut SqliteConnection) -> Result<(), StoreError> {
+        if C::NEEDS_LOG_IN_PLACE {
+            shared.place.ensure_log_in_place()?;
+        }
         self.outcome = Some(self.change.carry_out(shared, connection).await?);
         Ok(())
     }
@@ -273,7 +279,7 @@ impl Shared {
         let committed = commit_on(self, &mut connection, changes, transaction).await;
         match committed {
             Ok(()) | Err(CommitError::Locked) => *writer = Writer::Open(connection),
-            Err(CommitError::Failed(_)) => close(connection).await,
+            Err(CommitError::Failed(_)) => self.give_up(connection).await,
         }
         committed
     }
@@ -289,9 +295,17 @@ impl Shared {
         if result.is_ok() {
             *writer = Writer::Open(connection);
         } else {
-            close(connection).await;
+            self.give_up(connection).await;
         }
         result
+    }
+
+    /// Closes the connection after an error.
+    async fn give_up(&self, connection: SqliteConnection) {
+        self.place.forget_log();
+        if let Err(error) = connection.close().await {
+            tracing::debug!(%error, "could not close the connection to the store");
+        }
     }
 
     async fn take_connection(&self, writer: &mut Writer) -> Result<SqliteConnection, StoreError> {
@@ -333,12 +347,6 @@ pub(super) async fn wait_briefly_for_locks(connection: &mut SqliteConnection) ->
     Ok(())
 }
 
-async fn close(connection: SqliteConnection) {
-    if let Err(error) = connection.close().await {
-        tracing::debug!(%error, "could not close the connection to the store");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -355,7 +363,7 @@ mod tests {
         clock::Timestamp,
         grant::{Extra, Grant, Issued, Lifetime},
         secret::{AccessToken, StoreKey},
-        store::{Expect, Put, Store as _, random_grant_id},
+        store::{Expect, Put, PutGrant, Store as _, random_grant_id},
     };
 
     /// Asks for one value.
@@ -491,7 +499,8 @@ mod tests {
         let busy = store.shared.writer.lock().await;
         let accounts: Vec<Account> = ["a", "b", "c"].map(|text| text.parse().unwrap()).to_vec();
         let grants: Vec<Grant> = accounts.iter().map(|_| grant()).collect();
-        let puts = accounts.iter().zip(&grants).map(|(account, grant)| store.put(account, grant, &Expect::Whatever));
+        let puts =
+            accounts.iter().zip(&grants).map(|(account, grant)| store.put(account, grant, &Expect::Whatever, &[]));
         let mut asked = Box::pin(async {
             let mut puts: Vec<_> = puts.collect();
             let last = puts.split_off(1);
@@ -501,7 +510,7 @@ mod tests {
         drop(busy);
         let (first, failed, last) = asked.await;
         assert!(failed.is_err());
-        assert!(first.into_iter().chain(last).all(|put| matches!(put, Ok(Put::Created))));
+        assert!(first.into_iter().chain(last).all(|put| matches!(put, Ok(PutGrant::Done(Put::Created)))));
         store.close().await.unwrap();
         let store = open(&home).await;
         for (account, grant) in accounts.iter().zip(&grants) {

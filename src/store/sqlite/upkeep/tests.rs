@@ -23,7 +23,7 @@ impl Bench {
         let bench = Self(tempfile::tempdir().unwrap());
         let store = bench.open().await.unwrap();
         for number in 0..accounts {
-            store.put(&account(number), &grant(number), &Expect::Whatever).await.unwrap();
+            store.put(&account(number), &grant(number), &Expect::Whatever, &[]).await.unwrap();
         }
         for kind in ItemKind::ALL {
             store.put_item(kind, &name("one"), &item(kind), &Expect::Whatever).await.unwrap();
@@ -224,7 +224,7 @@ async fn a_backup_is_the_store_at_one_moment_private_and_new() {
     let store = bench.open().await.unwrap();
     let target = bench.0.path().join("copy.db");
     let copied = back_up(&bench.file(), bench.key(), "store.key", &target).await.unwrap();
-    store.put(&account(9), &grant(9), &Expect::Whatever).await.unwrap();
+    store.put(&account(9), &grant(9), &Expect::Whatever, &[]).await.unwrap();
     assert!(copied.is_sound() && copied.records.len() == 3 && copied.items.len() == 2);
     assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o600);
     let found = examine(&target, bench.key(), "store.key").await.unwrap();
@@ -250,7 +250,7 @@ async fn damage_is_found_record_by_record() {
     let bench = Bench::new(3).await;
     bench.sql("UPDATE records SET sealed = x'0102' WHERE bucket = '1'").await;
     bench.sql("UPDATE records SET sealed = CAST(x'09' || substr(sealed, 2) AS BLOB) WHERE bucket = '2'").await;
-    bench.sql("INSERT INTO records SELECT 'corp', 'bad name', sealed, grant_id, 1, 1, NULL, NULL, NULL, NULL FROM records LIMIT 1").await;
+    bench.sql("INSERT INTO records SELECT 'corp', 'bad name', sealed, grant_id, 1, 1, NULL, NULL, NULL, NULL, NULL, NULL FROM records LIMIT 1").await;
     bench.sql("UPDATE items SET sealed = x'0102' WHERE kind = 'api_key'").await;
     bench.sql("INSERT INTO items SELECT kind, 'bad name', tag, sealed FROM items LIMIT 1").await;
     bench.sql("INSERT INTO items SELECT 'mystery', name, tag, sealed FROM items LIMIT 1").await;
@@ -268,9 +268,21 @@ async fn damage_is_found_record_by_record() {
 }
 
 #[tokio::test]
-async fn a_store_of_the_format_before_is_examined_and_copied_as_it_is_and_rekeyed_as_one_of_today() {
+async fn a_store_of_an_earlier_format_is_examined_and_copied_as_it_is_and_rekeyed_as_one_of_today() {
     let bench = Bench::new(3).await;
-    bench.sql("DROP TABLE items").await;
+    for newer in [
+        "DROP TRIGGER refresh_token_replaced",
+        "DROP TRIGGER spent_tokens_are_limited",
+        "DROP TABLE spent_tokens",
+        "DROP INDEX records_by_fingerprint",
+        "ALTER TABLE records DROP COLUMN fingerprint",
+        "ALTER TABLE records DROP COLUMN copied",
+        "ALTER TABLE meta DROP COLUMN fingerprint_key",
+        "ALTER TABLE meta DROP COLUMN place",
+        "DROP TABLE items",
+    ] {
+        bench.sql(newer).await;
+    }
     bench.sql("PRAGMA user_version = 1").await;
     let target = bench.0.path().join("copy.db");
     for found in [
