@@ -12,9 +12,8 @@
 
 use std::{
     borrow::Cow,
-    fs::OpenOptions,
     io::{self, Read as _},
-    os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _},
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -39,7 +38,7 @@ pub use provider::{Authentication, ClientKeyConfig, ProviderConfig};
 pub use secret_source::{SecretSource, SecretSourceError};
 pub use socket::SocketConfig;
 
-use crate::{audit::Settings, policy::Role, secret::Capability};
+use crate::{audit::Settings, policy::Role, private::open_trusted, secret::Capability};
 use document::{Document, Section};
 
 /// All that is configured, defaults filled in.
@@ -257,10 +256,10 @@ pub fn dev_socket(explicit: Option<&Path>, env: &Environment) -> Result<SocketCo
 /// A thousand providers need some 200 KiB; what is longer is another file.
 const LONGEST_FILE: u64 = 1024 * 1024;
 
-/// Reads the file without waiting for anybody, and no more of it than a configuration may have.
+/// Reads the file without waiting for anybody, and no more of it than a configuration may have. It names commands, and
+/// endpoints for refresh tokens, so others must not be able to write it.
 fn read(file: &Path) -> io::Result<String> {
-    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let opened = OpenOptions::new().read(true).custom_flags(nonblocking).open(file)?;
+    let opened = open_trusted(file, rustix::fs::OFlags::NONBLOCK)?;
     if opened.metadata()?.file_type().is_fifo() {
         return Err(io::Error::other("it is a pipe; name a file"));
     }
