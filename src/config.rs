@@ -44,6 +44,8 @@ use document::{Document, Section};
 /// All that is configured, defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
+    /// `confine`.
+    pub confine: Confinement,
     /// `[store]`.
     pub store: StoreConfig,
     /// `[refresh]`.
@@ -58,6 +60,18 @@ pub struct Config {
     pub sockets: Vec<SocketConfig>,
     /// `[providers.NAME]`, in the order of their names.
     pub providers: Vec<ProviderConfig>,
+}
+
+/// Whether the kernel is to confine the daemon (Landlock).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Confinement {
+    /// As far as the kernel can.
+    #[default]
+    Try,
+    /// In full, or the daemon does not start.
+    Require,
+    /// Not at all.
+    Off,
 }
 
 /// Where the grants are kept.
@@ -150,6 +164,14 @@ pub enum ConfigError {
         /// Which.
         name: &'static str,
     },
+    /// Others could have written what an environment variable names.
+    #[error("what the environment variable {name} names is not to be trusted")]
+    UntrustedVariable {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// The environment says where the capability is, and it is not there.
     #[error("the capability cannot be read from the open file that {CAPABILITY_FD} names")]
     NoCapability(#[source] io::Error),
@@ -170,6 +192,9 @@ impl Config {
     pub(crate) fn parse(file: &Path, text: &str, env: &Environment) -> Result<Self, ConfigError> {
         let mut root = Document::parse(file, text)?;
         let config = Self {
+            confine: root.take("confine").map_or(Ok(Confinement::default()), |entry| {
+                entry.parsed(confinement, "must be \"try\", \"require\" or \"off\"")
+            })?,
             store: store(root.section("store")?, env)?,
             refresh: refresh(root.section("refresh")?)?,
             logins: logins(root.section("logins")?)?,
@@ -269,6 +294,15 @@ fn read(file: &Path) -> io::Result<String> {
         return Err(io::Error::other("it is longer than 1 MiB"));
     }
     Ok(text)
+}
+
+fn confinement(text: &str) -> Option<Confinement> {
+    match text {
+        "try" => Some(Confinement::Try),
+        "require" => Some(Confinement::Require),
+        "off" => Some(Confinement::Off),
+        _ => None,
+    }
 }
 
 fn store(mut section: Section<'_>, env: &Environment) -> Result<StoreConfig, ConfigError> {

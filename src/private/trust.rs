@@ -132,10 +132,7 @@ pub(super) fn foreign(place: &Path, found: &Metadata) -> String {
 }
 
 pub(super) fn writable(place: &Path) -> String {
-    format!(
-        "group or others can write to it; run `chmod go-w '{}'`, or choose another place",
-        place.display()
-    )
+    format!("group or others can write to it; run `chmod go-w '{}'`, or choose another place", place.display())
 }
 
 fn denied(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {

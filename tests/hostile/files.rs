@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// `serve` must end with a failure, and say this.
-async fn assert_refused(daemon: &Daemon, what: &str, due: &[&str]) {
+pub(crate) async fn assert_refused(daemon: &Daemon, what: &str, due: &[&str]) {
     let output = timeout(AT_ONCE, daemon.command(&["serve"], "")).await;
     let output = output.unwrap_or_else(|_| panic!("{what}: it neither starts nor fails"));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
