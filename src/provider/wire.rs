@@ -107,6 +107,28 @@ pub(super) fn is_loopback(url: &Url) -> bool {
     }
 }
 
+/// Whether the host is this machine by any of its addresses and reserved names, or is reached on its link alone, as the
+/// metadata services of clouds are. A name that the resolver takes for such an address is not noticed.
+pub(super) fn is_loopback_or_link_local(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => {
+            let name = name.strip_suffix('.').unwrap_or(name);
+            name == LOCALHOST || name.strip_suffix(LOCALHOST).is_some_and(|rest| rest.ends_with('.'))
+        }
+        Some(Host::Ipv4(address)) => is_loopback_or_link_local_ipv4(address),
+        // Addresses that IPv4 ones are written in: `::ffff:127.0.0.1`, and the former `::127.0.0.1`, `::1` and `::`.
+        Some(Host::Ipv6(address)) => {
+            address.to_ipv4().is_some_and(is_loopback_or_link_local_ipv4) || address.is_unicast_link_local()
+        }
+        None => false,
+    }
+}
+
+/// 0.0.0.0/8 is this machine (RFC 1122 section 3.2.1.3), and is connected to as such.
+fn is_loopback_or_link_local_ipv4(address: Ipv4Addr) -> bool {
+    address.is_loopback() || address.octets()[0] == 0 || address.is_link_local()
+}
+
 const LOCALHOST: &str = "localhost";
 
 /// The file of further root certificates is not fit for use.
@@ -490,6 +512,48 @@ mod tests {
             assert_eq!(endpoint(bad), Err(reason), "{bad}");
         }
         assert_eq!(endpoint("http://127.1:9/").unwrap().host_str(), Some("127.0.0.1"));
+    }
+
+    #[test]
+    fn this_machine_and_its_link_are_known_in_all_their_spellings() {
+        for near in [
+            "localhost",
+            "LOCALHOST.",
+            "a.localhost",
+            "a.b.localhost.",
+            "127.0.0.1",
+            "127.1",
+            "2130706433",
+            "0x7f000001",
+            "0177.0.0.1",
+            "0.0.0.0",
+            "0",
+            "0.1.2.3",
+            "169.254.169.254",
+            "[::1]",
+            "[::]",
+            "[::ffff:127.0.0.1]",
+            "[::ffff:7f00:1]",
+            "[::127.0.0.1]",
+            "[::ffff:0.0.0.0]",
+            "[::ffff:169.254.169.254]",
+            "[fe80::1]",
+            "[febf::1]",
+        ] {
+            assert!(is_loopback_or_link_local(&endpoint(&format!("https://{near}/")).unwrap()), "{near}");
+        }
+        for far in [
+            "example.com",
+            "notlocalhost",
+            "localhost.example.com",
+            "10.0.0.1",
+            "169.253.0.1",
+            "[2001:db8::1]",
+            "[::ffff:192.0.2.1]",
+            "[fec0::1]",
+        ] {
+            assert!(!is_loopback_or_link_local(&endpoint(&format!("https://{far}/")).unwrap()), "{far}");
+        }
     }
 
     #[test]

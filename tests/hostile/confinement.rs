@@ -229,14 +229,17 @@ async fn refreshes(daemon: &Daemon) {
     assert_eq!(answer.status, 200, "{}", answer.text());
 }
 
-/// Has the kernel answer `landlock_create_ruleset` with an error, as the filter of a container does, and becomes the
-/// program that follows. The number of the call is the same on all machines.
-const FILTER: &str = "
+/// `landlock_create_ruleset`, on all machines.
+const CREATE_RULESET: &str = "444";
+
+/// Has the kernel answer the system call of a number with an error, as the filter of a container does, and becomes the
+/// program that follows.
+pub(crate) const FILTER: &str = "
 import ctypes, os, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)
 LOAD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06
 ALLOW, ERROR = 0x7fff0000, 0x00050000
-code = [(LOAD, 0, 0, 0), (JUMP_IF_EQUAL, 0, 1, 444), (RETURN, 0, 0, ERROR | int(sys.argv[1])), (RETURN, 0, 0, ALLOW)]
+code = [(LOAD, 0, 0, 0), (JUMP_IF_EQUAL, 0, 1, int(sys.argv[1])), (RETURN, 0, 0, ERROR | int(sys.argv[2])), (RETURN, 0, 0, ALLOW)]
 code = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *line) for line in code))
 class Program(ctypes.Structure):
     _fields_ = [('length', ctypes.c_ushort), ('filter', ctypes.c_void_p)]
@@ -244,7 +247,7 @@ program = Program(4, ctypes.cast(code, ctypes.c_void_p))
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER, PR_SET_NO_NEW_PRIVS = 22, 2, 38
 if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program)):
     sys.exit('no filter: ' + os.strerror(ctypes.get_errno()))
-os.execvp(sys.argv[2], sys.argv[2:])
+os.execvp(sys.argv[3], sys.argv[3:])
 ";
 
 /// Has a child trace this process, and becomes the program that follows.
@@ -275,7 +278,7 @@ os.execvp(sys.argv[1], sys.argv[1:])
 ";
 
 /// Whether the Python script works here, in front of a program that does nothing.
-fn runs(script: &str, arguments: &[&str]) -> bool {
+pub(crate) fn runs(script: &str, arguments: &[&str]) -> bool {
     let tried = Command::new("python3").args(["-c", script]).args(arguments).arg("true").output();
     let runs = tried.is_ok_and(|tried| tried.status.success());
     if !runs {
@@ -288,10 +291,10 @@ fn runs(script: &str, arguments: &[&str]) -> bool {
 async fn a_daemon_that_the_kernel_does_not_confine_says_why_and_can_be_forbidden_to_start() {
     // ENOSYS, EOPNOTSUPP, EPERM, and what nobody expects.
     for (errno, why) in [("38", "(ENOSYS)"), ("95", "(EOPNOTSUPP)"), ("1", "(EPERM)"), ("5", "the kernel refuses")] {
-        if !runs(FILTER, &[errno]) {
+        if !runs(FILTER, &[CREATE_RULESET, errno]) {
             return;
         }
-        let home = Home::in_memory(|_| ["python3", "-c", FILTER, errno].map(Into::into).to_vec());
+        let home = Home::in_memory(|_| ["python3", "-c", FILTER, CREATE_RULESET, errno].map(Into::into).to_vec());
         let mut daemon = Daemon::start(&home, "a", "", &[]).await;
         let log = daemon.output_text();
         let warned = log.lines().any(|line| line.contains("WARN") && line.contains("not at all") && line.contains(why));

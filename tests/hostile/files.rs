@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::{
     AT_ONCE, REFRESH, TOKEN, World, access_token, code,
+    confinement::{FILTER, runs},
     support::daemon::{Daemon, Home},
 };
 
@@ -165,6 +166,22 @@ async fn a_store_or_key_that_others_reach_is_refused() {
     }
     world.daemon.launch().await;
     world.assert_unhurt("all that").await;
+}
+
+/// `flock` as network file systems have it: for files that are open for writing, or not at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_system_without_locks_is_named_as_what_is_in_the_way() {
+    let flock = if cfg!(target_arch = "x86_64") { "73" } else { "32" };
+    for (errno, name) in [("9", "EBADF"), ("37", "ENOLCK"), ("95", "EOPNOTSUPP")] {
+        if !runs(FILTER, &[flock, errno]) {
+            return;
+        }
+        let home = Home::in_memory(|_| ["python3", "-c", FILTER, flock, errno].map(Into::into).to_vec());
+        let daemon = Daemon::prepare(&home, "a", "", &[]);
+        let owners = home.path().join("data/owners");
+        let due = [owners.to_str().unwrap(), "the file system lacks what the store needs", "choose a local one"];
+        assert_refused(&daemon, name, &due).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,6 +25,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteSynchronous},
 };
 
+use super::owner;
 use crate::{
     private::{self, FileError},
     store::{StoreError, key::passphrase::Derivation, seal::Sealer, unfit},
@@ -152,7 +153,7 @@ impl Place {
                 match directory.try_lock() {
                     Ok(()) => return Ok(()),
                     Err(TryLockError::WouldBlock) => tokio::time::sleep(attempt).await,
-                    Err(TryLockError::Error(error)) => return Err(FileError::at("lock", &self.owners)(error)),
+                    Err(TryLockError::Error(error)) => return Err(owner::lock_error("lock", &self.owners, error)),
                 }
             }
         });
