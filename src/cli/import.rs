@@ -83,10 +83,8 @@ impl Source<'_> {
         };
         let text = read.map_err(|error| {
             let failure = Failure::new(Exit::Failure, format!("cannot read {}: {error}", self.name()));
-            match error.kind() {
-                io::ErrorKind::PermissionDenied => failure.hint("what you trust can come by standard input: `< FILE`"),
-                _ => failure,
-            }
+            let refused = error.kind() == io::ErrorKind::PermissionDenied && error.get_ref().is_some();
+            if refused { failure.hint("what you trust can come by standard input: `< FILE`") } else { failure }
         })?;
         if text.len() > LIMIT {
             return Err(Failure::new(Exit::Failure, format!("{} is longer than 256 KiB", self.name())).hint(KNOWN));

@@ -123,14 +123,11 @@ pub fn close_up(traced: bool) -> Result<(), LifecycleError> {
     // Looked for once nobody can attach any more.
     match tracer() {
         None => Ok(()),
-        Some(tracer) if traced => {
-            tracing::warn!(
-                tracer,
-                "another process traces the daemon: it can read every secret and change what is done"
-            );
+        Some(pid) if traced => {
+            tracing::warn!(pid, "another process traces the daemon: it can read every secret and change what is done");
             Ok(())
         }
-        Some(tracer) => Err(LifecycleError::Traced(tracer)),
+        Some(pid) => Err(LifecycleError::Traced(pid)),
     }
 }
 
@@ -159,7 +156,7 @@ fn close_memory() -> Result<(), LifecycleError> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), ..limit }).map_err(refused("forbid core files"))
 }
 
-/// The process that traces this one, by the kernel's word (proc_pid_status(5)). Where there is no such file nobody is
+/// The process that traces this one, by the kernel's word (`proc_pid_status(5)`). Where there is no such file nobody is
 /// known.
 #[must_use]
 pub fn tracer() -> Option<u32> {

@@ -25,7 +25,7 @@ use super::{FileError, PrivateError, belongs_to_trusted_user, unfit};
 
 const LOOK_AT: &str = "look at";
 
-/// As many as the kernel follows (path_resolution(7)).
+/// As many as the kernel follows (`path_resolution(7)`).
 const MOST_LINKS: usize = 40;
 
 /// Others may add entries to a directory with this bit, and neither rename nor remove those of other users.
@@ -242,7 +242,7 @@ mod tests {
     #[test]
     fn what_belongs_to_a_stranger_is_refused() {
         if !rustix::process::geteuid().is_root() {
-            println!("skipped: only root can give files away");
+            // Only root can give files away; `tests/hostile` says so aloud.
             return;
         }
         let (_home, file) = home();

@@ -28,7 +28,7 @@ pub(super) fn restrict(reach: &Reach) -> Extent {
             Extent::Unavailable(match landlock {
                 LandlockStatus::NotEnabled => Unavailable::Disabled,
                 LandlockStatus::NotImplemented => reason(&asked),
-                _ => Unavailable::Failed,
+                LandlockStatus::Available { .. } => Unavailable::Failed,
             })
         }
         Err(error) => {
