@@ -251,7 +251,8 @@ async fn a_wrong_value_is_named_by_its_place_and_never_shown() {
     let provider = "[providers.corp]\nissuer = \"https://h.example\"\nclient_id = \"me\"\n";
     let sandbox = "[sockets.s]\npath = \"/run/x/s\"\nrole = \"sandbox\"\n";
     let keyed = format!("{sandbox}operations = [\"keys\"]\n");
-    let tables: [(&str, &[&str]); 7] = [
+    let tables: [(&str, &[&str]); 8] = [
+        ("", &["confine"]),
         ("[store]\n", &["url", "key"]),
         ("[refresh]\n", &["cooldown", "request_timeout"]),
         ("[audit]\n", &["path", "max_size", "keep", "on_failure"]),
