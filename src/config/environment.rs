@@ -203,8 +203,13 @@ impl Environment {
         })
     }
 
+    /// Where the TLS library looks for certificates instead of their usual place; the second may be several places.
     fn certificates(&self) -> impl Iterator<Item = (&'static str, PathBuf)> {
-        ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().filter_map(|name| Some((name, self.absolute(name)?)))
+        let file = self.lookup("SSL_CERT_FILE").map(|file| ("SSL_CERT_FILE", file.into()));
+        let places = self.lookup("SSL_CERT_DIR").unwrap_or_default();
+        let places: Vec<_> = std::env::split_paths(&places).map(|place| ("SSL_CERT_DIR", place)).collect();
+        let named = file.into_iter().chain(places).filter(|(_, place): &(_, PathBuf)| !place.as_os_str().is_empty());
+        named.filter_map(|(name, place)| Some((name, std::path::absolute(place).ok()?)))
     }
 
     fn base(&self, variable: &str, below_home: &str) -> Option<PathBuf> {

@@ -102,11 +102,26 @@ async fn a_store_in_a_directory_that_others_could_replace_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_of_the_environment_that_others_could_have_written_are_refused() {
     let home = Home::new();
-    let file = home.path().join("roots.pem");
+    let (file, directory) = (home.path().join("roots.pem"), home.path().join("roots"));
     write(&file, "");
-    let daemon = Daemon::prepare(&home, "a", "", &[("SSL_CERT_FILE", file.to_str().unwrap())]);
+    fs::create_dir(&directory).unwrap();
     set_mode(&file, 0o666);
-    assert_refused(&daemon, "certificates", &["SSL_CERT_FILE", file.to_str().unwrap(), "chmod go-w"]).await;
+    set_mode(&directory, 0o777);
+    // Relative to the home, and among others.
+    let several = format!("/etc:{}:/usr", directory.display());
+    for (name, value, due) in [
+        ("SSL_CERT_FILE", file.to_str().unwrap(), &file),
+        ("SSL_CERT_FILE", "roots.pem", &file),
+        ("SSL_CERT_DIR", &several, &directory),
+    ] {
+        let mut daemon = Daemon::prepare(&home, "a", "", &[(name, value)]);
+        assert_refused(&daemon, value, &[name, &format!("chmod go-w '{}'", due.display())]).await;
+        let mode = fs::metadata(due).unwrap().permissions().mode();
+        set_mode(due, 0o755);
+        daemon.launch().await;
+        daemon.kill9().await;
+        set_mode(due, mode);
+    }
 }
 
 /// What a provider needs besides the configuration, each in a file that others may write.
