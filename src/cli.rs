@@ -42,13 +42,13 @@ mod terminal;
 mod token;
 
 pub use audit::{AuditArgs, print_audit};
-pub use check::print_findings;
+pub use check::{Mark, print_findings};
 pub use exec::Exec;
 pub use failure::{Exit, Failure};
 pub use key::KeyCommand;
 pub use passphrase::ask_passphrase;
 pub use providers::print_presets;
-pub use serve::print_dev_session;
+pub use serve::{print_dev_session, warn_of_tracer};
 pub use store::{print_backup, print_rekeyed, print_verification};
 
 /// ssh-agent for OAuth tokens: keeps refresh tokens to itself and hands out access tokens
@@ -103,9 +103,13 @@ pub struct Serve {
     /// Try it out: a store in memory and a built-in authorization server; no configuration is read
     #[arg(long)]
     pub dev: bool,
-    /// Do not have the kernel confine the daemon (Landlock), if that is in the way of something
+    /// Do not have the kernel confine the daemon (Landlock), if that is in the way of something, whatever the
+    /// configuration says of `confine`
     #[arg(long)]
     pub unconfined: bool,
+    /// Start although another process traces this one (a debugger, strace): it can read every secret
+    #[arg(long)]
+    pub traced: bool,
 }
 
 /// What to do with the store as a whole.

@@ -12,9 +12,8 @@
 
 use std::{
     borrow::Cow,
-    fs::OpenOptions,
     io::{self, Read as _},
-    os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _},
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -39,12 +38,14 @@ pub use provider::{Authentication, ClientKeyConfig, ProviderConfig};
 pub use secret_source::{SecretSource, SecretSourceError};
 pub use socket::SocketConfig;
 
-use crate::{audit::Settings, policy::Role, secret::Capability, timeouts::PROVIDER_CALL};
+use crate::{audit::Settings, policy::Role, private::open_trusted, secret::Capability, timeouts::PROVIDER_CALL};
 use document::{Document, Section};
 
 /// All that is configured, defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
+    /// `confine`.
+    pub confine: Confinement,
     /// `[store]`.
     pub store: StoreConfig,
     /// `[refresh]`.
@@ -59,6 +60,18 @@ pub struct Config {
     pub sockets: Vec<SocketConfig>,
     /// `[providers.NAME]`, in the order of their names.
     pub providers: Vec<ProviderConfig>,
+}
+
+/// Whether the kernel is to confine the daemon (Landlock).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Confinement {
+    /// As far as the kernel can.
+    #[default]
+    Try,
+    /// In full, or the daemon does not start.
+    Require,
+    /// Not at all.
+    Off,
 }
 
 /// Where the grants are kept.
@@ -148,6 +161,14 @@ pub enum ConfigError {
         /// Which.
         name: &'static str,
     },
+    /// Others could have written what an environment variable names.
+    #[error("what the environment variable {name} names is not to be trusted")]
+    UntrustedVariable {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// The environment says where the capability is, and it is not there.
     #[error("the capability cannot be read from the open file that {CAPABILITY_FD} names")]
     NoCapability(#[source] io::Error),
@@ -168,6 +189,9 @@ impl Config {
     pub(crate) fn parse(file: &Path, text: &str, env: &Environment) -> Result<Self, ConfigError> {
         let mut root = Document::parse(file, text)?;
         let config = Self {
+            confine: root.take("confine").map_or(Ok(Confinement::default()), |entry| {
+                entry.parsed(confinement, "must be \"try\", \"require\" or \"off\"")
+            })?,
             store: store(root.section("store")?, env)?,
             refresh: refresh(root.section("refresh")?)?,
             logins: logins(root.section("logins")?)?,
@@ -254,10 +278,10 @@ pub fn dev_socket(explicit: Option<&Path>, env: &Environment) -> Result<SocketCo
 /// A thousand providers need some 200 KiB; what is longer is another file.
 const LONGEST_FILE: u64 = 1024 * 1024;
 
-/// Reads the file without waiting for anybody, and no more of it than a configuration may have.
+/// Reads the file without waiting for anybody, and no more of it than a configuration may have. It names commands, and
+/// endpoints for refresh tokens, so others must not be able to write it.
 fn read(file: &Path) -> io::Result<String> {
-    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let opened = OpenOptions::new().read(true).custom_flags(nonblocking).open(file)?;
+    let opened = open_trusted(file, rustix::fs::OFlags::NONBLOCK)?;
     if opened.metadata()?.file_type().is_fifo() {
         return Err(io::Error::other("it is a pipe; name a file"));
     }
@@ -267,6 +291,15 @@ fn read(file: &Path) -> io::Result<String> {
         return Err(io::Error::other("it is longer than 1 MiB"));
     }
     Ok(text)
+}
+
+fn confinement(text: &str) -> Option<Confinement> {
+    match text {
+        "try" => Some(Confinement::Try),
+        "require" => Some(Confinement::Require),
+        "off" => Some(Confinement::Off),
+        _ => None,
+    }
 }
 
 fn store(mut section: Section<'_>, env: &Environment) -> Result<StoreConfig, ConfigError> {

@@ -190,6 +190,11 @@ fn read(name: &ItemName, item: &Item) -> Result<Key, StoreError> {
     key.ok_or_else(|| StoreError::UnreadableItem { kind: ItemKind::ApiKey, name: name.clone() })
 }
 
+/// A shorter refresh token is looked for as a whole key alone: a provider may answer with a refresh token of one letter,
+/// and must not thereby keep everybody from storing keys with that letter in them. Nobody can guess one that is longer
+/// by chance, and no real one is shorter.
+const SHORTEST_SOUGHT: usize = 12;
+
 /// A key as it is, and as an answer in JSON spells it.
 struct Texts<'a> {
     plain: &'a str,
@@ -204,7 +209,12 @@ impl<'a> Texts<'a> {
         Self { plain, spelled: Zeroizing::new(serde_json::to_string(plain).unwrap_or_default()) }
     }
 
+    #[expect(clippy::disallowed_methods, reason = "only its length counts")]
     fn hold(&self, refresh_token: &RefreshToken) -> bool {
+        let length = refresh_token.expose_secret().len();
+        if length < SHORTEST_SOUGHT {
+            return length == self.plain.len() && refresh_token.occurs_in(self.plain);
+        }
         refresh_token.occurs_in(self.plain) || refresh_token.occurs_in(&self.spelled)
     }
 }

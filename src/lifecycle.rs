@@ -92,6 +92,15 @@ pub enum LifecycleError {
         #[source]
         source: io::Error,
     },
+    /// Another process traces this one.
+    #[error(
+        "process {0} traces this one: it could read every secret and change what is done; end it, or start with \
+         --traced to let it"
+    )]
+    Traced(u32),
+    /// The configuration wants the kernel to confine the daemon in full.
+    #[error("confine = \"require\", but the daemon would be confined {0}")]
+    NotConfined(confine::Extent),
     /// There is nowhere to write down what is asked for.
     #[error(transparent)]
     Audit(#[from] AuditError),
@@ -124,7 +133,11 @@ pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Res
     let audit = Audit::start(&config.audit, Arc::clone(&clock))?;
     let providers = providers(&config.providers, environment, config.refresh.request_timeout, &clock).await?;
     confined.close();
-    tracing::info!(confined = %confined.extent);
+    if confined.extent.is_lacking() {
+        tracing::warn!(confined = %confined.extent, "what a break-in could reach is not bounded as it should be");
+    } else {
+        tracing::info!(confined = %confined.extent);
+    }
     let shelf: Arc<dyn Shelf> = Arc::<Sqlite>::clone(&store);
     let keys = Keys::new(Arc::clone(&shelf), Arc::clone(&clock));
     let coordinator = Coordinator::new(Arc::<Sqlite>::clone(&store), providers, clock, config.refresh.cooldown);
@@ -168,7 +181,7 @@ async fn providers(
         let (built, missing) = client(provider, environment, request_timeout, Arc::clone(clock)).await;
         if let Some(error) = missing {
             // This provider fails, and says so at every refresh; the others do not.
-            tracing::error!(provider = %provider.name, error = chain(error.as_ref()), "the client cannot authenticate");
+            tracing::error!(provider = %provider.name, error = chain(error.as_ref()), "the provider cannot be used");
         }
         let built = built.map_err(|source| LifecycleError::Provider { name: provider.name.clone(), source })?;
         providers.push((provider.name.clone(), Arc::new(built)));
@@ -176,10 +189,11 @@ async fn providers(
     Ok(providers.into_iter().collect())
 }
 
-/// Why a client cannot authenticate.
+/// Why a provider cannot be used.
 pub type Missing = Box<dyn std::error::Error + Send + Sync>;
 
-/// The client of a configured provider, and why its secret or key is not to be had, if it is not: it sends nothing then.
+/// The client of a configured provider, and why its secret, its key or its certificates are not to be had, if they are
+/// not: it sends nothing then.
 pub async fn client(
     provider: &ProviderConfig,
     environment: &Environment,
@@ -187,7 +201,10 @@ pub async fn client(
     clock: Arc<dyn Clock>,
 ) -> (Result<OAuth2, SetupError>, Option<Missing>) {
     let (authentication, missing) = authentication(provider, environment).await;
-    (OAuth2::new(settings(provider, authentication, request_timeout), clock), missing)
+    let client = OAuth2::new(settings(provider, authentication, request_timeout), clock);
+    let ca_file_error = || client.as_ref().ok()?.ca_file_error().map(|error| chain(error).into());
+    let missing = missing.or_else(ca_file_error);
+    (client, missing)
 }
 
 /// How the provider's client authenticates, and why it cannot, where its secret or key is not to be had.

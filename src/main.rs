@@ -3,8 +3,8 @@
 use std::{num::NonZero, path::PathBuf, process::ExitCode};
 
 use credproxy::{
-    cli::{self, AuditArgs, Cli, Command, Exit, Failure, Options, Serve, StoreCommand, ask_passphrase},
-    config::{Environment, KeySource, dev_socket},
+    cli::{self, AuditArgs, Cli, Command, Exit, Failure, Mark, Options, Serve, StoreCommand, ask_passphrase},
+    config::{Confinement, Environment, KeySource, dev_socket},
     lifecycle::{self, check, confine, dev},
     telemetry,
 };
@@ -16,6 +16,11 @@ fn main() -> ExitCode {
         Err(exit) => return exit,
     };
     let env = Environment::process();
+    if !matches!(command, Command::Serve(_))
+        && let Err(failure) = close_up()
+    {
+        return failure.report();
+    }
     let done = match command {
         Command::Serve(how) => serve(&options, &how, &env),
         Command::Check => check(&options, &env),
@@ -30,6 +35,15 @@ fn main() -> ExitCode {
         }),
     };
     done.unwrap_or_else(|failure| failure.report())
+}
+
+/// Every command may hold a secret: a token, a key, the store's key.
+fn close_up() -> Result<(), Failure> {
+    let tracer = confine::close_up_command().map_err(|error| Failure::new(Exit::Failure, error))?;
+    if let Some(tracer) = tracer {
+        cli::warn_of_tracer(tracer);
+    }
+    Ok(())
 }
 
 fn runtime(builder: &mut Builder) -> Result<Runtime, Failure> {
@@ -47,7 +61,7 @@ fn workers() -> usize {
 fn serve(options: &Options, how: &Serve, env: &Environment) -> Result<ExitCode, Failure> {
     telemetry::start(&env.log_filter());
     let failed = |error| Failure::new(Exit::Failure, error);
-    confine::close_up().map_err(failed)?;
+    confine::close_up(how.traced).map_err(failed)?;
     if how.dev {
         let runtime = runtime(Builder::new_multi_thread().worker_threads(workers()))?;
         let socket = dev_socket(options.socket.as_deref(), env)?;
@@ -56,7 +70,9 @@ fn serve(options: &Options, how: &Serve, env: &Environment) -> Result<ExitCode, 
         runtime.block_on(dev::serve(socket, announce)).map_err(failed)??;
     } else {
         let config = options.configuration(env)?;
-        let confined = confine::confine(&config, env, !how.unconfined).map_err(failed)?;
+        env.check_certificates()?;
+        let wanted = if how.unconfined { Confinement::Off } else { config.confine };
+        let confined = confine::confine(&config, env, wanted).map_err(failed)?;
         let runtime = runtime(Builder::new_multi_thread().worker_threads(workers()))?;
         runtime.block_on(lifecycle::serve(&config, confined, &ask_passphrase)).map_err(failed)?;
     }
@@ -65,9 +81,14 @@ fn serve(options: &Options, how: &Serve, env: &Environment) -> Result<ExitCode, 
 
 fn check(options: &Options, env: &Environment) -> Result<ExitCode, Failure> {
     let config = options.configuration(env)?;
+    env.check_certificates()?;
     let findings = runtime(&mut Builder::new_current_thread())?.block_on(check::check(&config, env, &ask_passphrase));
-    let findings: Vec<_> = findings.into_iter().map(|finding| (finding.subject, finding.result)).collect();
-    Ok(cli::print_findings(&findings, options.json))
+    let row = |finding: check::Finding| match finding.result {
+        Ok(detail) if finding.is_warning => (finding.subject, Mark::Warning, detail),
+        Ok(detail) => (finding.subject, Mark::Ok, detail),
+        Err(detail) => (finding.subject, Mark::Wrong, detail),
+    };
+    Ok(cli::print_findings(&findings.into_iter().map(row).collect::<Vec<_>>(), options.json))
 }
 
 fn audit(options: &Options, wanted: &AuditArgs, env: &Environment) -> Result<ExitCode, Failure> {

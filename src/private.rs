@@ -1,7 +1,7 @@
 //! Files and directories that only this user may open.
 //!
 //! Owns: how they are made and what makes an existing one unfit, for the key, the database, the owner files and the
-//! audit log.
+//! audit log; in [`trust`], which files may be believed that others may read.
 //!
 //! Invariants:
 //! 1. What is made here is private from its first byte: the mode is given to the call that makes it.
@@ -10,6 +10,7 @@
 //! Must not know: what the files hold.
 
 use std::{
+    borrow::Cow,
     fs::{self, DirBuilder, File, Metadata, OpenOptions},
     io,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
@@ -17,6 +18,10 @@ use std::{
 };
 
 use rustix::fs::OFlags;
+
+mod trust;
+
+pub(crate) use trust::{check_trusted, open_trusted};
 
 /// An error of the file system, with the place that the standard library's leaves out.
 #[derive(Debug, thiserror::Error)]
@@ -45,29 +50,25 @@ pub(crate) enum PrivateError {
         /// Which.
         place: PathBuf,
         /// What is wrong and what to do.
-        reason: &'static str,
+        reason: Cow<'static, str>,
     },
     /// The operating system said no.
     #[error(transparent)]
     File(#[from] FileError),
 }
 
-fn unfit(place: &Path, reason: &'static str) -> PrivateError {
-    PrivateError::Unfit { place: place.to_owned(), reason }
+fn unfit(place: &Path, reason: impl Into<Cow<'static, str>>) -> PrivateError {
+    PrivateError::Unfit { place: place.to_owned(), reason: reason.into() }
 }
 
 /// Makes the directory and its missing parents with mode 0700. One that exists must belong to this user or to root,
-/// and neither group nor others may write to it: they could put other files in the place of ours.
+/// and neither group nor others may write to it: they could put other files in the place of ours. Who may write to a
+/// directory above it could put another directory there.
 pub(crate) fn private_directory(path: &Path) -> Result<(), PrivateError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(FileError::at("make the directory", path))?;
+    trust::check_path(path)?;
     let found = fs::metadata(path).map_err(FileError::at("look at", path))?;
-    if !is_ours(&found) && found.uid() != 0 {
-        Err(unfit(path, "the directory belongs to another user; choose one of your own"))
-    } else if found.mode() & 0o022 != 0 {
-        Err(unfit(path, "group or others can write to the directory; run chmod go-w on it, or choose another"))
-    } else {
-        Ok(())
-    }
+    if found.mode() & 0o022 != 0 { Err(unfit(path, trust::writable(path))) } else { Ok(()) }
 }
 
 /// Refuses what is not a regular file of this user's, closed to all others.
@@ -97,6 +98,11 @@ pub(crate) fn wary() -> i32 {
 pub(crate) fn sync_directory(path: &Path) -> Result<(), FileError> {
     let synced = File::open(path).and_then(|directory| directory.sync_all());
     synced.map_err(FileError::at("write out the directory", path))
+}
+
+/// Root could change everything anyway.
+fn belongs_to_trusted_user(found: &Metadata) -> bool {
+    is_ours(found) || found.uid() == 0
 }
 
 fn is_ours(found: &Metadata) -> bool {

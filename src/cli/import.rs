@@ -1,9 +1,7 @@
 //! `credproxy import`.
 
 use std::{
-    fs::OpenOptions,
     io::{self, IsTerminal as _, Read},
-    os::unix::fs::OpenOptionsExt as _,
     path::Path,
 };
 
@@ -14,6 +12,7 @@ use super::{Exit, Failure, output};
 use crate::{
     account::Account,
     client::{Client, Stored},
+    private::open_trusted,
 };
 
 mod form;
@@ -76,8 +75,8 @@ impl Source<'_> {
 
     fn read(&self) -> Result<Zeroizing<Vec<u8>>, Failure> {
         let read = if let Some(path) = self.0 {
-            // A pipe in the file's place would be waited for.
-            let open = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path);
+            // A pipe in the file's place would be waited for. Who can write the file chooses whose account it is.
+            let open = open_trusted(path, OFlags::NONBLOCK);
             open.and_then(|file| if file.metadata()?.is_file() { limited(file) } else { Err(irregular()) })
         } else {
             let input = io::stdin();
@@ -86,8 +85,11 @@ impl Source<'_> {
             }
             limited(input.lock())
         };
-        let text =
-            read.map_err(|error| Failure::new(Exit::Failure, format!("cannot read {}: {error}", self.name())))?;
+        let text = read.map_err(|error| {
+            let failure = Failure::new(Exit::Failure, format!("cannot read {}: {error}", self.name()));
+            let refused = error.kind() == io::ErrorKind::PermissionDenied && error.get_ref().is_some();
+            if refused { failure.hint("what you trust can come by standard input: `< FILE`") } else { failure }
+        })?;
         if text.len() > LIMIT {
             return Err(Failure::new(Exit::Failure, format!("{} is longer than 256 KiB", self.name())).hint(KNOWN));
         }

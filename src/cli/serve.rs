@@ -1,4 +1,4 @@
-//! What `credproxy serve --dev` prints: the lines to try it with.
+//! What `credproxy serve --dev` prints: the lines to try it with; and what every other command says under a tracer.
 
 use std::path::Path;
 
@@ -9,6 +9,11 @@ pub fn print_dev_session(socket: &Path, alive: &str, dead: &str) -> Result<(), F
     // Built by cargo, it is not on the search path.
     let program = std::env::current_exe().unwrap_or_else(|_| "credproxy".into());
     output::data(&dev_session(&program, socket, alive, dead))
+}
+
+/// A person who debugs a command knows, and everybody else must.
+pub fn warn_of_tracer(tracer: u32) {
+    output::note(&format!("warning: process {tracer} traces this one, and can read every secret that it holds"));
 }
 
 fn dev_session(program: &Path, socket: &Path, alive: &str, dead: &str) -> String {

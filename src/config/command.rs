@@ -1,6 +1,11 @@
-//! Running a shell command for the secret that it prints.
+//! Reading a secret from a file, and running a shell command for the secret that it prints.
 
-use std::{io, process::Stdio, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
@@ -8,7 +13,10 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
-use crate::secret::MAX_LENGTH;
+use crate::{
+    private::{check_trusted, open_trusted},
+    secret::MAX_LENGTH,
+};
 
 /// A command may ask a network vault, but start and reload wait for it.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(10);
@@ -24,6 +32,13 @@ pub(super) enum CommandError {
     Failed,
 }
 
+/// Opens a file that holds a secret and that others could not have written. It may be a pipe that somebody writes to.
+pub(super) async fn open_secret(path: &Path) -> io::Result<tokio::fs::File> {
+    let path = path.to_owned();
+    let opened = tokio::task::spawn_blocking(move || open_trusted(&path, rustix::fs::OFlags::empty()));
+    Ok(tokio::fs::File::from_std(opened.await.map_err(io::Error::other)??))
+}
+
 /// Reads one byte more than a secret with its line end may have, so that a longer one is refused and not cut.
 pub(super) async fn read_limited(source: impl AsyncRead + Unpin) -> io::Result<Zeroizing<Vec<u8>>> {
     let limit = MAX_LENGTH + 3;
@@ -34,6 +49,7 @@ pub(super) async fn read_limited(source: impl AsyncRead + Unpin) -> io::Result<Z
 
 /// What `command` prints. Its standard error is thrown away: tools quote there what they were given.
 pub(super) async fn output(command: &str) -> Result<Zeroizing<Vec<u8>>, CommandError> {
+    check_program(command).map_err(CommandError::Io)?;
     let mut child = Command::new("/bin/sh")
         .args(["-c", command])
         .stdin(Stdio::null())
@@ -62,6 +78,61 @@ pub(super) async fn output(command: &str) -> Result<Zeroizing<Vec<u8>>, CommandE
                 rustix::process::kill_process_group(group, rustix::process::Signal::KILL).ok();
             }
             Err(CommandError::TimedOut)
+        }
+    }
+}
+
+/// Refuses a command whose program is named by an absolute path and could have been written by others. A program that
+/// the shell looks for in `PATH` is not checked; one that is missing is the shell's to report.
+fn check_program(command: &str) -> io::Result<()> {
+    let Some(program) = absolute_program(command) else { return Ok(()) };
+    match check_trusted(&program) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// The first word of the command, if it is an absolute path that the shell takes as it is written.
+fn absolute_program(command: &str) -> Option<PathBuf> {
+    let word = command.split_whitespace().next()?;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+@:,%".contains(&byte);
+    (word.starts_with('/') && word.bytes().all(plain)).then(|| word.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn the_program_of_a_command_is_its_first_word_if_that_is_an_absolute_path() {
+        for (command, program) in [
+            ("/usr/bin/pass show corp", Some("/usr/bin/pass")),
+            ("  /bin/cat\n/etc/x", Some("/bin/cat")),
+            ("pass show /corp", None),
+            ("A=b /bin/x", None),
+            ("/bin/$X", None),
+            ("'/bin/x y'", None),
+            ("", None),
+        ] {
+            assert_eq!(absolute_program(command).as_deref(), program.map(Path::new), "{command:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_others_may_write_is_not_run() {
+        let home = tempfile::tempdir().unwrap();
+        let program = home.path().join("secret");
+        std::fs::copy("/bin/echo", &program).unwrap();
+        let command = format!("{} printed", program.display());
+        for (mode, runs) in [(0o755, true), (0o775, false), (0o757, false)] {
+            std::fs::set_permissions(&program, std::fs::Permissions::from_mode(mode)).unwrap();
+            match output(&command).await {
+                Ok(printed) => assert!(runs && *printed == b"printed\n", "{mode:o}"),
+                Err(CommandError::Io(error)) => assert!(!runs && error.to_string().contains("chmod go-w"), "{error}"),
+                Err(error) => panic!("{error:?}"),
+            }
         }
     }
 }

@@ -18,7 +18,7 @@ use super::{
     ConfigError,
     command::{self, CommandError},
 };
-use crate::secret::Capability;
+use crate::{private::check_trusted, secret::Capability};
 
 /// Names the socket that clients ask.
 pub const SOCKET: &str = "CREDPROXY_SOCKET";
@@ -189,8 +189,27 @@ impl Environment {
     /// that are not in their usual place (`SSL_CERT_FILE` and `SSL_CERT_DIR` of OpenSSL).
     #[must_use]
     pub fn places_read(&self) -> Vec<PathBuf> {
-        let certificates = ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().filter_map(|name| self.absolute(name));
-        self.credentials().into_iter().chain(certificates).collect()
+        self.credentials().into_iter().chain(self.certificates().map(|(_, place)| place)).collect()
+    }
+
+    /// Refuses certificates that others could have written: with one of theirs they are every provider.
+    pub fn check_certificates(&self) -> Result<(), ConfigError> {
+        self.certificates().try_for_each(|(name, place)| match check_trusted(&place) {
+            Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                Err(ConfigError::UntrustedVariable { name, source })
+            }
+            // What is missing is not read.
+            Ok(()) | Err(_) => Ok(()),
+        })
+    }
+
+    /// Where the TLS library looks for certificates instead of their usual place; the second may be several places.
+    fn certificates(&self) -> impl Iterator<Item = (&'static str, PathBuf)> {
+        let file = self.lookup("SSL_CERT_FILE").map(|file| ("SSL_CERT_FILE", file.into()));
+        let places = self.lookup("SSL_CERT_DIR").unwrap_or_default();
+        let places: Vec<_> = std::env::split_paths(&places).map(|place| ("SSL_CERT_DIR", place)).collect();
+        let named = file.into_iter().chain(places).filter(|(_, place): &(_, PathBuf)| !place.as_os_str().is_empty());
+        named.filter_map(|(name, place)| Some((name, std::path::absolute(place).ok()?)))
     }
 
     fn base(&self, variable: &str, below_home: &str) -> Option<PathBuf> {

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Environment,
-    command::{COMMAND_LIMIT, CommandError, read_limited},
+    command::{COMMAND_LIMIT, CommandError, open_secret, read_limited},
 };
 
 /// Where the store key is kept; the configuration itself never holds one.
@@ -144,7 +144,7 @@ impl GivenKey {
             Self::Command(command) => Ok(env.output(command).await?),
             Self::Credential(name) => {
                 let directory = env.credentials().ok_or(GivenKeyError::NoDirectory)?;
-                let file = tokio::fs::File::open(directory.join(name)).await.map_err(GivenKeyError::Credential)?;
+                let file = open_secret(&directory.join(name)).await.map_err(GivenKeyError::Credential)?;
                 read_limited(file).await.map_err(GivenKeyError::Credential)
             }
         }

@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Environment,
-    command::{COMMAND_LIMIT, CommandError, read_limited},
+    command::{COMMAND_LIMIT, CommandError, open_secret, read_limited},
 };
 use crate::secret::{ClientKey, ClientSecret, SecretError};
 
@@ -33,13 +33,13 @@ impl fmt::Debug for SecretSource {
 }
 
 /// Why a client's secret or key cannot be had. Names the key of the configuration and the kind of source, not what the
-/// configuration says of it.
+/// configuration says of it, unless that is a file which is there.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretSourceError {
     /// The variable is unset or empty.
     #[error("the environment variable named by {0}.env is not set")]
     NotSet(&'static str),
-    /// The file cannot be read.
+    /// The file cannot be read, or others could have written it.
     #[error("the file named by {0}.file cannot be read")]
     File(&'static str, #[source] io::Error),
     /// The shell cannot be started, or its output not be read.
@@ -81,7 +81,7 @@ impl SecretSource {
                 return text.into_string().map_err(|_| SecretSourceError::NotText(key));
             }
             Self::File(path) => {
-                let file = tokio::fs::File::open(path).await.map_err(|error| SecretSourceError::File(key, error))?;
+                let file = open_secret(path).await.map_err(|error| SecretSourceError::File(key, error))?;
                 read_limited(file).await.map_err(|error| SecretSourceError::File(key, error))?
             }
             Self::Command(command) => env.output(command).await.map_err(|error| match error {

@@ -51,6 +51,8 @@ fn the_usual_file_is_read() {
 fn every_key_of_this_version_is_read() {
     let config = parse(
         r#"
+confine = "require"
+
 [store]
 url = "sqlite:///srv/credproxy/grants.db"
 key = "file"
@@ -86,6 +88,7 @@ forced_refreshes = 2
 "#,
     )
     .unwrap();
+    assert_eq!(config.confine, Confinement::Require);
     assert_eq!(config.store.path, Path::new("/srv/credproxy/grants.db"));
     assert_eq!(config.store.key, KeySource::File("/srv/credproxy/store.key".into()));
     assert_eq!(config.refresh, RefreshConfig { cooldown: Duration::ZERO, request_timeout: Duration::from_secs(10) });
@@ -126,7 +129,7 @@ const BROKEN: &[(&str, &str)] = &[
     ("store = \"canary\"", "1: store: must be a table"),
     (
         "[renewal]\nmode = \"used\"",
-        "1: renewal: unknown key; known here: store, refresh, logins, limits, audit, sockets, providers",
+        "1: renewal: unknown key; known here: confine, store, refresh, logins, limits, audit, sockets, providers",
     ),
     ("[[providers]]\nname = \"canary\"", "1: providers: must be a table"),
     ("[refresh]\ncooldown = 30", "2: refresh.cooldown: must be a duration in quotes, like \"30s\""),

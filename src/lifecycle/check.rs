@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{chain, client, confine, key::Keeper};
+use super::{LifecycleError, chain, client, confine, confine::Extent, key::Keeper};
 use crate::{
     audit,
     clock::{Clock, SystemClock},
-    config::{Config, Environment},
+    config::{Config, Confinement, Environment},
+    private::check_trusted,
     server::{
         listener::{Listener, Occupant},
         peer::Peers,
@@ -24,11 +25,19 @@ pub struct Finding {
     pub subject: String,
     /// How it stands, or what is wrong with it.
     pub result: Result<String, String>,
+    /// The daemon starts, but a person should know.
+    pub is_warning: bool,
+}
+
+impl Finding {
+    const fn new(subject: String, result: Result<String, String>) -> Self {
+        Self { subject, result, is_warning: false }
+    }
 }
 
 /// Looks at the store, the providers and the sockets. Asks nothing of any provider.
 pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> Vec<Finding> {
-    let mut findings = vec![Finding { subject: "store".to_owned(), result: store(config, environment, ask).await }];
+    let mut findings = vec![Finding::new("store".to_owned(), store(config, environment, ask).await)];
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     for provider in &config.providers {
         let (client, missing) = client(provider, environment, config.refresh.request_timeout, Arc::clone(&clock)).await;
@@ -38,10 +47,10 @@ pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> 
             (Ok(_), Some(error)) => Err(chain(error.as_ref()) + &preset),
             (Ok(_), None) => Ok(format!("configured{preset}")),
         };
-        findings.push(Finding { subject: format!("provider {}", provider.name), result });
+        findings.push(Finding::new(format!("provider {}", provider.name), result));
     }
     let log = audit::look(&config.audit).map_err(|error| chain(&error));
-    findings.push(Finding { subject: "audit".to_owned(), result: log });
+    findings.push(Finding::new("audit".to_owned(), log));
     for socket in &config.sockets {
         let found = |what| format!("{}: {what}", socket.path.display());
         let result = match Listener::look(&socket.path, &Peers::of(&socket.uids)) {
@@ -50,16 +59,32 @@ pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> 
             Ok(Occupant::Living) => Ok(found("a daemon is listening")),
             Err(error) => Err(chain(&error)),
         };
-        findings.push(Finding { subject: format!("socket {}", socket.name), result });
+        findings.push(Finding::new(format!("socket {}", socket.name), result));
     }
-    // Good or bad, it stops nobody: the daemon serves on a kernel that does not know it, too.
-    let confined = format!("a daemon would be confined {}", confine::available());
-    findings.push(Finding { subject: "process".to_owned(), result: Ok(confined) });
+    findings.extend(process(config.confine));
     findings
+}
+
+/// How far the daemon's process would be closed to others, and held.
+fn process(wanted: Confinement) -> Vec<Finding> {
+    let subject = || "process".to_owned();
+    let extent = if wanted == Confinement::Off { Extent::Off } else { confine::available() };
+    let confined = if wanted == Confinement::Require && extent != Extent::Full {
+        Finding::new(subject(), Err(LifecycleError::NotConfined(extent).to_string()))
+    } else {
+        let result = Ok(format!("a daemon would be confined {extent}"));
+        Finding { subject: subject(), result, is_warning: extent.is_lacking() }
+    };
+    let traced =
+        confine::tracer().map(|tracer| Finding::new(subject(), Err(LifecycleError::Traced(tracer).to_string())));
+    traced.into_iter().chain([confined]).collect()
 }
 
 async fn store(config: &Config, environment: &Environment, ask: Ask<'_>) -> Result<String, String> {
     let path = &config.store.path;
+    if let Some(directory) = path.parent().filter(|directory| directory.exists()) {
+        check_trusted(directory).map_err(|error| error.to_string())?;
+    }
     if !Sqlite::exists(path) {
         return Ok(format!("{}: will be made at the first start", path.display()));
     }

@@ -2,15 +2,16 @@
 //!
 //! Invariants:
 //! 1. Nobody but root may read the daemon's memory or trace it, no core file is written, and what it makes is closed to
-//!    others unless a mode says otherwise.
+//!    others unless a mode says otherwise. A program that traced it before this was so keeps its hold, so the daemon does
+//!    not start under one unless told to. The commands that hold secrets are closed to others as well.
 //! 2. On Linux a Landlock domain holds every thread that serves: files of the store, the audit log, the sockets, the certificates and
 //!    secrets that the configuration names, and what the C library and TLS read; no program is run, and no TCP port is
 //!    listened at but a login's. It is made before the threads are, which inherit it: a domain binds the thread that
 //!    makes it and those that come after (landlock(7)).
 //! 3. Where the configuration names commands, one thread stays outside for them, until the start is over.
 //!
-//! What it does not hold: outgoing connections, whose ports providers choose, and code that somebody brought to run in
-//! this very process before the start was over.
+//! What it does not hold: outgoing connections, whose ports providers choose; signals to processes of the same user;
+//! modes of files (chmod(2)); and code that somebody brought to run in this very process before the start was over.
 
 use std::{
     fmt, fs, io,
@@ -21,13 +22,13 @@ use std::{
 
 use rustix::{
     fs::Mode,
-    process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask},
+    process::{Resource, Rlimit, setrlimit, umask},
 };
 use tokio::runtime::Builder;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::LifecycleError;
-use crate::config::{Config, Environment};
+use crate::config::{Config, Confinement, Environment};
 
 #[cfg(target_os = "linux")]
 mod landlock;
@@ -40,17 +41,54 @@ pub enum Extent {
     /// The kernel is too old for some of the rules.
     Partial,
     /// The kernel enforces nothing of the kind.
-    Unavailable,
+    Unavailable(Unavailable),
     /// Switched off.
     Off,
+}
+
+/// Why the kernel enforces nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unavailable {
+    /// `ENOSYS`.
+    NotImplemented,
+    /// `EOPNOTSUPP`.
+    Disabled,
+    /// `EPERM`: a filter of system calls, such as a container's.
+    Forbidden,
+    /// The kernel answers with another error.
+    Failed,
+    /// Another system than Linux.
+    NotLinux,
+}
+
+impl Extent {
+    /// Whether the daemon is held less than it could be on another machine, which a person should know.
+    #[must_use]
+    pub const fn is_lacking(self) -> bool {
+        match self {
+            Self::Partial | Self::Unavailable(_) => true,
+            Self::Full | Self::Off => false,
+        }
+    }
 }
 
 impl fmt::Display for Extent {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Full => "by Landlock",
-            Self::Partial => "by Landlock in part: the kernel is too old for the rest",
-            Self::Unavailable => "not at all: the kernel has no Landlock, or it is not enabled",
+            Self::Partial => "by Landlock in part: the kernel is too old for the rest (Linux 6.10 has all)",
+            Self::Unavailable(Unavailable::NotImplemented) => {
+                "not at all: the kernel has no Landlock, or a filter of system calls hides it (ENOSYS)"
+            }
+            Self::Unavailable(Unavailable::Disabled) => {
+                "not at all: Landlock is switched off on this machine; add it to the kernel's parameter lsm= (EOPNOTSUPP)"
+            }
+            Self::Unavailable(Unavailable::Forbidden) => {
+                "not at all: a filter of system calls forbids Landlock, as containers have one; allow \
+                 landlock_create_ruleset, landlock_add_rule and landlock_restrict_self in it (EPERM)"
+            }
+            Self::Unavailable(Unavailable::Failed) => "not at all: the kernel refuses",
+            Self::Unavailable(Unavailable::NotLinux) => "not at all: this system has no Landlock",
             Self::Off => "not at all: switched off",
         })
     }
@@ -77,18 +115,60 @@ impl Confined {
     }
 }
 
-/// Closes the process to others (invariant 1).
-pub fn close_up() -> Result<(), LifecycleError> {
-    let refused = |what| move |error: rustix::io::Errno| LifecycleError::Io { what, source: error.into() };
+/// Closes the daemon's process to others (invariant 1). `traced` lets it start under a tracer.
+pub fn close_up(traced: bool) -> Result<(), LifecycleError> {
     umask(Mode::RWXG | Mode::RWXO);
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).map_err(refused("forbid core files"))?;
+    close_memory()?;
+    // Looked for once nobody can attach any more.
+    match tracer() {
+        None => Ok(()),
+        Some(pid) if traced => {
+            tracing::warn!(pid, "another process traces the daemon: it can read every secret and change what is done");
+            Ok(())
+        }
+        Some(pid) => Err(LifecycleError::Traced(pid)),
+    }
+}
+
+/// Closes the process of a command to others. Gives the process that traced it before: it keeps its hold.
+pub fn close_up_command() -> Result<Option<u32>, LifecycleError> {
+    close_memory()?;
+    Ok(tracer())
+}
+
+fn refused(what: &'static str) -> impl Fn(rustix::io::Errno) -> LifecycleError {
+    move |error| LifecycleError::Io { what, source: error.into() }
+}
+
+/// From now on nobody but root can attach to the process or read its memory, and it leaves no core file. What it runs
+/// is not affected: an execve(2) undoes this.
+#[cfg(target_os = "linux")]
+fn close_memory() -> Result<(), LifecycleError> {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(refused("close its memory to others"))
 }
 
-/// Confines this thread and those that it begins (invariants 2 and 3); `held` is false to leave it at that. To be called
-/// while there is no other thread.
-pub fn confine(config: &Config, environment: &Environment, held: bool) -> Result<Confined, LifecycleError> {
-    if !held {
+/// Elsewhere a process cannot be closed; at least it leaves no core file. What it runs can raise the limit again.
+#[cfg(not(target_os = "linux"))]
+fn close_memory() -> Result<(), LifecycleError> {
+    let limit = rustix::process::getrlimit(Resource::Core);
+    setrlimit(Resource::Core, Rlimit { current: Some(0), ..limit }).map_err(refused("forbid core files"))
+}
+
+/// The process that traces this one, by the kernel's word (`proc_pid_status(5)`). Where there is no such file nobody is
+/// known.
+#[must_use]
+pub fn tracer() -> Option<u32> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?.trim().parse().ok()?;
+    (tracer != 0).then_some(tracer)
+}
+
+/// Confines this thread and those that it begins (invariants 2 and 3), as far as it is `wanted`. To be called while
+/// there is no other thread.
+pub fn confine(config: &Config, environment: &Environment, wanted: Confinement) -> Result<Confined, LifecycleError> {
+    if wanted == Confinement::Off {
         return Ok(Confined { extent: Extent::Off, outside: None, environment: environment.clone() });
     }
     let (outside, environment) = if config.runs_commands() {
@@ -100,7 +180,11 @@ pub fn confine(config: &Config, environment: &Environment, held: bool) -> Result
     } else {
         (None, environment.clone())
     };
-    Ok(Confined { extent: restrict(&Reach::of(config, &environment)), outside, environment })
+    let extent = restrict(&Reach::of(config, &environment));
+    if wanted == Confinement::Require && extent != Extent::Full {
+        return Err(LifecycleError::NotConfined(extent));
+    }
+    Ok(Confined { extent, outside, environment })
 }
 
 /// A thread that no domain holds, for as long as the guard lives.
@@ -178,14 +262,14 @@ fn restrict(reach: &Reach) -> Extent {
 
 #[cfg(not(target_os = "linux"))]
 fn restrict(_: &Reach) -> Extent {
-    Extent::Unavailable
+    Extent::Unavailable(Unavailable::NotLinux)
 }
 
 /// How far this kernel would hold the daemon.
 #[must_use]
 pub fn available() -> Extent {
     // A domain cannot be left: it is tried on a thread that ends with it.
-    thread::spawn(|| restrict(&Reach::default())).join().unwrap_or(Extent::Unavailable)
+    thread::spawn(|| restrict(&Reach::default())).join().unwrap_or(Extent::Unavailable(Unavailable::Failed))
 }
 
 #[cfg(test)]
@@ -251,7 +335,7 @@ mod tests {
         let config = Config::parse(Path::new("test"), &text, &Environment::of::<&str, &str>([])).unwrap();
         assert!(config.runs_commands());
         let read = thread::spawn(move || {
-            let mut confined = confine(&config, &Environment::of::<&str, &str>([]), true).unwrap();
+            let mut confined = confine(&config, &Environment::of::<&str, &str>([]), Confinement::Try).unwrap();
             let crate::config::KeySource::Given(key) = &config.store.key else { panic!("{:?}", config.store.key) };
             let runtime = Builder::new_current_thread().enable_all().build().unwrap();
             let printed = runtime.block_on(key.read(confined.environment()));

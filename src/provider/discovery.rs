@@ -3,7 +3,7 @@
 //! Invariants:
 //! 1. Metadata counts only when its `issuer` is the one asked for (RFC 8414 section 3.3).
 //! 2. An endpoint found is held to the same rules as a configured one, and used as it is written.
-//! 3. Metadata from elsewhere cannot name an endpoint on this machine.
+//! 3. Metadata from elsewhere cannot name an endpoint on this machine or on its link, by address or by a reserved name.
 //!
 //! Must not know: tokens, grants.
 
@@ -11,7 +11,7 @@ use http::HeaderMap;
 use serde_json::{Map, Value};
 use url::Url;
 
-use crate::provider::wire::{Exchange, Http, endpoint, is_loopback};
+use crate::provider::wire::{Exchange, Http, endpoint, is_loopback_or_link_local};
 
 /// What is taken from the metadata.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ fn read(document: &Map<String, Value>, issuer: &Url) -> Result<Metadata, &'stati
     let Some(named) = text("issuer").filter(|named| is_named(issuer, named)) else {
         return Err("discovery: the issuer in the metadata is another");
     };
-    let usable = |url: &Url| is_loopback(issuer) || !is_loopback(url);
+    let usable = |url: &Url| is_loopback_or_link_local(issuer) || !is_loopback_or_link_local(url);
     let token = text("token_endpoint").ok_or("discovery: the metadata has no token_endpoint")?;
     let token =
         endpoint(token).ok().filter(usable).ok_or("discovery: the token_endpoint is not one to send secrets to")?;
@@ -143,7 +143,17 @@ mod tests {
         assert_eq!(found.token.as_str(), "https://other.example//token");
         assert_eq!(found.revocation.unwrap().as_str(), "https://h.example//revoke");
         assert!(with("https://h.example/token", "http://h.example/revoke").unwrap().revocation.is_none());
-        for bad in ["http://h.example/token", "http://127.0.0.1/token", "https://localhost/token", "/token", ""] {
+        for bad in [
+            "http://h.example/token",
+            "http://127.0.0.1/token",
+            "https://localhost/token",
+            "https://a.localhost./token",
+            "https://0/token",
+            "https://[::ffff:127.0.0.1]/token",
+            "https://169.254.169.254/token",
+            "/token",
+            "",
+        ] {
             assert!(with(bad, "").is_err(), "{bad}");
             let document = json!({"issuer": issuer, "token_endpoint": "https://h.example/token",
                 "authorization_endpoint": bad, "device_authorization_endpoint": bad});

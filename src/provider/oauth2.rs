@@ -43,7 +43,7 @@ pub use assertion::{Assertions, KeyError};
 pub use client::Authentication;
 pub use settings::{Endpoints, LoginSettings, Settings, SetupError};
 
-pub use crate::provider::wire::{EndpointError, endpoint};
+pub use crate::provider::wire::{CaFileError, EndpointError, endpoint};
 
 const NO_REVOCATION: &str = "the provider has no revocation endpoint";
 
@@ -61,8 +61,14 @@ impl OAuth2 {
     /// Checks the settings and reads the file of certificates. Sends nothing.
     pub fn new(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self, SetupError> {
         settings.check()?;
-        let http = Http::new(settings.ca_file.as_deref(), settings.request_timeout)?;
+        let http = Http::new(settings.ca_file.as_deref(), settings.request_timeout);
         Ok(Self { settings, clock, http, metadata: OnceLock::new() })
+    }
+
+    /// What is wrong with the file of certificates, if anything is: then nothing is sent.
+    #[must_use]
+    pub const fn ca_file_error(&self) -> Option<&CaFileError> {
+        self.http.ca_file_error()
     }
 
     async fn token_endpoint(&self) -> Result<&Url, &'static str> {

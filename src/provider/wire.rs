@@ -16,7 +16,9 @@
 
 use std::{
     error::Error as _,
-    fmt, io, mem,
+    fmt,
+    io::{self, Read as _},
+    mem,
     net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     pin::Pin,
@@ -32,6 +34,7 @@ use http::{
 };
 use hyper::body::{Body, Frame, SizeHint};
 use reqwest::{Certificate, Client, RequestBuilder, Response, redirect, retry};
+use rustix::fs::OFlags;
 use rustls::{
     RootCertStore,
     crypto::{CryptoProvider, ring},
@@ -39,6 +42,8 @@ use rustls::{
 };
 use url::{Host, Url};
 use zeroize::Zeroizing;
+
+use crate::private::open_trusted;
 
 pub mod answer;
 
@@ -102,12 +107,34 @@ pub(super) fn is_loopback(url: &Url) -> bool {
     }
 }
 
+/// Whether the host is this machine by any of its addresses and reserved names, or is reached on its link alone, as the
+/// metadata services of clouds are. A name that the resolver takes for such an address is not noticed.
+pub(super) fn is_loopback_or_link_local(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => {
+            let name = name.strip_suffix('.').unwrap_or(name);
+            name == LOCALHOST || name.strip_suffix(LOCALHOST).is_some_and(|rest| rest.ends_with('.'))
+        }
+        Some(Host::Ipv4(address)) => is_loopback_or_link_local_ipv4(address),
+        // Addresses that IPv4 ones are written in: `::ffff:127.0.0.1`, and the former `::127.0.0.1`, `::1` and `::`.
+        Some(Host::Ipv6(address)) => {
+            address.to_ipv4().is_some_and(is_loopback_or_link_local_ipv4) || address.is_unicast_link_local()
+        }
+        None => false,
+    }
+}
+
+/// 0.0.0.0/8 is this machine (RFC 1122 section 3.2.1.3), and is connected to as such.
+fn is_loopback_or_link_local_ipv4(address: Ipv4Addr) -> bool {
+    address.is_loopback() || address.octets()[0] == 0 || address.is_link_local()
+}
+
 const LOCALHOST: &str = "localhost";
 
 /// The file of further root certificates is not fit for use.
 #[derive(Debug, thiserror::Error)]
 pub enum CaFileError {
-    /// It cannot be read.
+    /// It cannot be read, or others could have written it.
     #[error("the certificates in {} cannot be read", .0.display())]
     Unreadable(PathBuf, #[source] io::Error),
     /// It holds no PEM certificate.
@@ -119,7 +146,12 @@ pub enum CaFileError {
 }
 
 fn read_roots(file: &Path) -> Result<Vec<Certificate>, CaFileError> {
-    let pem = std::fs::read(file).map_err(|error| CaFileError::Unreadable(file.to_owned(), error))?;
+    let read = || {
+        let mut pem = Vec::new();
+        open_trusted(file, OFlags::empty())?.read_to_end(&mut pem)?;
+        Ok(pem)
+    };
+    let pem = read().map_err(|error| CaFileError::Unreadable(file.to_owned(), error))?;
     let unusable = || CaFileError::Unusable(file.to_owned());
     let mut trial = RootCertStore::empty();
     let mut roots = Vec::new();
@@ -155,7 +187,8 @@ impl Way {
 /// A client for each [`Way`], made when it is first needed: reading the system's root certificates takes longer than
 /// the whole start of the daemon may.
 pub(super) struct Http {
-    roots: Vec<Certificate>,
+    /// Without those that are configured nothing is sent.
+    roots: Result<Vec<Certificate>, CaFileError>,
     connect_timeout: Duration,
     clients: [OnceLock<Client>; 3],
 }
@@ -211,12 +244,20 @@ impl Head {
 
 impl Http {
     /// Reads the file of further root certificates.
-    pub(super) fn new(ca_file: Option<&Path>, request_timeout: Duration) -> Result<Self, CaFileError> {
-        Ok(Self {
-            roots: ca_file.map(read_roots).transpose()?.unwrap_or_default(),
+    pub(super) fn new(ca_file: Option<&Path>, request_timeout: Duration) -> Self {
+        Self {
+            roots: ca_file.map_or(Ok(Vec::new()), read_roots),
             connect_timeout: LONGEST_CONNECT.min(request_timeout / 2),
             clients: Default::default(),
-        })
+        }
+    }
+
+    /// Why nothing can be sent: the file of further root certificates is not fit for use.
+    pub(super) const fn ca_file_error(&self) -> Option<&CaFileError> {
+        match &self.roots {
+            Ok(_) => None,
+            Err(error) => Some(error),
+        }
     }
 
     /// Sends a `POST` that accepts JSON, and notes in `progress` how far it came.
@@ -265,32 +306,34 @@ impl Http {
         if let Some(client) = place.get() {
             return Ok(client);
         }
-        let client = self.build(way).map_err(|_| "the HTTP client found no root certificates to start with")?;
+        let roots = self.roots.as_deref().map_err(|_| "the certificates of ca_file cannot be used")?;
+        let client = build(way, roots, self.connect_timeout)
+            .map_err(|_| "the HTTP client found no root certificates to start with")?;
         Ok(place.get_or_init(|| client))
     }
+}
 
-    fn build(&self, way: Way) -> reqwest::Result<Client> {
-        if CryptoProvider::get_default().is_none() {
-            // Whoever was faster has set one as well, which is all that is needed.
-            drop(ring::default_provider().install_default());
-        }
-        let builder = Client::builder()
-            .user_agent(USER_AGENT)
-            .http1_only()
-            .pool_max_idle_per_host(0)
-            .redirect(redirect::Policy::none())
-            .retry(retry::never())
-            .referer(false)
-            .connect_timeout(self.connect_timeout)
-            // The name is taken at its word (RFC 6761 section 6.3), whatever the resolver says.
-            .resolve_to_addrs(LOCALHOST, &[(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()]);
-        match way {
-            Way::Plain => builder.no_proxy().tls_certs_only([]),
-            Way::Direct => builder.no_proxy().tls_certs_merge(self.roots.clone()),
-            Way::Outward => builder.tls_certs_merge(self.roots.clone()),
-        }
-        .build()
+fn build(way: Way, roots: &[Certificate], connect_timeout: Duration) -> reqwest::Result<Client> {
+    if CryptoProvider::get_default().is_none() {
+        // Whoever was faster has set one as well, which is all that is needed.
+        drop(ring::default_provider().install_default());
     }
+    let builder = Client::builder()
+        .user_agent(USER_AGENT)
+        .http1_only()
+        .pool_max_idle_per_host(0)
+        .redirect(redirect::Policy::none())
+        .retry(retry::never())
+        .referer(false)
+        .connect_timeout(connect_timeout)
+        // The name is taken at its word (RFC 6761 section 6.3), whatever the resolver says.
+        .resolve_to_addrs(LOCALHOST, &[(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()]);
+    match way {
+        Way::Plain => builder.no_proxy().tls_certs_only([]),
+        Way::Direct => builder.no_proxy().tls_certs_merge(roots.to_vec()),
+        Way::Outward => builder.tls_certs_merge(roots.to_vec()),
+    }
+    .build()
 }
 
 async fn exchange(request: RequestBuilder, progress: &mut Progress) -> Exchange {
@@ -469,6 +512,48 @@ mod tests {
             assert_eq!(endpoint(bad), Err(reason), "{bad}");
         }
         assert_eq!(endpoint("http://127.1:9/").unwrap().host_str(), Some("127.0.0.1"));
+    }
+
+    #[test]
+    fn this_machine_and_its_link_are_known_in_all_their_spellings() {
+        for near in [
+            "localhost",
+            "LOCALHOST.",
+            "a.localhost",
+            "a.b.localhost.",
+            "127.0.0.1",
+            "127.1",
+            "2130706433",
+            "0x7f000001",
+            "0177.0.0.1",
+            "0.0.0.0",
+            "0",
+            "0.1.2.3",
+            "169.254.169.254",
+            "[::1]",
+            "[::]",
+            "[::ffff:127.0.0.1]",
+            "[::ffff:7f00:1]",
+            "[::127.0.0.1]",
+            "[::ffff:0.0.0.0]",
+            "[::ffff:169.254.169.254]",
+            "[fe80::1]",
+            "[febf::1]",
+        ] {
+            assert!(is_loopback_or_link_local(&endpoint(&format!("https://{near}/")).unwrap()), "{near}");
+        }
+        for far in [
+            "example.com",
+            "notlocalhost",
+            "localhost.example.com",
+            "10.0.0.1",
+            "169.253.0.1",
+            "[2001:db8::1]",
+            "[::ffff:192.0.2.1]",
+            "[fec0::1]",
+        ] {
+            assert!(!is_loopback_or_link_local(&endpoint(&format!("https://{far}/")).unwrap()), "{far}");
+        }
     }
 
     #[test]

@@ -196,8 +196,8 @@ async fn no_key_gives_a_refresh_token_away_whichever_comes_first() {
         assert_eq!((refused.status, refused.code().as_str()), (400, "INVALID_REQUEST"));
     }
     world.host.delete("/v1/tokens/corp?bucket=new").await;
-    world.host.set("mine", "canary-key-1").await;
-    for refresh_token in ["canary-key-1", "key"] {
+    world.host.set("mine", "canary-key-1\"").await;
+    for refresh_token in ["canary-key-1\"", "canary-key-1", "canary-key-1\\\""] {
         let grant = json!({"access_token": "canary-at-9", "refresh_token": refresh_token});
         let refused = world.host.put("/v1/tokens/corp?bucket=new", &grant).await;
         assert_eq!((refused.status, refused.code().as_str()), (400, "INVALID_REQUEST"), "{refresh_token}");
@@ -205,6 +205,22 @@ async fn no_key_gives_a_refresh_token_away_whichever_comes_first() {
     world.host.delete("/v1/api-keys/mine").await;
     let grant = json!({"access_token": "canary-at-9", "refresh_token": "canary-key-1"});
     assert_eq!(world.host.put("/v1/tokens/corp?bucket=new", &grant).await.status, 201);
+}
+
+/// A provider chooses its refresh tokens, and must not choose who can store which key.
+#[tokio::test]
+async fn a_short_refresh_token_keeps_nobody_from_storing_a_key() {
+    let world = World::new().await;
+    let grant = |refresh_token: &str| json!({"access_token": "at9", "refresh_token": refresh_token});
+    for short in ["-", "e", "canary-key-"] {
+        let stored = world.host.put("/v1/tokens/corp?bucket=new", &grant(short)).await;
+        assert_eq!(stored.status, if short == "-" { 201 } else { 204 });
+        assert!(world.host.set("mine", "canary-key-1").await.status < 300, "{short}");
+        let refused = world.host.set("mine", short).await;
+        assert_eq!((refused.status, refused.code().as_str()), (400, "INVALID_REQUEST"), "{short}");
+    }
+    let refused = world.host.put("/v1/tokens/corp?bucket=new", &grant("canary-key-1")).await;
+    assert_eq!((refused.status, refused.code().as_str()), (400, "INVALID_REQUEST"));
 }
 
 #[tokio::test]
@@ -279,8 +295,10 @@ async fn a_content_that_is_no_key_is_unreadable_and_hides_no_other() {
 #[tokio::test]
 async fn a_refresh_token_is_found_in_the_key_and_in_what_json_makes_of_it() {
     let (_, keys) = room();
-    keys.put(&name("a"), secret("one\ntwo"), Expect::Whatever).await.unwrap();
-    for (text, found) in [("two", true), (r"e\nt", true), ("three", false)] {
+    keys.put(&name("a"), secret("one-twelve\ntwo-twelve"), Expect::Whatever).await.unwrap();
+    for (text, found) in
+        [("elve\\ntwo-twelve", true), (r"twelve\ntwo-t", true), ("two-twelve-more", false), ("two-twelve", false)]
+    {
         let refresh_token = RefreshToken::new(text.into()).unwrap();
         assert_eq!(keys.reveal(&refresh_token).await.unwrap(), found, "{text}");
     }

@@ -17,11 +17,12 @@ use tokio::time::{sleep, timeout};
 
 use crate::{
     AT_ONCE, REFRESH, TOKEN, World, access_token, code,
+    confinement::{FILTER, runs},
     support::daemon::{Daemon, Home},
 };
 
 /// `serve` must end with a failure, and say this.
-async fn assert_refused(daemon: &Daemon, what: &str, due: &[&str]) {
+pub(crate) async fn assert_refused(daemon: &Daemon, what: &str, due: &[&str]) {
     let output = timeout(AT_ONCE, daemon.command(&["serve"], "")).await;
     let output = output.unwrap_or_else(|_| panic!("{what}: it neither starts nor fails"));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -167,6 +168,22 @@ async fn a_store_or_key_that_others_reach_is_refused() {
     world.assert_unhurt("all that").await;
 }
 
+/// `flock` as network file systems have it: for files that are open for writing, or not at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_system_without_locks_is_named_as_what_is_in_the_way() {
+    let flock = if cfg!(target_arch = "x86_64") { "73" } else { "32" };
+    for (errno, name) in [("9", "EBADF"), ("37", "ENOLCK"), ("95", "EOPNOTSUPP")] {
+        if !runs(FILTER, &[flock, errno]) {
+            return;
+        }
+        let home = Home::in_memory(|_| ["python3", "-c", FILTER, flock, errno].map(Into::into).to_vec());
+        let daemon = Daemon::prepare(&home, "a", "", &[]);
+        let owners = home.path().join("data/owners");
+        let due = [owners.to_str().unwrap(), "the file system lacks what the store needs", "choose a local one"];
+        assert_refused(&daemon, name, &due).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_replaced_while_running_costs_no_refresh_token() {
     let mut world = World::new().await;
@@ -234,7 +251,8 @@ async fn a_wrong_value_is_named_by_its_place_and_never_shown() {
     let provider = "[providers.corp]\nissuer = \"https://h.example\"\nclient_id = \"me\"\n";
     let sandbox = "[sockets.s]\npath = \"/run/x/s\"\nrole = \"sandbox\"\n";
     let keyed = format!("{sandbox}operations = [\"keys\"]\n");
-    let tables: [(&str, &[&str]); 7] = [
+    let tables: [(&str, &[&str]); 8] = [
+        ("", &["confine"]),
         ("[store]\n", &["url", "key"]),
         ("[refresh]\n", &["cooldown", "request_timeout"]),
         ("[audit]\n", &["path", "max_size", "keep", "on_failure"]),

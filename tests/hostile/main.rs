@@ -21,6 +21,7 @@ mod provider;
 mod socket;
 #[path = "../support/mod.rs"]
 mod support;
+mod trust;
 
 const TOKEN: &str = "/v1/tokens/corp";
 const REFRESH: &str = "/v1/tokens/corp/refresh";

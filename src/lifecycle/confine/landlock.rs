@@ -1,11 +1,14 @@
 //! The rules in Landlock's words.
 
-use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, NetPort, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _,
-    RulesetError, RulesetStatus, path_beneath_rules,
-};
+use std::{error::Error, io};
 
-use super::{Extent, Reach};
+use landlock::{
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, LandlockStatus, NetPort, RestrictionStatus, Ruleset,
+    RulesetAttr as _, RulesetCreatedAttr as _, RulesetError, RulesetStatus, path_beneath_rules,
+};
+use rustix::io::Errno;
+
+use super::{Extent, Reach, Unavailable};
 
 /// The newest interface whose file rights are all used here (Linux 6.10); an older kernel enforces what it knows.
 const FILES: ABI = ABI::V5;
@@ -14,18 +17,44 @@ const FILES: ABI = ABI::V5;
 const DEVICES: [&str; 2] = ["/dev/tty", "/dev/null"];
 
 pub(super) fn restrict(reach: &Reach) -> Extent {
-    match rules(reach) {
-        Ok(RulesetStatus::FullyEnforced) => Extent::Full,
-        Ok(RulesetStatus::PartiallyEnforced) => Extent::Partial,
-        Ok(RulesetStatus::NotEnforced) => Extent::Unavailable,
+    // This asks the kernel for its version. The crate tells apart whether Landlock is switched off, and no other error,
+    // so the thread's `errno` is looked at while it is still that call's.
+    let ruleset = Ruleset::default();
+    let asked = io::Error::last_os_error();
+    match rules(ruleset, reach) {
+        Ok(RestrictionStatus { ruleset: RulesetStatus::FullyEnforced, .. }) => Extent::Full,
+        Ok(RestrictionStatus { ruleset: RulesetStatus::PartiallyEnforced, .. }) => Extent::Partial,
+        Ok(RestrictionStatus { ruleset: RulesetStatus::NotEnforced, landlock, .. }) => {
+            Extent::Unavailable(match landlock {
+                LandlockStatus::NotEnabled => Unavailable::Disabled,
+                LandlockStatus::NotImplemented => reason(&asked),
+                LandlockStatus::Available { .. } => Unavailable::Failed,
+            })
+        }
         Err(error) => {
             tracing::warn!(%error, "the kernel refuses to confine the daemon");
-            Extent::Unavailable
+            let mut cause: Option<&(dyn Error + 'static)> = Some(&error);
+            while let Some(error) = cause {
+                if let Some(error) = error.downcast_ref() {
+                    return Extent::Unavailable(reason(error));
+                }
+                cause = error.source();
+            }
+            Extent::Unavailable(Unavailable::Failed)
         }
     }
 }
 
-fn rules(reach: &Reach) -> Result<RulesetStatus, RulesetError> {
+fn reason(error: &io::Error) -> Unavailable {
+    match Errno::from_io_error(error) {
+        Some(Errno::NOSYS) => Unavailable::NotImplemented,
+        Some(Errno::OPNOTSUPP) => Unavailable::Disabled,
+        Some(Errno::PERM) => Unavailable::Forbidden,
+        Some(_) | None => Unavailable::Failed,
+    }
+}
+
+fn rules(ruleset: Ruleset, reach: &Reach) -> Result<RestrictionStatus, RulesetError> {
     let all = AccessFs::from_all(FILES);
     let read: BitFlags<AccessFs> = AccessFs::ReadFile | AccessFs::ReadDir;
     let changed = read
@@ -38,7 +67,7 @@ fn rules(reach: &Reach) -> Result<RulesetStatus, RulesetError> {
         | AccessFs::RemoveDir;
     let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
     let ports = reach.ports.iter().map(|port| Ok::<_, RulesetError>(NetPort::new(*port, AccessNet::BindTcp)));
-    let status = Ruleset::default()
+    ruleset
         .handle_access(all)?
         .handle_access(AccessNet::BindTcp)?
         .create()?
@@ -46,6 +75,5 @@ fn rules(reach: &Reach) -> Result<RulesetStatus, RulesetError> {
         .add_rules(path_beneath_rules(&reach.changed, changed))?
         .add_rules(path_beneath_rules(DEVICES, device))?
         .add_rules(ports)?
-        .restrict_self()?;
-    Ok(status.ruleset)
+        .restrict_self()
 }

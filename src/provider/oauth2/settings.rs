@@ -8,7 +8,7 @@ use super::client::Authentication;
 use crate::{
     provider::{
         RedirectUri, Rules,
-        wire::{CaFileError, EndpointError, check_endpoint},
+        wire::{EndpointError, check_endpoint},
     },
     registration::{Dialect, SecondExchange},
 };
@@ -116,7 +116,4 @@ pub enum SetupError {
     /// The issuer has a query, which RFC 8414 section 2 forbids.
     #[error("the issuer holds a query")]
     IssuerQuery,
-    /// The file of root certificates is not fit for use.
-    #[error(transparent)]
-    CaFile(#[from] CaFileError),
 }

@@ -26,7 +26,10 @@ use sqlx::{
 };
 use zeroize::Zeroizing;
 
-use super::rows::{self, run};
+use super::{
+    owner,
+    rows::{self, run},
+};
 use crate::{
     private::{self, FileError},
     secret::{FINGERPRINT_KEY_BYTES, FingerprintKey, TokenFingerprint},
@@ -250,7 +253,7 @@ impl Place {
                 match directory.try_lock() {
                     Ok(()) => return Ok(()),
                     Err(TryLockError::WouldBlock) => tokio::time::sleep(attempt).await,
-                    Err(TryLockError::Error(error)) => return Err(FileError::at("lock", &self.owners)(error)),
+                    Err(TryLockError::Error(error)) => return Err(owner::lock_error("lock", &self.owners, error)),
                 }
             }
         });

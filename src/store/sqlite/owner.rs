@@ -22,9 +22,11 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use rustix::io::Errno;
+
 use crate::{
     private::{self, FileError},
-    store::StoreError,
+    store::{StoreError, unfit},
 };
 
 /// The owner that this store is.
@@ -108,7 +110,7 @@ pub(super) fn is_alive(directory: &Path, id: &str) -> Result<bool, StoreError> {
         return Ok(false);
     }
     let path = directory.join(id);
-    Ok(probe(&path).map_err(FileError::at("look at the owner file", &path))?)
+    probe(&path).map_err(|error| lock_error("look at the owner file", &path, error))
 }
 
 /// Whether any owner lives: somebody has the store open.
@@ -166,7 +168,18 @@ fn lock_file(path: &Path) -> Result<File, StoreError> {
     match file.try_lock() {
         Ok(()) if is_at(&file, path).map_err(FileError::at("look at the owner file", path))? => Ok(file),
         Ok(()) | Err(TryLockError::WouldBlock) => Err(StoreError::unavailable(OwnerError::Taken(path.to_owned()))),
-        Err(TryLockError::Error(error)) => Err(FileError::at("lock the owner file", path)(error).into()),
+        Err(TryLockError::Error(error)) => Err(lock_error("lock the owner file", path, error)),
+    }
+}
+
+/// What to say of a lock that the system refuses for another reason than that somebody holds it. Network file systems
+/// turn a `flock` into one that needs a file open for writing (flock(2), NOTES), or have none.
+pub(super) fn lock_error(action: &'static str, path: &Path, error: io::Error) -> StoreError {
+    match Errno::from_io_error(&error) {
+        Some(Errno::BADF | Errno::NOLCK | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL) => {
+            unfit(path, format!("the file system lacks what the store needs (locks: {error}); choose a local one"))
+        }
+        Some(_) | None => FileError::at(action, path)(error).into(),
     }
 }
 

@@ -1,0 +1,283 @@
+//! Files whose content is believed: who could have written them.
+//!
+//! A configuration can name commands and endpoints, a file of certificates decides who is a provider, and a directory
+//! above a file decides which file it is. Such a path is refused when somebody else than root and this user could
+//! change what it leads to, as `sshd` does with `StrictModes`.
+//!
+//! Invariants:
+//! 1. A path is followed from the root, one name at a time, symbolic links included. Each directory, each link and the
+//!    file belong to this user or to root. Nobody else may write to a directory, unless its sticky bit keeps them from
+//!    replacing what is not theirs.
+//! 2. A name is looked at after the directory it is in was found to be safe: nobody else can replace it any more.
+//! 3. The mode of a file is the mode of the open file: what was checked is what is read.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{self, File, Metadata, OpenOptions},
+    io,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Component, Path, PathBuf},
+};
+
+use rustix::fs::OFlags;
+
+use super::{FileError, PrivateError, belongs_to_trusted_user, unfit};
+
+const LOOK_AT: &str = "look at";
+
+/// As many as the kernel follows (`path_resolution(7)`).
+const MOST_LINKS: usize = 40;
+
+/// Others may add entries to a directory with this bit, and neither rename nor remove those of other users.
+const STICKY: u32 = 0o1000;
+
+const GROUP_OR_OTHERS_WRITE: u32 = 0o022;
+
+/// Opens a file for reading whose content is believed. A file that is not there is `NotFound`, whoever owns the
+/// directories above it; a file that others could have written is `PermissionDenied` with the path that is to blame
+/// and the command that mends it.
+///
+/// A path that names an open file (`/dev/stdin`) is opened unchecked: who passed it on could as well have passed its
+/// content.
+pub(crate) fn open_trusted(path: &Path, flags: OFlags) -> io::Result<File> {
+    let inherited = is_open_file(path);
+    if !inherited {
+        check_trusted(path)?;
+    }
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    if !inherited {
+        check_file(path, &file.metadata()?)?;
+    }
+    Ok(file)
+}
+
+/// Checks a file or directory whose content is believed and that somebody else opens.
+pub(crate) fn check_trusted(path: &Path) -> io::Result<()> {
+    let checked = check_path(path);
+    let found = fs::metadata(path)?;
+    checked.map_err(denied)?;
+    check_file(path, &found)
+}
+
+/// Follows the path to its end (invariants 1 and 2). The mode of a file at the end is not looked at.
+pub(super) fn check_path(path: &Path) -> Result<(), PrivateError> {
+    let path = std::path::absolute(path).map_err(FileError::at(LOOK_AT, path))?;
+    let mut at = PathBuf::from("/");
+    check_entry(&at, &fs::metadata(&at).map_err(FileError::at(LOOK_AT, &at))?)?;
+    let (mut names, mut links) = (names(&path), 0);
+    while let Some(name) = names.pop() {
+        if name == ".." {
+            at.pop();
+            continue;
+        }
+        let next = at.join(name);
+        let found = fs::symlink_metadata(&next).map_err(FileError::at(LOOK_AT, &next))?;
+        check_entry(&next, &found)?;
+        if !found.is_symlink() {
+            at = next;
+            continue;
+        }
+        links += 1;
+        if links > MOST_LINKS {
+            return Err(FileError::at(LOOK_AT, &next)(io::Error::other("too many symbolic links")).into());
+        }
+        let target = fs::read_link(&next).map_err(FileError::at(LOOK_AT, &next))?;
+        if target.is_absolute() {
+            at = PathBuf::from("/");
+        }
+        names.extend(self::names(&target));
+    }
+    Ok(())
+}
+
+/// The names of a path, the first one last.
+fn names(path: &Path) -> Vec<OsString> {
+    let named = |component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some(OsString::from("..")),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    };
+    path.components().rev().filter_map(named).collect()
+}
+
+fn check_entry(place: &Path, found: &Metadata) -> Result<(), PrivateError> {
+    if !belongs_to_trusted_user(found) {
+        Err(unfit(place, foreign(place, found)))
+    } else if found.is_dir() && found.mode() & STICKY == 0 && found.mode() & GROUP_OR_OTHERS_WRITE != 0 {
+        Err(unfit(place, writable(place)))
+    } else {
+        Ok(())
+    }
+}
+
+/// A device gives what the kernel makes, not what was written to it.
+fn check_file(place: &Path, found: &Metadata) -> io::Result<()> {
+    if !belongs_to_trusted_user(found) {
+        Err(denied(unfit(place, foreign(place, found))))
+    } else if !found.is_dir() && !found.file_type().is_char_device() && found.mode() & GROUP_OR_OTHERS_WRITE != 0 {
+        Err(denied(unfit(place, writable(place))))
+    } else {
+        Ok(())
+    }
+}
+
+pub(super) fn foreign(place: &Path, found: &Metadata) -> String {
+    let (uid, link) = (found.uid(), if found.is_symlink() { "-h " } else { "" });
+    format!(
+        "belongs to another user (uid {uid}), who could change what is found there; run `chown {link}{own} '{place}'`, \
+         or choose another place",
+        own = rustix::process::geteuid().as_raw(),
+        place = place.display()
+    )
+}
+
+pub(super) fn writable(place: &Path) -> String {
+    format!("group or others can write to it; run `chmod go-w '{}'`, or choose another place", place.display())
+}
+
+fn denied(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, error)
+}
+
+/// Whether the path is one of the names that the system gives to the files this process was started with.
+fn is_open_file(path: &Path) -> bool {
+    let is_number = |name: &OsStr| name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
+    let numbered = || path.parent().is_some_and(|parent| parent == "/dev/fd" || parent == "/proc/self/fd");
+    path == "/dev/stdin" || numbered() && path.file_name().is_some_and(is_number)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::Permissions,
+        io::Read as _,
+        os::unix::fs::{PermissionsExt as _, chown, lchown, symlink},
+    };
+
+    use super::*;
+
+    /// Somebody who is neither root nor the one who runs the tests.
+    const STRANGER: u32 = 65534;
+
+    fn home() -> (tempfile::TempDir, PathBuf) {
+        let home = tempfile::tempdir().unwrap();
+        let directory = home.path().join("a");
+        fs::create_dir(&directory).unwrap();
+        set_mode(&directory, 0o755);
+        let file = directory.join("file");
+        drop(super::super::create_private_file(&file).unwrap());
+        (home, file)
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn refusal(path: &Path) -> String {
+        let error = open_trusted(path, OFlags::empty()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
+        error.to_string()
+    }
+
+    #[test]
+    fn a_file_that_others_may_only_read_is_trusted() {
+        let (_home, file) = home();
+        for mode in [0o600, 0o644, 0o444, 0o400] {
+            set_mode(&file, mode);
+            open_trusted(&file, OFlags::empty()).unwrap();
+        }
+        let link = file.with_file_name("link");
+        symlink("../a/./file", &link).unwrap();
+        open_trusted(&link, OFlags::empty()).unwrap();
+        open_trusted(&file.parent().unwrap().join("../a/link"), OFlags::empty()).unwrap();
+        open_trusted(Path::new("/dev/null"), OFlags::empty()).unwrap();
+        open_trusted(Path::new("/etc/passwd"), OFlags::empty()).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_others_may_write_is_refused_with_the_command_that_mends_it() {
+        let (_home, file) = home();
+        for mode in [0o620, 0o602, 0o666, 0o664] {
+            set_mode(&file, mode);
+            let said = refusal(&file);
+            assert!(said.contains(&format!("chmod go-w '{}'", file.display())), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_directory_above_it_that_others_may_write_to_is_refused_unless_it_is_sticky() {
+        let (_home, file) = home();
+        let directory = file.parent().unwrap();
+        let below = directory.join("b");
+        fs::create_dir(&below).unwrap();
+        let link = below.join("link");
+        symlink(&file, &link).unwrap();
+        for mode in [0o775, 0o757, 0o777] {
+            set_mode(directory, mode);
+            for path in [&file, &link] {
+                let said = refusal(path);
+                assert!(said.contains(&format!("chmod go-w '{}'", directory.display())), "{said}");
+            }
+        }
+        set_mode(directory, 0o1777);
+        open_trusted(&file, OFlags::empty()).unwrap();
+    }
+
+    #[test]
+    fn a_link_leads_through_the_directories_of_its_target() {
+        let (home, file) = home();
+        let elsewhere = home.path().join("elsewhere");
+        fs::create_dir(&elsewhere).unwrap();
+        let link = elsewhere.join("link");
+        symlink("../a/file", &link).unwrap();
+        open_trusted(&link, OFlags::empty()).unwrap();
+        set_mode(file.parent().unwrap(), 0o777);
+        assert!(refusal(&link).contains("/a'"));
+        let (one, other) = (home.path().join("one"), home.path().join("other"));
+        symlink(&one, &other).unwrap();
+        symlink(&other, &one).unwrap();
+        assert!(open_trusted(&one, OFlags::empty()).is_err());
+    }
+
+    #[test]
+    fn what_belongs_to_a_stranger_is_refused() {
+        if !rustix::process::geteuid().is_root() {
+            // Only root can give files away; `tests/hostile` says so aloud.
+            return;
+        }
+        let (_home, file) = home();
+        let directory = file.parent().unwrap();
+        let link = directory.join("link");
+        symlink(&file, &link).unwrap();
+        lchown(&link, Some(STRANGER), None).unwrap();
+        assert!(refusal(&link).contains(&format!("chown -h 0 '{}'", link.display())));
+        chown(&file, Some(STRANGER), None).unwrap();
+        assert!(refusal(&file).contains(&format!("uid {STRANGER}")));
+        chown(&file, Some(0), None).unwrap();
+        for mode in [0o755, 0o1755] {
+            set_mode(directory, mode);
+            chown(directory, Some(STRANGER), None).unwrap();
+            assert!(refusal(&file).contains(&format!("chown 0 '{}'", directory.display())));
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_missing_whoever_owns_the_directories() {
+        let (_home, file) = home();
+        set_mode(file.parent().unwrap(), 0o777);
+        let error = open_trusted(&file.with_file_name("nothing"), OFlags::empty()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn an_open_file_is_read_whatever_it_is() {
+        let (_home, file) = home();
+        set_mode(&file, 0o666);
+        let open = File::open(&file).unwrap();
+        let path = PathBuf::from(format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&open)));
+        open_trusted(&path, OFlags::empty()).unwrap().read_to_string(&mut String::new()).unwrap();
+        for path in ["/dev/fd/../fd/0", "/dev/fd", "/dev/fd/x", "/dev/shm/0", "/proc/self/fd/0/x"] {
+            assert!(!is_open_file(Path::new(path)), "{path}");
+        }
+    }
+}
