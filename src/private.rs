@@ -68,7 +68,7 @@ pub(crate) fn private_directory(path: &Path) -> Result<(), PrivateError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(FileError::at("make the directory", path))?;
     trust::check_path(path)?;
     let found = fs::metadata(path).map_err(FileError::at("look at", path))?;
-    if found.mode() & 0o022 != 0 { Err(unfit(path, trust::writable(path))) } else { Ok(()) }
+    if trust::others_may_write(&found) { Err(unfit(path, trust::writable(path))) } else { Ok(()) }
 }
 
 /// Refuses what is not a regular file of this user's, closed to all others.

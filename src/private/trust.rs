@@ -17,6 +17,7 @@ use std::{
     io,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Component, Path, PathBuf},
+    sync::OnceLock,
 };
 
 use rustix::fs::OFlags;
@@ -31,7 +32,9 @@ const MOST_LINKS: usize = 40;
 /// Others may add entries to a directory with this bit, and neither rename nor remove those of other users.
 const STICKY: u32 = 0o1000;
 
-const GROUP_OR_OTHERS_WRITE: u32 = 0o022;
+const GROUP_WRITES: u32 = 0o020;
+
+const OTHERS_WRITE: u32 = 0o002;
 
 /// Opens a file for reading whose content is believed. A file that is not there is `NotFound`, whoever owns the
 /// directories above it; a file that others could have written is `PermissionDenied` with the path that is to blame
@@ -103,7 +106,7 @@ fn names(path: &Path) -> Vec<OsString> {
 fn check_entry(place: &Path, found: &Metadata) -> Result<(), PrivateError> {
     if !belongs_to_trusted_user(found) {
         Err(unfit(place, foreign(place, found)))
-    } else if found.is_dir() && found.mode() & STICKY == 0 && found.mode() & GROUP_OR_OTHERS_WRITE != 0 {
+    } else if found.is_dir() && found.mode() & STICKY == 0 && others_may_write(found) {
         Err(unfit(place, writable(place)))
     } else {
         Ok(())
@@ -114,11 +117,36 @@ fn check_entry(place: &Path, found: &Metadata) -> Result<(), PrivateError> {
 fn check_file(place: &Path, found: &Metadata) -> io::Result<()> {
     if !belongs_to_trusted_user(found) {
         Err(denied(unfit(place, foreign(place, found))))
-    } else if !found.is_dir() && !found.file_type().is_char_device() && found.mode() & GROUP_OR_OTHERS_WRITE != 0 {
+    } else if !found.is_dir() && !found.file_type().is_char_device() && others_may_write(found) {
         Err(denied(unfit(place, writable(place))))
     } else {
         Ok(())
     }
+}
+
+/// Whether its mode lets somebody else write to it. A group that this user is alone in is nobody else: where each user
+/// has a group of their own, files are made with group write permission (umask 002).
+pub(super) fn others_may_write(found: &Metadata) -> bool {
+    found.mode() & OTHERS_WRITE != 0 || found.mode() & GROUP_WRITES != 0 && !is_private_group(found.gid())
+}
+
+/// Whether the group is this user's own by the convention of the common systems: it has the user's number, is the user's
+/// primary group, and `/etc/group` lists no member. Root's group is nobody's own.
+fn is_private_group(gid: u32) -> bool {
+    static PRIVATE: OnceLock<Option<u32>> = OnceLock::new();
+    let private = PRIVATE.get_or_init(|| {
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let groups = fs::read_to_string("/etc/group").ok()?;
+        (uid != 0 && uid == gid && has_no_members(&groups, gid)).then_some(gid)
+    });
+    *private == Some(gid)
+}
+
+/// Whether the group is listed, without members (`group(5)`).
+fn has_no_members(groups: &str, gid: u32) -> bool {
+    let number = gid.to_string();
+    let mut lines = groups.lines().filter(|line| line.split(':').nth(2) == Some(&number)).peekable();
+    lines.peek().is_some() && lines.all(|line| line.split(':').nth(3).is_none_or(str::is_empty))
 }
 
 pub(super) fn foreign(place: &Path, found: &Metadata) -> String {
@@ -177,6 +205,15 @@ mod tests {
         let error = open_trusted(path, OFlags::empty()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
         error.to_string()
+    }
+
+    #[test]
+    fn a_group_is_private_when_it_is_listed_without_members() {
+        let groups = "root:x:0:\nalice:x:1000:\nteam:x:1001:bob,carol\nbob:x:1002:\nalias:x:1002:carol\n";
+        assert!(has_no_members(groups, 1000));
+        for shared in [1001, 1002, 1003] {
+            assert!(!has_no_members(groups, shared), "{shared}");
+        }
     }
 
     #[test]

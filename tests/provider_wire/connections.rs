@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Write},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     process::Stdio,
     sync::{Arc, Mutex},
 };
@@ -30,7 +30,7 @@ use tokio_rustls::{
 use url::Url;
 
 use crate::{
-    HTML, IMPATIENT, SECRET_PLACES, assertion, authenticating, class, grant, provider, refresh, settings,
+    HTML, IMPATIENT, SECRET_PLACES, assertion, authenticating, class, discovering, grant, provider, refresh, settings,
     support::issuer::{Answer, Gate, Issuer, Raw},
 };
 
@@ -180,11 +180,16 @@ fn settings_that_would_send_secrets_in_clear_make_no_provider() {
 
 /// A certificate authority in PEM form, and a server that hands what it decrypts on to the issuer.
 async fn tls_front(issuer: &Issuer, tasks: &mut JoinSet<()>) -> (String, SocketAddr) {
+    tls_front_at("127.0.0.1", &["localhost", "127.0.0.1"], issuer, tasks).await
+}
+
+/// The same at another address, for hosts of these names.
+async fn tls_front_at(address: &str, names: &[&str], issuer: &Issuer, tasks: &mut JoinSet<()>) -> (String, SocketAddr) {
     let mut authority = CertificateParams::new([]).unwrap();
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = rcgen::CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
-    let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
     let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &authority).unwrap();
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -193,7 +198,7 @@ async fn tls_front(issuer: &Issuer, tasks: &mut JoinSet<()>) -> (String, SocketA
         .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
         .unwrap();
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind((address, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let target = issuer.origin().replace("http://", "");
     tasks.spawn(async move {
@@ -224,6 +229,43 @@ async fn the_certificates_of_the_file_are_trusted_beside_the_systems_own() {
         assert_eq!(class(&refresh(&issuer, trusting).await), "200 issued");
     }
     assert_eq!(issuer.presentations().len(), 2);
+}
+
+/// An address of this machine that is not loopback, if there is one.
+fn outer_address() -> Option<IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    // Nothing is sent: connecting chooses the address.
+    socket.connect("192.0.2.1:9").ok()?;
+    Some(socket.local_addr().unwrap().ip()).filter(|address| !address.is_loopback() && !address.is_unspecified())
+}
+
+/// A service on this machine that is there for its own programs, and whose certificate is trusted.
+#[tokio::test]
+async fn an_issuer_elsewhere_sends_no_token_to_this_machine() {
+    let Some(outer) = outer_address() else {
+        println!("skipped: this machine has no address but loopback's");
+        return;
+    };
+    let (outer, issuer, mut tasks) = (outer.to_string(), Issuer::start().await, JoinSet::new());
+    let names = [outer.as_str(), "0.0.0.0", "127.0.0.1", "::ffff:127.0.0.1", "a.localhost"];
+    let (pem, address) = tls_front_at("0.0.0.0", &names, &issuer, &mut tasks).await;
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    write!(file, "{pem}").unwrap();
+    let origin = format!("https://{outer}:{}", address.port());
+    for (host, class_due) in [
+        ("0.0.0.0", "not sent: discovery: the token_endpoint is not one to send secrets to"),
+        ("0", "not sent: discovery: the token_endpoint is not one to send secrets to"),
+        ("[::ffff:127.0.0.1]", "not sent: discovery: the token_endpoint is not one to send secrets to"),
+        ("a.localhost", "not sent: discovery: the token_endpoint is not one to send secrets to"),
+        (&outer, "200 issued"),
+    ] {
+        let mut metadata = issuer.metadata(&origin);
+        metadata["token_endpoint"] = format!("https://{host}:{}/token", address.port()).into();
+        issuer.serve("/.well-known/openid-configuration", Raw::json(200, &metadata));
+        let settings = Settings { ca_file: Some(file.path().into()), ..discovering(&origin) };
+        assert_eq!(class(&refresh(&issuer, settings).await), class_due, "{host}");
+    }
+    assert_eq!(issuer.presentations().len(), 1);
 }
 
 #[test]
