@@ -1,4 +1,4 @@
-//! The audit log: one line for every request, and for every peer that was turned away.
+//! The audit log: every request, and every peer that was turned away, has a line or is counted in one (`fold.rs`).
 //!
 //! Owns: what a line says ([`Event`]), where lines go and what happens when they cannot ([`Settings`]), and the reading
 //! of what was written ([`reader`]).
@@ -8,7 +8,11 @@
 //! 2. A line is written whole or not at all, across rotation, a full disk and other daemons that write to the same file.
 //! 3. What cannot be written is counted, and the count is written as soon as it can be.
 //! 4. With [`OnFailure::Open`] no request waits for a disk for longer than a moment, and none holds a lock across a
-//!    write. With [`OnFailure::Closed`] nothing is answered before its line is written.
+//!    write.
+//! 5. With [`OnFailure::Closed`] nothing is begun unless the log takes lines at that moment, and nothing is answered
+//!    before its line is written: a change that was made before its own, a read or a refusal before the first of its
+//!    equals. The counts of those are written within a second.
+//! 6. A log that hangs is a log that fails. Nobody waits for it without a limit: no request, no start, no end.
 //!
 //! A line is written when the kernel has it: it outlives the process, not a loss of power.
 //!
@@ -17,12 +21,13 @@
 use std::{
     fmt, io,
     path::PathBuf,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
-    thread::{self, JoinHandle},
+    sync::{Arc, OnceLock},
+    thread,
     time::Duration,
 };
 
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     account::{AccountRef, MAX_NAME},
@@ -31,6 +36,7 @@ use crate::{
 };
 
 mod file;
+mod fold;
 mod line;
 mod queue;
 pub mod reader;
@@ -108,6 +114,8 @@ pub struct Event<'a> {
     pub latency: Duration,
     /// Whether the provider was called in between.
     pub provider_called: bool,
+    /// Whether it has a line of its own even where equal ones are counted: a change that was made.
+    pub own_line: bool,
 }
 
 /// The words for what is no operation of the contract's.
@@ -120,17 +128,19 @@ pub mod words {
     pub const OK: &str = "ok";
     /// An outcome: the connection ended before there was an answer; what was begun may have been carried out.
     pub const ABANDONED: &str = "abandoned";
+    /// An operation and an outcome: more different ones than are told apart.
+    pub const VARIOUS: &str = "various";
 }
 
 /// What a request is about, as far as it is known. Set once each.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Subject {
     account: OnceLock<String>,
     named: OnceLock<(Kind, String)>,
 }
 
 /// What has a name beside accounts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// An API key.
     Key,
@@ -172,6 +182,9 @@ pub enum AuditError {
     /// The file or its directory cannot be used.
     #[error("cannot open the audit log")]
     File(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It takes no lines.
+    #[error("cannot write the audit log")]
+    Unfit(#[source] io::Error),
     /// There is no room, and operations must not go without.
     #[error("there is no room for the audit log")]
     NoRoom(#[source] io::Error),
@@ -216,7 +229,8 @@ pub struct Audit(Option<Arc<Log>>);
 
 struct Log {
     queue: Arc<Queue>,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    /// Cancelled when the writer has ended. Nobody joins its thread: one that hangs is left behind.
+    ended: CancellationToken,
 }
 
 impl fmt::Debug for Audit {
@@ -242,13 +256,23 @@ impl Audit {
     }
 
     fn to(mut sink: impl Sink + 'static, on_failure: OnFailure, clock: Arc<dyn Clock>) -> Result<Self, AuditError> {
-        if on_failure == OnFailure::Closed {
-            sink.reserve().map_err(AuditError::NoRoom)?;
+        match (sink.check(), on_failure) {
+            // The writer goes on trying, and health tells of it.
+            (Err(error), OnFailure::Open) if error.kind() == io::ErrorKind::WouldBlock => {
+                tracing::error!(%error, "the audit log cannot be written");
+            }
+            (Err(error), _) => return Err(AuditError::Unfit(error)),
+            (Ok(()), OnFailure::Open) => {}
+            (Ok(()), OnFailure::Closed) => sink.reserve().map_err(AuditError::NoRoom)?,
         }
         let queue = Arc::new(Queue::new(on_failure, clock));
-        let writing = Arc::clone(&queue);
-        let writer = thread::Builder::new().name("audit".to_owned()).spawn(move || writing.drain(sink))?;
-        Ok(Self(Some(Arc::new(Log { queue, writer: Mutex::new(Some(writer)) }))))
+        let ended = CancellationToken::new();
+        let (writing, ends) = (Arc::clone(&queue), ended.clone().drop_guard());
+        thread::Builder::new().name("audit".to_owned()).spawn(move || {
+            let _ends = ends;
+            writing.drain(sink);
+        })?;
+        Ok(Self(Some(Arc::new(Log { queue, ended }))))
     }
 
     /// Whether lines are made at all.
@@ -257,31 +281,40 @@ impl Audit {
         self.0.is_some()
     }
 
-    /// Whether an operation may be carried out: not when its line could not be written and must be.
+    /// Whether [`Audit::admits`] is to be asked before an operation is carried out.
     #[must_use]
-    pub fn admits(&self) -> bool {
-        self.0.as_ref().is_none_or(|log| log.queue.admits())
+    pub fn must_admit(&self) -> bool {
+        self.0.as_ref().is_some_and(|log| log.queue.must_admit())
     }
 
-    /// Hands a line to the writer. What there is to wait for before the answer may go out, if anything (invariant 4).
+    /// Whether an operation may be carried out: not when its line could not be written and must be. The writer tries
+    /// whether it could be (invariant 5); that it could be a moment ago proves nothing.
+    pub async fn admits(&self) -> bool {
+        match &self.0 {
+            Some(log) => log.queue.admits().await,
+            None => true,
+        }
+    }
+
+    /// Hands a line to the writer. What there is to wait for before the answer may go out, if anything (invariants 4, 5).
     #[must_use]
     pub fn write(&self, event: &Event<'_>) -> Option<Waiting> {
         let log = self.0.as_ref()?;
         log.queue.take_in(event).map(|pending| Waiting { log: Arc::clone(log), pending })
     }
 
-    /// Hands a line to the writer, for whom nobody can wait.
+    /// Hands a line to the writer, for whom nobody waits.
     pub fn note(&self, event: &Event<'_>) {
         if let Some(log) = &self.0 {
             log.queue.note(event);
         }
     }
 
-    /// What is wrong with it.
-    #[must_use]
-    pub fn ailments(&self) -> Vec<&'static str> {
+    /// What is wrong with it. The writer tries whether it could write now; a log that hangs is not waited for longer than
+    /// [`queue::CHECK`].
+    pub async fn ailments(&self) -> Vec<&'static str> {
         let Some(log) = &self.0 else { return Vec::new() };
-        let (unwritable, unrotatable) = log.queue.ailing();
+        let (unwritable, unrotatable) = log.queue.ailing().await;
         [(unwritable, UNWRITABLE), (unrotatable, UNROTATABLE)]
             .into_iter()
             .filter(|(is, _)| *is)
@@ -293,10 +326,8 @@ impl Audit {
     pub async fn close(&self) {
         let Some(log) = &self.0 else { return };
         log.queue.close();
-        let writer = log.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let ended = tokio::task::spawn_blocking(move || writer.map(JoinHandle::join));
-        if timeout(LAST_WRITE, ended).await.is_err() {
-            tracing::error!("the last lines of the audit log are not written: the disk does not answer");
+        if timeout(LAST_WRITE, log.ended.cancelled()).await.is_err() {
+            tracing::error!("the last lines of the audit log are not written: it does not answer");
         }
     }
 }
@@ -313,14 +344,22 @@ pub fn look(settings: &Settings) -> Result<String, AuditError> {
     }
 }
 
-/// What takes lines.
+/// What takes lines. Where the operating system lets it, it gives up after [`PATIENCE`] with an error of the kind
+/// [`io::ErrorKind::WouldBlock`].
 trait Sink: Send {
     /// Appends lines. A file takes whole ones only.
     fn append(&mut self, lines: &[u8]) -> Appended;
 
+    /// Sees whether lines could be appended now.
+    fn check(&mut self) -> io::Result<()>;
+
     /// Sees to it that lines to come have room, as far as that can be known.
     fn reserve(&mut self) -> io::Result<()>;
 }
+
+/// How long a sink waits for another process: for one that holds the file's lock while it writes, milliseconds; for a
+/// reader that has much to do, less than this.
+const PATIENCE: Duration = Duration::from_millis(400);
 
 /// What became of lines.
 #[derive(Debug, Default)]
@@ -330,4 +369,48 @@ struct Appended {
     error: Option<io::Error>,
     /// Why the file, though full, was not begun anew.
     unrotated: Option<io::Error>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+
+    /// Takes nothing, for ever.
+    struct Hanging;
+
+    impl Sink for Hanging {
+        fn append(&mut self, _: &[u8]) -> Appended {
+            loop {
+                thread::park();
+            }
+        }
+
+        fn check(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn reserve(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_leaves_a_writer_behind_that_hangs() {
+        for on_failure in [OnFailure::Open, OnFailure::Closed] {
+            let audit = Audit::to(Hanging, on_failure, Arc::new(SystemClock::new())).unwrap();
+            let (origin, subject) = (Origin::of_peer("s", 0, None), Subject::default());
+            audit.note(&Event {
+                origin: &origin,
+                operation: words::UNKNOWN,
+                subject: &subject,
+                outcome: words::OK,
+                status: None,
+                latency: Duration::ZERO,
+                provider_called: false,
+                own_line: true,
+            });
+            timeout(LAST_WRITE * 5, audit.close()).await.expect("it does not end");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! How much a peer may ask for.
 //!
-//! Owns: [`Rate`] and the [`Bucket`] that measures it out, what the limits are unless configured, and how many new
-//! tokens a socket has had of each account ([`Spending`]).
+//! Owns: [`Rate`] and the [`Bucket`] that measures it out, what the limits are unless configured, how many requests each
+//! peer of a socket has made ([`RateLimiter`]), and how many new tokens a socket has had of each account ([`Spending`]).
 //!
 //! Invariants:
 //! 1. A bucket is pure: it is told the time, and no clock makes it panic or give more than its rate.
@@ -11,7 +11,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -71,6 +71,14 @@ impl Bucket {
         Ok(())
     }
 
+    /// Takes one out that there may be none of yet. Gives when there is, at most `longest` from now: those who come while
+    /// that many wait are let through together.
+    pub fn reserve(&mut self, rate: Rate, now: Monotonic, longest: Duration) -> Duration {
+        let wait = self.full_at.since(now).min(longest);
+        self.full_at = now.plus(wait).plus(rate.period());
+        wait
+    }
+
     /// Whether it is as good as new.
     #[must_use]
     pub fn is_full(&self, now: Monotonic) -> bool {
@@ -85,7 +93,7 @@ pub struct SocketLimits {
     pub connections: Option<usize>,
     /// Of one user; `None`: half of them where there are several users, else all.
     pub connections_per_user: Option<usize>,
-    /// Requests of one connection.
+    /// Requests of one user, on however many connections.
     pub rate: Option<Rate>,
     /// Refreshes that its peers may force, of each account.
     pub forced_refreshes: Option<Rate>,
@@ -118,6 +126,102 @@ impl Default for LoginLimits {
     /// A person has one login under way, or a few for several agents; a socket that wants more is at odds with itself.
     fn default() -> Self {
         Self { total: 100, per_socket: 10 }
+    }
+}
+
+/// The request rate of one socket's peers: each user has one, for all connections. A new connection renews nothing.
+///
+/// A request over the rate is answered late: a client that asks again at once is slowed down to the rate, and costs no
+/// more than one that keeps to it.
+#[derive(Debug)]
+pub struct RateLimiter {
+    rate: Rate,
+    /// A socket's users are listed, so there are few.
+    peers: Mutex<HashMap<u32, Arc<PeerRate>>>,
+}
+
+impl RateLimiter {
+    /// So many requests of each user.
+    #[must_use]
+    pub fn new(rate: Rate) -> Self {
+        Self { rate, peers: Mutex::default() }
+    }
+
+    /// What that user has left.
+    #[must_use]
+    pub fn of(&self, uid: u32) -> Arc<PeerRate> {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Arc::new(PeerRate { rate: self.rate, state: Mutex::default() });
+        Arc::clone(peers.entry(uid).or_insert_with(new))
+    }
+}
+
+/// The longest that an answer to a request over the rate is held back: shorter than a client's patience.
+const LONGEST_DELAY: Duration = Duration::from_secs(1);
+
+/// How many such answers of one peer are held back at once: as many as a sandbox has connections unless told.
+const MOST_DELAYED: usize = 1024;
+
+/// The requests of one user on one socket.
+#[derive(Debug)]
+pub struct PeerRate {
+    rate: Rate,
+    state: Mutex<PeerState>,
+}
+
+#[derive(Debug, Default)]
+struct PeerState {
+    requests: Bucket,
+    /// Paces the answers to requests over the rate.
+    refusals: Bucket,
+    delayed: usize,
+}
+
+impl PeerRate {
+    /// Counts a request. The error says when there may be another, and when this one is to be answered.
+    pub fn take(self: &Arc<Self>, now: Monotonic) -> Result<(), TooFast> {
+        let mut state = self.lock();
+        let Err(retry_after) = state.requests.take(self.rate, now) else { return Ok(()) };
+        let delay = (state.delayed < MOST_DELAYED).then(|| {
+            state.delayed += 1;
+            let turn = state.refusals.reserve(self.rate, now, LONGEST_DELAY);
+            Delay { length: turn.max(retry_after).min(LONGEST_DELAY), peer: Arc::clone(self) }
+        });
+        Err(TooFast { retry_after, delay })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, PeerState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request over the rate.
+#[derive(Debug)]
+pub struct TooFast {
+    /// When there may be another.
+    pub retry_after: Duration,
+    /// How long its answer is held back; `None` where too many are already: its connection is closed instead.
+    pub delay: Option<Delay>,
+}
+
+/// An answer that is held back, and its place among those.
+#[derive(Debug)]
+pub struct Delay {
+    length: Duration,
+    peer: Arc<PeerRate>,
+}
+
+impl Delay {
+    /// From when it was asked for.
+    #[must_use]
+    pub const fn length(&self) -> Duration {
+        self.length
+    }
+}
+
+impl Drop for Delay {
+    fn drop(&mut self) {
+        self.peer.lock().delayed -= 1;
     }
 }
 
@@ -213,6 +317,31 @@ mod tests {
         }
         let kept = spending.spent.lock().unwrap().buckets.len();
         assert_eq!(kept, 2000, "those of an hour ago are gone");
+    }
+
+    #[test]
+    fn a_peers_connections_share_its_rate_and_refusals_are_paced_by_it() {
+        let limiter = RateLimiter::new(Rate::per_second(10, 20));
+        for taken in 0..20 {
+            assert!(limiter.of(1).take(at(5000)).is_ok(), "{taken}");
+        }
+        let mut held = Vec::new();
+        for turn in 1..=30_u64 {
+            let refused = limiter.of(1).take(at(5000)).unwrap_err();
+            assert_eq!(refused.retry_after, Duration::from_millis(100));
+            let delay = refused.delay.unwrap();
+            let due = Duration::from_millis(100 * (turn - 1)).clamp(Duration::from_millis(100), LONGEST_DELAY);
+            assert_eq!(delay.length(), due, "{turn}");
+            held.push(delay);
+        }
+        assert!(limiter.of(2).take(at(5000)).is_ok(), "another user has its own");
+        assert!(limiter.of(1).take(at(5100)).is_ok(), "refusals use none of it up");
+        while held.len() < MOST_DELAYED {
+            held.push(limiter.of(1).take(at(5100)).unwrap_err().delay.unwrap());
+        }
+        assert!(limiter.of(1).take(at(5100)).unwrap_err().delay.is_none());
+        held.pop();
+        assert!(limiter.of(1).take(at(5100)).unwrap_err().delay.is_some());
     }
 
     proptest! {

@@ -1,6 +1,6 @@
 //! Parses the command line, calls the library, and turns the answer into an exit code.
 
-use std::{num::NonZero, path::PathBuf, process::ExitCode};
+use std::{num::NonZero, path::PathBuf, process::ExitCode, time::Duration};
 
 use credproxy::{
     cli::{self, AuditArgs, Cli, Command, Exit, Failure, Mark, Options, Serve, StoreCommand, ask_passphrase},
@@ -8,7 +8,7 @@ use credproxy::{
     lifecycle::{self, check, confine, dev},
     telemetry,
 };
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 
 fn main() -> ExitCode {
     let Cli { options, command } = match cli::parse(std::env::args_os()) {
@@ -27,12 +27,7 @@ fn main() -> ExitCode {
         Command::Providers => options.configuration(&env).and_then(|config| cli::print_presets(&config, options.json)),
         Command::Store(command) => store(&options, &command, &env),
         Command::Audit(wanted) => audit(&options, &wanted, &env),
-        Command::Client(command) => runtime(&mut Builder::new_current_thread()).map(|runtime| {
-            let exit = runtime.block_on(cli::run(&options, &command, &env));
-            // A terminal that is still being read from would keep the runtime until the next line.
-            runtime.shutdown_background();
-            exit
-        }),
+        Command::Client(command) => block_on(&mut Builder::new_current_thread(), cli::run(&options, &command, &env)),
     };
     done.unwrap_or_else(|failure| failure.report())
 }
@@ -46,8 +41,16 @@ fn close_up() -> Result<(), Failure> {
     Ok(())
 }
 
-fn runtime(builder: &mut Builder) -> Result<Runtime, Failure> {
-    builder.enable_all().build().map_err(|error| Failure::new(Exit::Failure, error))
+/// Whatever matters was waited for by then. What is left may never end: a name server that does not answer, a terminal
+/// that is still being read from.
+const LAST_THREADS: Duration = Duration::from_millis(500);
+
+/// Does the work on a runtime of its own, and leaves behind what does not end with it.
+fn block_on<T>(builder: &mut Builder, work: impl Future<Output = T>) -> Result<T, Failure> {
+    let runtime = builder.enable_all().build().map_err(|error| Failure::new(Exit::Failure, error))?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_timeout(LAST_THREADS);
+    Ok(done)
 }
 
 /// One processor gives a hundred thousand answers per second. More threads than these, on a machine that has many
@@ -63,18 +66,18 @@ fn serve(options: &Options, how: &Serve, env: &Environment) -> Result<ExitCode, 
     let failed = |error| Failure::new(Exit::Failure, error);
     confine::close_up(how.traced).map_err(failed)?;
     if how.dev {
-        let runtime = runtime(Builder::new_multi_thread().worker_threads(workers()))?;
         let socket = dev_socket(options.socket.as_deref(), env)?;
         let announce =
             |paths: &[PathBuf]| paths.iter().try_for_each(|path| cli::print_dev_session(path, dev::ALIVE, dev::DEAD));
-        runtime.block_on(dev::serve(socket, announce)).map_err(failed)??;
+        block_on(Builder::new_multi_thread().worker_threads(workers()), dev::serve(socket, announce))?
+            .map_err(failed)??;
     } else {
         let config = options.configuration(env)?;
         env.check_certificates()?;
         let wanted = if how.unconfined { Confinement::Off } else { config.confine };
         let confined = confine::confine(&config, env, wanted).map_err(failed)?;
-        let runtime = runtime(Builder::new_multi_thread().worker_threads(workers()))?;
-        runtime.block_on(lifecycle::serve(&config, confined, &ask_passphrase)).map_err(failed)?;
+        let served = lifecycle::serve(&config, confined, &ask_passphrase);
+        block_on(Builder::new_multi_thread().worker_threads(workers()), served)?.map_err(failed)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -82,7 +85,7 @@ fn serve(options: &Options, how: &Serve, env: &Environment) -> Result<ExitCode, 
 fn check(options: &Options, env: &Environment) -> Result<ExitCode, Failure> {
     let config = options.configuration(env)?;
     env.check_certificates()?;
-    let findings = runtime(&mut Builder::new_current_thread())?.block_on(check::check(&config, env, &ask_passphrase));
+    let findings = block_on(&mut Builder::new_current_thread(), check::check(&config, env, &ask_passphrase))?;
     let row = |finding: check::Finding| match finding.result {
         Ok(detail) if finding.is_warning => (finding.subject, Mark::Warning, detail),
         Ok(detail) => (finding.subject, Mark::Ok, detail),
@@ -98,24 +101,24 @@ fn audit(options: &Options, wanted: &AuditArgs, env: &Environment) -> Result<Exi
 
 fn store(options: &Options, command: &StoreCommand, env: &Environment) -> Result<ExitCode, Failure> {
     let config = options.configuration(env)?;
-    let runtime = runtime(&mut Builder::new_current_thread())?;
+    let runtime = &mut Builder::new_current_thread();
     let failed = |error| Failure::new(Exit::Failure, error);
     match command {
         StoreCommand::Backup { target } => {
             let copied = lifecycle::store::backup(&config, env, &ask_passphrase, target);
-            let found = runtime.block_on(copied).map_err(failed)?;
+            let found = block_on(runtime, copied)?.map_err(failed)?;
             cli::print_backup(target, &config.store.key.place(), &found, options.json)
         }
         StoreCommand::Verify { copy } => {
             let found = lifecycle::store::verify(&config, env, &ask_passphrase, copy.as_deref());
-            cli::print_verification(&runtime.block_on(found).map_err(failed)?, options.json)
+            cli::print_verification(&block_on(runtime, found)?.map_err(failed)?, options.json)
         }
         StoreCommand::Rekey { to } => {
             let parse = |text: &String| KeySource::parse(text, &config.store.path);
             let unknown = || Failure::new(Exit::Usage, format!("--to {}", KeySource::FORM));
             let source = to.as_ref().map(|text| parse(text).ok_or_else(unknown)).transpose()?;
             let rekeyed = lifecycle::store::rekey(&config, env, &ask_passphrase, source.as_ref());
-            let done = runtime.block_on(rekeyed).map_err(failed)?;
+            let done = block_on(runtime, rekeyed)?.map_err(failed)?;
             let moved = source.is_some_and(|source| source != config.store.key);
             cli::print_rekeyed(done.sealed, done.before, &done.place, moved, options.json)
         }

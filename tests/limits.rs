@@ -117,36 +117,69 @@ fn limited(method: &str, target: &str, answer: &Response) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::disallowed_methods, reason = "the rate goes on while this asks")]
-async fn a_connection_of_a_sandbox_has_a_rate_and_so_has_every_operation() {
+async fn a_peer_of_a_sandbox_has_a_rate_and_so_has_every_operation() {
     let world = World::with("rate = \"1/s\"\nburst = 30", "", "").await;
     let operations = Contract::load().operations();
     let mut targets: Vec<_> = operations
         .iter()
         .map(|(method, path, _)| {
             let path = path.replace("{provider}", "corp").replace("{name}", "openai");
-            (method.as_str(), path.replace("{id}", &"0".repeat(32)))
+            (method.clone(), path.replace("{id}", &"0".repeat(32)))
         })
         .collect();
-    targets.push(("GET", "/nowhere".to_owned()));
+    targets.push(("GET".to_owned(), "/nowhere".to_owned()));
     let (mut connection, start) = (world.connect().await, tokio::time::Instant::now());
     for _ in 0..30 {
         assert_eq!(connection.request("GET", TOKEN, &[], "").await.status, 200);
     }
-    for (method, target) in &targets {
-        let answer = connection.request(method, target, &[], "").await;
+    // A new connection renews nothing. They ask at once: one after the other, each would find the next second's request.
+    let (mut asking, count) = (JoinSet::new(), targets.len());
+    for (method, target) in targets {
+        let socket = world.sandbox();
+        asking.spawn(async move {
+            let answer = request(&socket, &method, &target, &[], "").await;
+            (method, target, answer)
+        });
+    }
+    for (method, target, answer) in asking.join_all().await {
         if answer.status == 429 {
-            assert_eq!(limited(method, target, &answer), 1);
+            assert_eq!(limited(&method, &target, &answer), 1);
         }
     }
     let passed = usize::try_from(start.elapsed().as_secs()).unwrap() + 1;
-    let limited: BTreeSet<_> = audit_lines(&world, targets.len() + 31).await;
+    let limited: BTreeSet<_> = audit_lines(&world, count + 31).await;
     assert!(limited.len() + passed > operations.len(), "{limited:?}");
-    // Another connection has its own, and the host none.
-    assert_eq!(world.ask("GET", TOKEN, &[]).await.status, 200);
+    // The host has none.
     let mut host = world.daemon.connect().await;
     for _ in 0..200 {
         assert_eq!(host.request("GET", TOKEN, &[], "").await.status, 200);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::disallowed_methods, reason = "the rate goes on while this asks")]
+async fn who_connects_anew_for_each_request_gets_no_more_and_is_refused_no_faster() {
+    const CALLERS: usize = 16;
+    let world = World::with("", "", "").await;
+    let (start, mut asking) = (tokio::time::Instant::now(), JoinSet::new());
+    for _ in 0..CALLERS {
+        let socket = world.sandbox();
+        asking.spawn(async move {
+            let mut answers = [0, 0];
+            while start.elapsed() < Duration::from_secs(3) {
+                let status = request(&socket, "GET", TOKEN, &[], "").await.status;
+                assert!([200, 429].contains(&status), "{status}");
+                answers[usize::from(status == 429)] += 1;
+            }
+            answers
+        });
+    }
+    let answers = asking.join_all().await;
+    let [granted, refused] = [0, 1].map(|kind| answers.iter().map(|answers| answers[kind]).sum::<usize>());
+    // 60 a second, and twice that at once; refusals are as slow.
+    let due = 60 * (usize::try_from(start.elapsed().as_secs()).unwrap() + 1);
+    assert!(granted >= 120 && granted <= due + 120, "{granted} granted, {refused} refused");
+    assert!(refused > 0 && refused <= due + CALLERS, "{granted} granted, {refused} refused");
 }
 
 /// The operations of the sandbox's that were refused for being too fast, once so many lines are there.
@@ -154,7 +187,7 @@ async fn audit_lines(world: &World, count: usize) -> BTreeSet<String> {
     let log = audit_log::place(&world.home);
     let there = async {
         loop {
-            let lines = audit_log::lines(&log);
+            let lines = audit_log::events(audit_log::lines(&log));
             if lines.len() >= count {
                 break lines;
             }

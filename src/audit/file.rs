@@ -2,37 +2,85 @@
 //!
 //! Several daemons may write to one file: each holds the file's lock for as long as a write or a rotation takes, and
 //! sees first that the file it has open is still the one of that name. Whoever else moves the file away is followed in
-//! the same way.
+//! the same way. Nobody is waited for without a limit: a lock that another process holds, or a pipe that nobody reads, is
+//! an error after [`PATIENCE`].
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write as _},
     os::{
         fd::AsFd as _,
         unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
-use super::{Appended, Rotation, Sink};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
+
+use super::{Appended, PATIENCE, Rotation, Sink};
 use crate::private::{FileError, PrivateError, check_private_file, private_directory, wary};
 
 /// What a reservation holds: the lines of a thousand requests under way.
 const RESERVE: u64 = 256 * 1024;
 
+/// How long a try for the lock waits before the next one. Who writes holds it for less.
+const TRY_AGAIN: Duration = Duration::from_millis(5);
+
 /// Standard output.
 pub(super) struct Stdout(File);
+
+/// `PIPE_BUF`: so much goes into a pipe in one piece, and without waiting when there is room at all (POSIX, `write`).
+const PIECE: usize = if cfg!(target_os = "linux") { 4096 } else { 512 };
 
 impl Stdout {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self(File::from(io::stdout().as_fd().try_clone_to_owned()?)))
     }
+
+    #[cfg(test)]
+    fn of(file: File) -> Self {
+        Self(file)
+    }
+
+    /// Waits until somebody reads, for so long.
+    fn await_room(&self, patience: Duration) -> io::Result<()> {
+        let limit = Timespec::try_from(patience).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(&self.0, PollFlags::OUT)], Some(&limit)) {
+            Ok(0) => Err(io::Error::new(
+                io::ErrorKind::WouldBlock,
+                "nobody reads the standard output: its pipe is full; end what holds it, or log to a file",
+            )),
+            // An error on the other side is the write's to tell.
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
 impl Sink for Stdout {
     fn append(&mut self, lines: &[u8]) -> Appended {
-        let (bytes, error) = write(&mut self.0, lines);
-        Appended { bytes, error, unrotated: None }
+        let mut appended = Appended::default();
+        while appended.error.is_none() && appended.bytes < lines.len() {
+            let rest = &lines[appended.bytes..];
+            let piece = &rest[..rest.len().min(PIECE)];
+            let piece = if whole(piece) > 0 { &piece[..whole(piece)] } else { piece };
+            let (bytes, error) = match self.await_room(PATIENCE) {
+                Ok(()) => write(&mut self.0, piece),
+                Err(error) => (0, Some(error)),
+            };
+            appended.bytes += bytes;
+            appended.error = error;
+        }
+        appended
+    }
+
+    fn check(&mut self) -> io::Result<()> {
+        self.await_room(PATIENCE)
     }
 
     fn reserve(&mut self) -> io::Result<()> {
@@ -60,6 +108,8 @@ pub(super) struct Rotated {
     file: File,
     /// Up to here the file has room that nobody else can take.
     reserved: u64,
+    /// The line that a crash may have left without its end was seen to.
+    mended: bool,
 }
 
 impl Rotated {
@@ -69,33 +119,58 @@ impl Rotated {
             private_directory(directory)?;
         }
         let file = open(&rotation.path)?;
-        let mut opened = Self { rotation: rotation.clone(), file, reserved: 0 };
-        opened.mend().map_err(FileError::at("mend the end of", &rotation.path))?;
-        Ok(opened)
+        Ok(Self { rotation: rotation.clone(), file, reserved: 0, mended: false })
     }
 
-    /// Ends the line that a crash has left without its end: the next one would be lost with it.
-    fn mend(&mut self) -> io::Result<()> {
-        self.hold()?;
+    /// Locks the file that is at the path, if nobody else keeps its lock for longer than a write takes. At the first
+    /// time it ends the line that a crash has left without its end: the next one would be lost with it.
+    fn hold(&mut self) -> io::Result<()> {
+        self.lock()?;
+        let ready = self.prepare();
+        if ready.is_err() {
+            self.file.unlock().ok();
+        }
+        ready
+    }
+
+    /// Sees to it that the file that is locked is the one at the path, and ends with a line.
+    fn prepare(&mut self) -> io::Result<()> {
+        while !is_at(&self.file, &self.rotation.path)? {
+            self.file = open(&self.rotation.path).map_err(io::Error::other)?;
+            self.reserved = 0;
+            self.lock()?;
+        }
+        if self.mended {
+            return Ok(());
+        }
         let size = self.file.metadata()?.len();
         let mut last = [b'\n'];
         if size > 0 {
             File::open(&self.rotation.path)?.read_exact_at(&mut last, size - 1)?;
         }
-        let mended = if last == *b"\n" { Ok(()) } else { self.file.write_all(b"\n") };
-        self.file.unlock()?;
-        mended
+        if last != *b"\n" {
+            self.file.write_all(b"\n")?;
+        }
+        self.mended = true;
+        Ok(())
     }
 
-    /// Locks the file that is at the path.
-    fn hold(&mut self) -> io::Result<()> {
+    fn lock(&self) -> io::Result<()> {
+        let mut waited = Duration::ZERO;
         loop {
-            self.file.lock()?;
-            if is_at(&self.file, &self.rotation.path)? {
-                return Ok(());
+            match self.file.try_lock() {
+                Ok(()) => return Ok(()),
+                Err(TryLockError::WouldBlock) if waited < PATIENCE => {
+                    thread::sleep(TRY_AGAIN);
+                    waited += TRY_AGAIN;
+                }
+                Err(TryLockError::WouldBlock) => {
+                    let path = self.rotation.path.display();
+                    let told = format!("another process holds the lock on {path}: `fuser` or `lslocks` tells which");
+                    return Err(io::Error::new(io::ErrorKind::WouldBlock, told));
+                }
+                Err(TryLockError::Error(error)) => return Err(error),
             }
-            self.file = open(&self.rotation.path).map_err(io::Error::other)?;
-            self.reserved = 0;
         }
     }
 
@@ -139,7 +214,8 @@ impl Rotated {
             remove_if_there(left)?;
         }
         let new = options().create_new(true).open(&draft)?;
-        new.lock()?;
+        // Nobody has it open yet.
+        new.try_lock()?;
         let moved = self.shift().and_then(|()| fs::hard_link(path, &first)).and_then(|()| fs::rename(&draft, path));
         if let Err(error) = moved {
             remove_if_there(&draft)?;
@@ -180,10 +256,15 @@ impl Sink for Rotated {
         appended
     }
 
+    fn check(&mut self) -> io::Result<()> {
+        self.hold()?;
+        self.file.unlock()
+    }
+
     /// On Linux, where the file system can do so.
     #[cfg(target_os = "linux")]
     fn reserve(&mut self) -> io::Result<()> {
-        use rustix::{fs::FallocateFlags, io::Errno};
+        use rustix::fs::FallocateFlags;
         let size = self.file.metadata()?.len();
         if size + RESERVE / 2 <= self.reserved {
             return Ok(());
@@ -471,5 +552,65 @@ mod tests {
                 prop_assert!(entry.unwrap().metadata().unwrap().len() <= max_size);
             }
         }
+    }
+
+    #[test]
+    fn a_lock_that_another_process_holds_is_an_error_in_time_and_no_longer_than_it_is_held() {
+        let directory = tempfile::tempdir().unwrap();
+        let rotation = rotation(directory.path(), 10_000, 1);
+        let mut sink = Rotated::open(&rotation).unwrap();
+        append(&mut sink, "one\n");
+        let other = File::open(&rotation.path).unwrap();
+        other.lock().unwrap();
+        for error in [sink.check().unwrap_err(), sink.append(b"two\n").error.unwrap()] {
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            assert!(error.to_string().contains(rotation.path.to_str().unwrap()), "{error}");
+        }
+        // Nor does a start wait.
+        let mut starting = Rotated::open(&rotation).unwrap();
+        assert_eq!(starting.check().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(other);
+        append(&mut sink, "two\n");
+        append(&mut starting, "three\n");
+        assert_eq!(read(&rotation.path), ["one", "two", "three"]);
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_is_an_error_and_nothing_of_a_line_is_lost() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut sink = Stdout::of(File::from(std::os::fd::OwnedFd::from(writer)));
+        assert!(sink.check().is_ok());
+        let lines = "a line\n".repeat(100_000);
+        let stuck = sink.append(lines.as_bytes());
+        assert_eq!(stuck.error.map(|error| error.kind()), Some(io::ErrorKind::WouldBlock));
+        assert!(stuck.bytes > 0 && stuck.bytes < lines.len(), "{}", stuck.bytes);
+        assert_eq!(sink.check().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let reading = thread::spawn(move || {
+            let mut text = String::new();
+            io::Read::read_to_string(&mut reader, &mut text).map(|_| text)
+        });
+        let rest = sink.append(&lines.as_bytes()[stuck.bytes..]);
+        assert!(rest.error.is_none(), "{rest:?}");
+        drop(sink);
+        assert!(reading.join().unwrap().unwrap() == lines);
+    }
+
+    #[test]
+    fn one_file_with_two_names_is_read_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let rotation = rotation(directory.path(), 10, 2);
+        let mut sink = Rotated::open(&rotation).unwrap();
+        append(&mut sink, "one\ntwo\nthree\n");
+        // Killed between the two steps of a rotation.
+        sink.shift().unwrap();
+        fs::hard_link(&rotation.path, numbered(&rotation.path, 1)).unwrap();
+        assert_eq!(read(&rotation.path), ["one", "two", "three"]);
+        let mut reader = Reader::new(rotation.path.clone());
+        assert_eq!(reader.next_line().unwrap().unwrap(), b"one");
+        let mut sink = Rotated::open(&rotation).unwrap();
+        append(&mut sink, "four\nfive\n");
+        let lines: Vec<_> = std::iter::from_fn(|| reader.next_line().unwrap()).collect();
+        assert_eq!(lines, [&b"two"[..], b"three", b"four", b"five"]);
+        assert!(!reader.skipped());
     }
 }

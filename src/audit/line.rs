@@ -2,13 +2,15 @@
 
 use std::{
     fs,
+    hash::{DefaultHasher, Hash, Hasher},
     io::Write as _,
+    sync::{Arc, OnceLock},
     time::{Duration, UNIX_EPOCH},
 };
 
 use serde_json::Value;
 
-use super::{Event, Timestamp};
+use super::{Event, Timestamp, fold::Count};
 
 /// Room for a line as most are.
 pub(super) const USUAL: usize = 320;
@@ -16,9 +18,25 @@ pub(super) const USUAL: usize = 320;
 /// The longest name of a program that is written, in characters: a path may have 4096 bytes.
 const LONGEST_PROGRAM: usize = 256;
 
-/// Who asked and where: the part of a line that is the same for a whole connection.
+/// Who asked and where: the part of a line that is the same for a whole connection. Clones are of the same one.
 #[derive(Debug, Clone)]
-pub struct Origin(Box<str>);
+pub struct Origin {
+    facts: Arc<Facts>,
+    /// Only the peer is written, without its program: for a line that tells of several programs.
+    peer_only: bool,
+}
+
+#[derive(Debug)]
+struct Facts {
+    /// The members `socket` and `uid`.
+    who: Box<str>,
+    /// How much of `who` is the same for everybody who shares the peer's budget of lines.
+    peer_length: usize,
+    pid: Option<u32>,
+    /// The members that tell the program.
+    program: OnceLock<Box<str>>,
+    peer_digest: u64,
+}
 
 impl Origin {
     /// A peer of that socket.
@@ -28,16 +46,75 @@ impl Origin {
     /// a daemon that is confined by Landlock it does not; then there is only the name that the program gives itself.
     #[must_use]
     pub fn of_peer(socket: &str, uid: u32, pid: Option<u32>) -> Self {
-        let mut parts = vec![format!("\"socket\":{},\"uid\":{uid}", quoted(socket))];
-        if let Some(pid) = pid {
-            parts.push(format!("\"pid\":{pid}"));
-            if let Ok(exe) = fs::read_link(format!("/proc/{pid}/exe")) {
-                parts.push(format!("\"exe\":{}", quoted(&exe.to_string_lossy())));
-            } else if let Ok(comm) = fs::read(format!("/proc/{pid}/comm")) {
-                parts.push(format!("\"comm\":{}", quoted(String::from_utf8_lossy(&comm).trim_end_matches('\n'))));
-            }
+        let who = format!("\"socket\":{},\"uid\":{uid}", quoted(socket));
+        let origin = Self::new(who.len(), who, pid);
+        origin.program();
+        origin
+    }
+
+    /// A peer of a user who may not connect to that socket. Its program is looked up when a line tells of it, which most
+    /// of a flood have none for. All such users share one budget of lines: there may be thousands of them.
+    #[must_use]
+    pub fn of_stranger(socket: &str, uid: u32, pid: Option<u32>) -> Self {
+        let socket = format!("\"socket\":{}", quoted(socket));
+        Self::new(socket.len(), format!("{socket},\"uid\":{uid}"), pid)
+    }
+
+    fn new(peer_length: usize, who: String, pid: Option<u32>) -> Self {
+        let mut hasher = DefaultHasher::new();
+        who[..peer_length].hash(&mut hasher);
+        let peer_digest = hasher.finish();
+        let facts = Facts { who: who.into(), peer_length, pid, program: OnceLock::new(), peer_digest };
+        Self { facts: Arc::new(facts), peer_only: false }
+    }
+
+    fn program(&self) -> &str {
+        self.facts.program.get_or_init(|| self.facts.pid.map(program).unwrap_or_default())
+    }
+
+    /// Whose budget of lines it uses.
+    pub(super) fn peer(&self) -> u64 {
+        self.facts.peer_digest
+    }
+
+    /// The same without the program.
+    pub(super) fn peer_alone(&self) -> Self {
+        Self { facts: Arc::clone(&self.facts), peer_only: true }
+    }
+}
+
+/// Equal when the same is written of them. A program that is not looked up yet is told by its process id.
+impl PartialEq for Origin {
+    fn eq(&self, other: &Self) -> bool {
+        if self.peer_only != other.peer_only {
+            return false;
         }
-        Self(parts.join(",").into())
+        let (one, two) = (&*self.facts, &*other.facts);
+        if self.peer_only {
+            return one.who[..one.peer_length] == two.who[..two.peer_length];
+        }
+        let programs_differ = || one.program.get().zip(two.program.get()).is_some_and(|(one, two)| one != two);
+        std::ptr::eq(one, two) || one.pid == two.pid && one.who == two.who && !programs_differ()
+    }
+}
+
+impl Hash for Origin {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.facts.peer_digest, self.peer_only).hash(state);
+        if !self.peer_only {
+            (self.facts.pid, self.facts.who.len()).hash(state);
+        }
+    }
+}
+
+fn program(pid: u32) -> Box<str> {
+    let pid_member = format!(",\"pid\":{pid}");
+    if let Ok(exe) = fs::read_link(format!("/proc/{pid}/exe")) {
+        format!("{pid_member},\"exe\":{}", quoted(&exe.to_string_lossy())).into()
+    } else if let Ok(comm) = fs::read(format!("/proc/{pid}/comm")) {
+        format!("{pid_member},\"comm\":{}", quoted(String::from_utf8_lossy(&comm).trim_end_matches('\n'))).into()
+    } else {
+        pid_member.into()
     }
 }
 
@@ -57,11 +134,14 @@ fn quoted(text: &str) -> String {
 /// The beginning and the end of the years with four digits.
 const YEARS: (i64, i64) = (0, 253_402_300_799_999);
 
-fn begin(line: &mut Vec<u8>, time: Timestamp) {
+fn shown(time: Timestamp) -> humantime::Rfc3339Timestamp {
     let millis = u64::try_from(time.as_millis().clamp(YEARS.0, YEARS.1)).unwrap_or_default();
-    let time = humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(millis));
+    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(millis))
+}
+
+fn begin(line: &mut Vec<u8>, time: Timestamp) {
     // Writing to memory does not fail.
-    write!(line, "{{\"time\":\"{time}\",").ok();
+    write!(line, "{{\"time\":\"{}\",", shown(time)).ok();
 }
 
 /// Appends text as it is. To go by `fmt` for each part would cost more than all the rest of a line.
@@ -89,7 +169,31 @@ fn push_number(line: &mut Vec<u8>, mut number: u64) {
 /// words are ours.
 pub(super) fn write(line: &mut Vec<u8>, time: Timestamp, event: &Event<'_>) {
     begin(line, time);
-    push(line, &[&event.origin.0, ",\"operation\":\"", event.operation]);
+    push_event(line, event);
+    push(line, &["}\n"]);
+}
+
+/// Appends one line for several events, as [`write`] does for one.
+pub(super) fn write_count(line: &mut Vec<u8>, event: &Event<'_>, count: &Count) {
+    if count.times == 1 && !count.summary {
+        return write(line, count.last, event);
+    }
+    begin(line, count.last);
+    push_event(line, event);
+    push(line, &[",\"times\":"]);
+    push_number(line, count.times);
+    write!(line, ",\"first_time\":\"{}\"", shown(count.first)).ok();
+    push(line, &[if count.summary { ",\"summary\":true}\n" } else { "}\n" }]);
+}
+
+fn push_event(line: &mut Vec<u8>, event: &Event<'_>) {
+    let facts = &event.origin.facts;
+    if event.origin.peer_only {
+        push(line, &[&facts.who[..facts.peer_length]]);
+    } else {
+        push(line, &[&facts.who, event.origin.program()]);
+    }
+    push(line, &[",\"operation\":\"", event.operation]);
     if let Some(account) = event.subject.account.get() {
         push(line, &["\",\"account\":\"", account]);
     }
@@ -103,7 +207,7 @@ pub(super) fn write(line: &mut Vec<u8>, time: Timestamp, event: &Event<'_>) {
     }
     push(line, &[",\"latency_us\":"]);
     push_number(line, u64::try_from(event.latency.as_micros()).unwrap_or(u64::MAX));
-    push(line, &[",\"provider_called\":", if event.provider_called { "true" } else { "false" }, "}\n"]);
+    push(line, &[",\"provider_called\":", if event.provider_called { "true" } else { "false" }]);
 }
 
 /// The line in the place of those that found no room.
@@ -143,6 +247,7 @@ mod tests {
             status: Some(200),
             latency: Duration::from_micros(1234),
             provider_called: true,
+            own_line: true,
         };
         let expected = json!({
             "time": "2026-11-24T13:42:22.007Z", "socket": "agents", "uid": 1000, "operation": "getToken",
@@ -163,15 +268,76 @@ mod tests {
         }
     }
 
+    fn members(origin: &Origin) -> Value {
+        let subject = Subject::default();
+        written(
+            0,
+            &Event {
+                origin,
+                operation: words::CONNECT,
+                subject: &subject,
+                outcome: words::OK,
+                status: None,
+                latency: Duration::ZERO,
+                provider_called: false,
+                own_line: true,
+            },
+        )
+    }
+
     #[test]
     fn the_own_program_is_named() {
-        let origin = Origin::of_peer("s", 0, Some(std::process::id()));
-        let line: Value = serde_json::from_str(&format!("{{{}}}", origin.0)).unwrap();
-        let own = std::env::current_exe().unwrap();
-        assert_eq!(line["exe"].as_str(), own.to_str());
-        assert_eq!(line["pid"], std::process::id());
-        let gone = Origin::of_peer("s", 0, Some(4_000_000_000));
-        assert!(!gone.0.contains("exe") && !gone.0.contains("comm"));
+        for of in [Origin::of_peer, Origin::of_stranger] {
+            let origin = of("s", 0, Some(std::process::id()));
+            let line = members(&origin);
+            let own = std::env::current_exe().unwrap();
+            assert_eq!(line["exe"].as_str(), own.to_str());
+            assert_eq!((&line["pid"], &line["uid"]), (&json!(std::process::id()), &json!(0)));
+            let gone = members(&of("s", 0, Some(4_000_000_000)));
+            assert!(["exe", "comm"].iter().all(|member| gone.get(member).is_none()), "{gone}");
+            let alone = members(&origin.peer_alone());
+            assert!(["exe", "comm", "pid"].iter().all(|member| alone.get(member).is_none()), "{alone}");
+            assert_eq!(alone["socket"], "s");
+        }
+        let stranger = Origin::of_stranger("s", 7, None);
+        assert!(members(&stranger.peer_alone()).get("uid").is_none(), "it stands for all strangers");
+    }
+
+    #[test]
+    fn origins_are_equal_when_the_same_is_written_of_them() {
+        let origin = |uid, pid| Origin::of_peer("s", uid, Some(pid));
+        let own = std::process::id();
+        assert!(origin(1, own) == origin(1, own) && origin(1, own) != origin(2, own));
+        assert!(origin(1, own) != origin(1, 1) && origin(1, own).peer_alone() == origin(1, 1).peer_alone());
+        assert!(origin(1, own) != origin(1, own).peer_alone() && Origin::of_peer("t", 1, Some(own)) != origin(1, own));
+        let stranger = |uid| Origin::of_stranger("s", uid, None);
+        assert!(stranger(1) != stranger(2) && stranger(1).peer_alone() == stranger(2).peer_alone());
+        assert_eq!(stranger(1).peer(), stranger(2).peer());
+        assert_ne!(origin(1, 1).peer(), origin(2, 1).peer());
+    }
+
+    #[test]
+    fn a_line_for_several_says_how_many_and_since_when() {
+        let (origin, subject) = (Origin::of_peer("s", 0, None), Subject::default());
+        let event = Event {
+            origin: &origin,
+            operation: words::UNKNOWN,
+            subject: &subject,
+            outcome: words::OK,
+            status: Some(200),
+            latency: Duration::ZERO,
+            provider_called: false,
+            own_line: false,
+        };
+        let at = Timestamp::from_millis;
+        for summary in [false, true] {
+            let mut line = Vec::new();
+            write_count(&mut line, &event, &Count { times: 12, first: at(1000), last: at(1999), summary });
+            let line: Value = serde_json::from_slice(&line).unwrap();
+            assert_eq!((&line["times"], &line["time"]), (&json!(12), &json!("1970-01-01T00:00:01.999Z")));
+            assert_eq!(line["first_time"], "1970-01-01T00:00:01.000Z");
+            assert_eq!(line.get("summary"), summary.then_some(&json!(true)));
+        }
     }
 
     #[test]

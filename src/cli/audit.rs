@@ -48,7 +48,7 @@ pub fn print_audit(settings: &Settings, wanted: &AuditArgs, as_json: bool) -> Re
             output::note("warning: a line of the log is not readable, and left out");
             continue;
         };
-        if filter.is_some() && parsed.account != filter && parsed.lost.is_none() {
+        if filter.is_some() && parsed.account != filter && parsed.lost.is_none() && !parsed.summary {
             continue;
         }
         if !shown && !output::data_while_read(&columns(&HEAD.map(String::from)))? {
@@ -97,15 +97,21 @@ struct Line {
     #[serde(default)]
     provider_called: bool,
     lost: Option<u64>,
+    /// How many events the line tells of, if more than one.
+    times: Option<u64>,
+    /// Names are left out of it: it may tell of any account.
+    #[serde(default)]
+    summary: bool,
 }
 
-const HEAD: [&str; 9] = ["TIME", "SOCKET", "WHO", "OPERATION", "ABOUT", "OUTCOME", "STATUS", "LATENCY", "PROVIDER"];
+const HEAD: [&str; 10] =
+    ["TIME", "SOCKET", "WHO", "OPERATION", "ABOUT", "OUTCOME", "STATUS", "LATENCY", "PROVIDER", "TIMES"];
 
 /// The least that a column is wide: what comes later is not known yet.
-const WIDTHS: [usize; 9] = [24, 8, 18, 13, 18, 16, 6, 10, 8];
+const WIDTHS: [usize; 10] = [24, 8, 18, 13, 18, 16, 6, 10, 8, 5];
 
 impl Line {
-    fn row(self) -> [String; 9] {
+    fn row(self) -> [String; 10] {
         let program = self.exe.as_deref().and_then(|exe| exe.rsplit('/').next()).or(self.comm.as_deref());
         let process = self.uid.map(|uid| self.pid.map_or_else(|| uid.to_string(), |pid| format!("{uid}/{pid}")));
         let who = process.into_iter().chain(program.map(str::to_owned)).collect::<Vec<_>>().join(" ");
@@ -124,11 +130,12 @@ impl Line {
             or_none(self.status.map(|status| status.to_string())),
             or_none(self.latency_us.map(millis)),
             if self.provider_called { "called" } else { "-" }.to_owned(),
+            or_none(self.times.map(|times| times.to_string())),
         ]
     }
 }
 
-fn columns(row: &[String; 9]) -> String {
+fn columns(row: &[String; 10]) -> String {
     let cells = row.iter().zip(WIDTHS).map(|(cell, width)| format!("{cell:<width$}"));
     cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
 }
@@ -147,16 +154,22 @@ mod tests {
             "operation":"getToken","account":"corp/default","outcome":"ok","status":200,"latency_us":15349,
             "provider_called":true}"#;
         let expected = "2026-11-24T13:42:22.123Z  agents    1000/4242 curl      getToken       corp/default        \
-            ok                200     15.3 ms     called";
+            ok                200     15.3 ms     called    -";
         assert_eq!(row(whole), expected);
         let refused = r#"{"time":"2026-11-24T13:42:22.123Z","socket":"agents","uid":65534,"operation":"connect",
             "outcome":"UNAUTHORIZED","latency_us":0,"provider_called":false}"#;
         let expected = "2026-11-24T13:42:22.123Z  agents    65534               connect        -                   \
-            UNAUTHORIZED      -       0.0 ms      -";
+            UNAUTHORIZED      -       0.0 ms      -         -";
         assert_eq!(row(refused), expected);
         let gap = r#"{"time":"2026-11-24T13:42:22.123Z","operation":"audit","outcome":"lost","lost":17}"#;
         let expected = "2026-11-24T13:42:22.123Z  -         -                   audit          17 lines            \
-            lost              -       -           -";
+            lost              -       -           -         -";
         assert_eq!(row(gap), expected);
+        let several = r#"{"time":"2026-11-24T13:42:22.123Z","socket":"agents","uid":1000,"operation":"getToken",
+            "outcome":"RATE_LIMITED","status":429,"latency_us":1000,"provider_called":false,"times":5821,
+            "first_time":"2026-11-24T13:42:21.124Z","summary":true}"#;
+        let expected = "2026-11-24T13:42:22.123Z  agents    1000                getToken       -                   \
+            RATE_LIMITED      429     1.0 ms      -         5821";
+        assert_eq!(row(several), expected);
     }
 }

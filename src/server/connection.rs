@@ -1,10 +1,6 @@
 //! One connection, and one request on it.
 
-use std::{
-    convert::Infallible,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{convert::Infallible, sync::Arc};
 
 use axum::extract::FromRequestParts;
 use http::request::Parts;
@@ -14,7 +10,7 @@ use crate::{
     account::AccountRef,
     audit::{Kind, Origin, Subject},
     clock::Monotonic,
-    limits::{Bucket, Rate, Spending},
+    limits::{PeerRate, Spending, TooFast},
     refresh::Ticket,
 };
 
@@ -24,7 +20,8 @@ pub(super) struct Connection {
     pub(super) peer: Peer,
     /// As the audit log tells of it.
     pub(super) origin: Option<Origin>,
-    pace: Option<(Rate, Mutex<Bucket>)>,
+    /// Its peer's, shared by all connections of that user on the socket.
+    rate: Option<Arc<PeerRate>>,
     /// The socket's, for the new tokens that its peers ask for.
     spending: Option<Arc<Spending>>,
 }
@@ -33,24 +30,20 @@ impl Connection {
     pub(super) fn new(
         peer: Peer,
         origin: Option<Origin>,
-        rate: Option<Rate>,
+        rate: Option<Arc<PeerRate>>,
         spending: Option<Arc<Spending>>,
     ) -> Arc<Self> {
-        let pace = rate.map(|rate| (rate, Mutex::default()));
-        Arc::new(Self { peer, origin, pace, spending })
+        Arc::new(Self { peer, origin, rate, spending })
     }
 
     /// Whether its requests are counted.
     pub(super) const fn is_paced(&self) -> bool {
-        self.pace.is_some()
+        self.rate.is_some()
     }
 
-    /// Counts a request. The error says when there may be another.
-    pub(super) fn ask(&self, now: Monotonic) -> Result<(), Duration> {
-        match &self.pace {
-            Some((rate, bucket)) => bucket.lock().unwrap_or_else(PoisonError::into_inner).take(*rate, now),
-            None => Ok(()),
-        }
+    /// Counts a request. The error says when there may be another, and when this one is to be answered.
+    pub(super) fn ask(&self, now: Monotonic) -> Result<(), TooFast> {
+        self.rate.as_ref().map_or(Ok(()), |rate| rate.take(now))
     }
 }
 

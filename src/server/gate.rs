@@ -1,8 +1,9 @@
 //! What every request passes: whether it may be carried out now, and the line that tells of it.
 //!
 //! Invariants:
-//! 1. A request makes one line in the audit log, whatever becomes of it: an answer, a panic, a connection that ends.
+//! 1. A request is told of once in the audit log, whatever becomes of it: an answer, a panic, a connection that ends.
 //! 2. What is refused here has touched nothing.
+//! 3. What is refused for its rate is answered late (`limits.rs`), and until then no more is read from its connection.
 //!
 //! It is the one layer around the router, does the work of `envelope.rs` as well, and is outside of the router where that
 //! can be: a layer inside costs a request some allocations and moves, whatever it does.
@@ -21,7 +22,8 @@ use futures_util::{
     FutureExt as _,
     future::{BoxFuture, CatchUnwind},
 };
-use http::{Request, Version, header};
+use http::{HeaderValue, Request, Version, header};
+use tokio::time::{Sleep, sleep};
 use tower::{Layer, Service};
 
 use super::{
@@ -32,8 +34,9 @@ use super::{
     problem::{Code, Problem},
 };
 use crate::{
-    audit::{Audit, Event, Origin, Subject, words},
+    audit::{Audit, Event, Origin, Subject, Unwritten, words},
     clock::{Clock, Monotonic},
+    limits::{Delay, TooFast},
     refresh::Ticket,
 };
 
@@ -57,20 +60,35 @@ impl Gate {
     pub(super) fn audit(&self) -> &Audit {
         &self.0.audit
     }
+}
 
-    /// What a request is refused for before anything else of it is looked at.
-    fn refusal<B>(&self, request: &Request<B>, errand: &Errand, operation: &str, now: Monotonic) -> Option<Problem> {
-        if let Some(connection) = errand.connection() {
-            // RFC 9112 section 3.2. What it says does not matter on a Unix socket.
-            if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
-                return Some(Problem::invalid("a request of HTTP/1.1 has exactly one Host header"));
-            }
-            if let Err(wait) = connection.ask(now) {
-                return Some(Problem::too_fast(wait));
-            }
+/// What a request is refused for before anything else of it is looked at.
+fn refusal<B>(request: &Request<B>, errand: &Errand, now: Monotonic) -> Option<Refusal> {
+    let connection = errand.connection()?;
+    if let Err(TooFast { retry_after, delay }) = connection.ask(now) {
+        let mut answer = Problem::too_fast(retry_after).into_response();
+        if delay.is_none() {
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        (!self.0.audit.admits() && !operations::is_harmless(operation)).then(Problem::unaudited)
+        let delay = delay.map(|delay| Delayed { until: Box::pin(sleep(delay.length())), _place: delay });
+        return Some(Refusal { answer, delay });
     }
+    // RFC 9112 section 3.2. What it says does not matter on a Unix socket.
+    let is_bad = request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1;
+    let problem = || Problem::invalid("a request of HTTP/1.1 has exactly one Host header");
+    is_bad.then(|| Refusal { answer: problem().into_response(), delay: None })
+}
+
+/// An answer without an operation.
+struct Refusal {
+    answer: Response,
+    delay: Option<Delayed>,
+}
+
+/// How long an answer is held back.
+struct Delayed {
+    until: Pin<Box<Sleep>>,
+    _place: Delay,
 }
 
 impl<S> Layer<S> for Gate {
@@ -90,8 +108,9 @@ pub(super) struct Gated<S> {
 
 impl<S, B> Service<Request<B>> for Gated<S>
 where
-    S: Service<Request<B>, Response = Response, Error = Infallible>,
-    S::Future: Unpin,
+    S: Service<Request<B>, Response = Response, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Unpin + Send,
+    B: Send + 'static,
 {
     type Response = Response;
     type Error = Infallible;
@@ -113,8 +132,17 @@ where
         let timed = audited || errand.connection().is_some_and(Connection::is_paced);
         let started = if timed { clock.monotonic() } else { Monotonic::new(Duration::ZERO) };
         let operation = if audited { operations::of(&request) } else { words::UNKNOWN };
-        let stage = match self.gate.refusal(&request, &errand, operation, started) {
-            Some(problem) => Stage::Refused(problem.into_response()),
+        let stage = match refusal(&request, &errand, started) {
+            Some(refusal) => Stage::Refused(Some(refusal)),
+            None if audit.must_admit() && !operations::is_harmless(operation) => {
+                let (audit, mut inner) = (audit.clone(), self.inner.clone());
+                Stage::Admitting(Box::pin(async move {
+                    if !audit.admits().await {
+                        return Problem::unaudited().into_response();
+                    }
+                    enclose(AssertUnwindSafe(inner.call(request)).catch_unwind().await)
+                }))
+            }
             None => Stage::Running(AssertUnwindSafe(self.inner.call(request)).catch_unwind()),
         };
         let entry = audited.then(|| Entry { gate: self.gate.clone(), operation, errand, started });
@@ -129,11 +157,13 @@ pub(super) struct Passing<F> {
 }
 
 enum Stage<F> {
-    Refused(Response),
+    /// The answer is taken out when its time has come.
+    Refused(Option<Refusal>),
+    /// Carried out if the audit log takes lines.
+    Admitting(BoxFuture<'static, Response>),
     Running(CatchUnwind<AssertUnwindSafe<F>>),
     /// Answered, and the answer waits for its line.
     Writing(BoxFuture<'static, Response>),
-    Over,
 }
 
 impl<F: Future<Output = Result<Response, Infallible>> + Unpin> Future for Passing<F> {
@@ -142,12 +172,16 @@ impl<F: Future<Output = Result<Response, Infallible>> + Unpin> Future for Passin
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let answer = match &mut self.stage {
             Stage::Running(running) => enclose(ready!(Pin::new(running).poll(context))),
+            Stage::Admitting(running) => ready!(running.as_mut().poll(context)),
             Stage::Writing(writing) => return writing.as_mut().poll(context).map(Ok),
-            Stage::Refused(_) | Stage::Over => match std::mem::replace(&mut self.stage, Stage::Over) {
-                Stage::Refused(answer) => answer,
+            Stage::Refused(refusal) => {
+                if let Some(delayed) = refusal.as_mut().and_then(|refusal| refusal.delay.as_mut()) {
+                    ready!(delayed.until.as_mut().poll(context));
+                }
                 // Nobody polls it again.
-                Stage::Running(_) | Stage::Writing(_) | Stage::Over => return Poll::Pending,
-            },
+                let Some(refusal) = refusal.take() else { return Poll::Pending };
+                refusal.answer
+            }
         };
         let Some(entry) = self.entry.take() else { return Poll::Ready(Ok(answer)) };
         match entry.close(answer) {
@@ -185,18 +219,22 @@ impl Entry {
         let nothing = Subject::default();
         let outcome = code.map_or(words::OK, |code| code.as_str());
         let event = self.event(outcome, Some(answer.status().as_u16()), &nothing);
+        if operations::is_harmless(self.operation) {
+            self.gate.0.audit.note(&event);
+            return Ok(answer);
+        }
         let Some(waiting) = self.gate.0.audit.write(&event) else { return Ok(answer) };
         Err(Box::pin(async move {
-            if waiting.settled().await.is_ok() || operations::is_harmless(self.operation) {
-                answer
-            } else {
-                Problem::unaudited().into_response()
+            match waiting.settled().await {
+                Ok(()) => answer,
+                Err(Unwritten) => Problem::unaudited().into_response(),
             }
         }))
     }
 
     fn event<'a>(&'a self, outcome: &'static str, status: Option<u16>, nothing: &'a Subject) -> Event<'a> {
         let connection = self.errand.connection();
+        let provider_called = self.errand.ticket().is_some_and(Ticket::called);
         Event {
             origin: connection.and_then(|connection| connection.origin.as_ref()).unwrap_or(&self.gate.0.origin),
             operation: self.operation,
@@ -204,7 +242,8 @@ impl Entry {
             outcome,
             status,
             latency: self.gate.0.clock.monotonic().since(self.started),
-            provider_called: self.errand.ticket().is_some_and(Ticket::called),
+            provider_called,
+            own_line: outcome == words::OK && operations::is_change(self.operation, provider_called),
         }
     }
 }

@@ -48,7 +48,7 @@ use super::{
 };
 use crate::{
     audit::{Audit, Event, Origin, Subject, words},
-    limits::{SocketLimits, Spending},
+    limits::{RateLimiter, SocketLimits, Spending},
 };
 
 /// The room for a path in `sockaddr_un`, less the closing zero byte.
@@ -202,6 +202,7 @@ impl Listener {
         let mut connections = JoinSet::new();
         let graceful = GracefulShutdown::new();
         let seats = self.seats(&terms);
+        let rates = terms.limits.rate.map(RateLimiter::new);
         let spending = terms.limits.forced_refreshes.map(|rate| Arc::new(Spending::new(rate)));
         // It goes on where it was when a connection ends meanwhile.
         let mut accepting = pin!(self.accept(&seats, &terms.audit));
@@ -223,7 +224,8 @@ impl Listener {
                 }
             };
             let origin = terms.audit.is_on().then(|| Origin::of_peer(&self.name, peer.uid, peer.pid));
-            let connection = Connection::new(peer, origin, terms.limits.rate, spending.clone());
+            let connection =
+                Connection::new(peer, origin, rates.as_ref().map(|rates| rates.of(peer.uid)), spending.clone());
             let (api, usher) = (api.clone(), seat.usher());
             let known = service_fn(move |request: Request<Incoming>| {
                 let (mut request, fate) = watched(request);
@@ -273,28 +275,29 @@ impl Listener {
         let peer = match self.peers.admitted(&stream, &self.name) {
             Ok(peer) => peer,
             Err(stranger) => {
-                self.turned_away(stranger, Code::Unauthorized, audit);
+                self.turned_away(stranger, Code::Unauthorized, audit, Origin::of_stranger);
                 return Ok(None);
             }
         };
         let seat = seats.take(peer.uid).await;
         if seat.is_none() {
             tracing::debug!(socket = self.name, uid = peer.uid, "closed a connection of a user who has his share");
-            self.turned_away(Some(peer), Code::RateLimited, audit);
+            self.turned_away(Some(peer), Code::RateLimited, audit, Origin::of_peer);
         }
         Ok(seat.map(|seat| (stream, peer, seat)))
     }
 
-    fn turned_away(&self, peer: Option<Peer>, code: Code, audit: &Audit) {
+    fn turned_away(&self, peer: Option<Peer>, code: Code, audit: &Audit, origin: fn(&str, u32, Option<u32>) -> Origin) {
         if let Some(peer) = peer.filter(|_| audit.is_on()) {
             audit.note(&Event {
-                origin: &Origin::of_peer(&self.name, peer.uid, peer.pid),
+                origin: &origin(&self.name, peer.uid, peer.pid),
                 operation: words::CONNECT,
                 subject: &Subject::default(),
                 outcome: code.as_str(),
                 status: None,
                 latency: Duration::ZERO,
                 provider_called: false,
+                own_line: false,
             });
         }
     }

@@ -7,7 +7,7 @@ use crate::audit::words;
 /// Method, path and `operationId` of every operation.
 pub const OPERATIONS: &[(&str, &str, &str)] = &[
     ("GET", "/v1/tokens/{provider}", "getToken"),
-    ("POST", "/v1/tokens/{provider}/refresh", "refreshToken"),
+    ("POST", "/v1/tokens/{provider}/refresh", REFRESH),
     ("GET", "/v1/tokens", "listTokens"),
     ("PUT", "/v1/tokens/{provider}", "putToken"),
     ("DELETE", "/v1/tokens/{provider}", "deleteToken"),
@@ -29,6 +29,7 @@ pub const OPERATIONS: &[(&str, &str, &str)] = &[
     ("GET", DOCUMENT, "openapi"),
 ];
 
+const REFRESH: &str = "refreshToken";
 const HEALTH: &str = "/v1/health";
 const DOCUMENT: &str = "/openapi.yaml";
 
@@ -52,6 +53,12 @@ fn is_at(template: &str, path: &str) -> bool {
     }
 }
 
+/// Whether carrying it out changes what is kept. A refresh does so only if the provider was called.
+pub(super) fn is_change(operation: &str, provider_called: bool) -> bool {
+    let found = OPERATIONS.iter().find(|(.., of)| *of == operation);
+    found.is_some_and(|(method, ..)| *method != "GET" && (provider_called || operation != REFRESH))
+}
+
 /// Whether the answer may be given without a line in the audit log: it tells nothing of any account, and a daemon that
 /// cannot write its log must be able to say so.
 pub(super) fn is_harmless(operation: &str) -> bool {
@@ -61,6 +68,17 @@ pub(super) fn is_harmless(operation: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_get_is_a_change_and_a_refresh_is_one_if_the_provider_was_called() {
+        for operation in ["getToken", "listTokens", "health", words::UNKNOWN, words::CONNECT] {
+            assert!(!is_change(operation, true), "{operation}");
+        }
+        for operation in ["putToken", "deleteApiKey", "startLogin", "cancelLogin", "createSandbox"] {
+            assert!(is_change(operation, false), "{operation}");
+        }
+        assert!(is_change("refreshToken", true) && !is_change("refreshToken", false));
+    }
 
     #[test]
     fn an_operation_is_told_by_method_and_path() {

@@ -24,6 +24,10 @@ impl Peer {
     }
 }
 
+/// For so many refused users there is a warning in the daemon's log. A stranger may be thousands (subordinate user ids);
+/// the audit log tells of all.
+const MOST_WARNINGS: usize = 32;
+
 /// The users that may connect: by `SO_PEERCRED`, which the kernel vouches for.
 #[derive(Debug)]
 pub struct Peers {
@@ -63,7 +67,8 @@ impl Peers {
         if self.admitted.contains(&peer.uid) {
             return Ok(peer);
         }
-        if self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(peer.uid) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.len() < MOST_WARNINGS && refused.insert(peer.uid) {
             tracing::warn!(socket, uid = peer.uid, pid, "refused a peer; the next ones of this user are not logged");
         }
         Err(Some(peer))

@@ -171,9 +171,9 @@ impl Problem {
         Self::new(Code::Unauthorized, "this socket may not do that")
     }
 
-    /// More requests than the connection may make.
+    /// More requests than the peer may make.
     pub(super) fn too_fast(wait: Duration) -> Self {
-        Self::new(Code::RateLimited, "more requests than this connection may make").retry_after(wait)
+        Self::new(Code::RateLimited, "more requests than this user may make on this socket").retry_after(wait)
     }
 
     /// The audit log cannot be written, and nothing is to be done without a line in it. It is a store that cannot be

@@ -245,7 +245,7 @@ async fn every_socket_does_what_the_document_and_its_lists_say_and_refuses_all_e
         assert_ne!(answer.status, 403, "{}", call.name);
     }
 
-    // One line in the audit log for each request, and one for the question whether the daemon is there.
+    // The audit log tells of each request, and of the question whether the daemon is there.
     let asked = world.asked.load(Ordering::Relaxed) + 1;
     let written = async {
         while world.log().len() < asked {

@@ -10,11 +10,14 @@ use tokio::time::{sleep, timeout};
 use support::{
     audit_log,
     daemon::{Daemon, Home},
+    http::{Connection, Response},
     issuer::Issuer,
 };
 
 mod command;
 mod disk;
+mod flood;
+mod hang;
 mod lines;
 #[path = "../support/mod.rs"]
 mod support;
@@ -26,11 +29,25 @@ const JSON: (&str, &str) = ("content-type", "application/json");
 /// For what takes milliseconds on an idle machine.
 const SOON: Duration = Duration::from_secs(10);
 
-/// A path that is no route: its line ends a series.
-const MARKER: &str = "/marker";
+/// An account that no test asks for: what is told of it ends a series.
+const MARKER: &str = "/v1/tokens/marker";
 
 const SANDBOX: &str = "[sockets.agents]\npath = \"{home}/run/agents/s\"\nrole = \"sandbox\"\n\
     allow = [\"corp\", \"corp/agent\"]\noperations = [\"read\", \"refresh\", \"login\"]\n";
+
+fn is_mark(line: &Value) -> bool {
+    line["account"] == "marker/default"
+}
+
+async fn put_key(connection: &mut Connection, name: &str) -> Response {
+    connection.request("PUT", &format!("/v1/api-keys/{name}"), &[JSON], "{\"api_key\": \"canary-api-key\"}").await
+}
+
+/// The numbers that such lines are about.
+fn numbers(lines: &[Value]) -> Vec<usize> {
+    let keys = lines.iter().filter_map(|line| line["key"].as_str()?.strip_prefix('n'));
+    keys.filter_map(|number| number.parse().ok()).collect()
+}
 
 /// A daemon, the provider `corp`, and one account with a good token.
 struct World {
@@ -66,6 +83,15 @@ impl World {
         self.daemon.request("PUT", target, &[JSON], self.grant().to_string()).await.status
     }
 
+    /// Puts keys of these numbers: changes, each of which has a line of its own.
+    async fn put_keys(&self, numbers: std::ops::Range<usize>) {
+        let mut connection = self.daemon.connect().await;
+        for number in numbers {
+            let answer = put_key(&mut connection, &format!("n{number}")).await;
+            assert_eq!(answer.status, 201, "{}", answer.text());
+        }
+    }
+
     fn grant(&self) -> Value {
         let (access, refresh) = self.issuer.new_grant();
         json!({"access_token": access, "refresh_token": refresh, "expires_in": 3600, "scope": "canary-scope"})
@@ -75,27 +101,35 @@ impl World {
         self.home.path().join("run/agents/s")
     }
 
-    /// The lines up to one of a request that is made now.
+    /// What is told of up to a request that is made now: a line that counts several events is there as often.
     async fn lines(&self) -> Vec<Value> {
-        let before = audit_log::lines(&self.log).iter().filter(|line| line["operation"] == "unknown").count();
-        assert_eq!(self.daemon.request("GET", MARKER, &[], "").await.status, 404);
+        let marks = |lines: &[Value]| lines.iter().filter(|line| is_mark(line)).count();
+        let before = marks(&self.events());
+        // The first may have a line of its own. The last is counted, and written after all that was counted before it.
+        for _ in 0..2 {
+            assert_eq!(self.daemon.request("GET", MARKER, &[], "").await.status, 404);
+        }
         let mut lines = Vec::new();
         let there = async {
-            while lines.iter().filter(|line: &&Value| line["operation"] == "unknown").count() <= before {
+            while marks(&lines) < before + 2 {
                 sleep(Duration::from_millis(5)).await;
-                lines = audit_log::lines(&self.log);
+                lines = self.events();
             }
         };
         timeout(SOON, there).await.expect("the line is written");
         lines
     }
 
-    /// The lines that `work` leaves.
+    fn events(&self) -> Vec<Value> {
+        audit_log::events(audit_log::lines(&self.log))
+    }
+
+    /// What is told of `work`.
     async fn lines_of(&self, work: impl Future) -> Vec<Value> {
         let before = self.lines().await.len();
         work.await;
         let mut lines = self.lines().await.split_off(before);
-        assert_eq!(lines.pop().unwrap()["operation"], "unknown");
+        lines.retain(|line| !is_mark(line));
         lines
     }
 

@@ -21,6 +21,7 @@ use crate::{
         daemon::{Daemon, Home},
         http::open,
         issuer::{Answer, Gate, Issuer, Raw},
+        mounts::Mounts,
     },
     table,
 };
@@ -45,6 +46,27 @@ async fn every_signal_that_ends_it_ends_it_in_order_whoever_holds_a_connection()
         assert_eq!(status.code(), Some(0), "{signals:?}");
         assert!(!world.daemon.socket().exists(), "{signals:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_ends_though_the_look_up_of_a_name_never_does() {
+    // Who reads the file waits for its writer, which there is none of.
+    let hosts = "mkfifo \"$PLACE/hosts\" && mount --bind \"$PLACE/hosts\" /etc/hosts";
+    let (home, _mounts) = match Mounts::home("etc", hosts) {
+        Ok(mounted) => mounted,
+        Err(why) => {
+            println!("skipped: {why}");
+            return;
+        }
+    };
+    let config = "[providers.corp]\ntoken_endpoint = \"https://nowhere.example/token\"\nclient_id = \"me\"\n";
+    let mut daemon = Daemon::start(&home, "a", config, &[]).await;
+    let grant = json!({"access_token": "canary-at", "refresh_token": "canary-rt-1", "expires_in": 3600}).to_string();
+    assert_eq!(daemon.request("PUT", TOKEN, &[JSON], grant).await.status, 201);
+    let failed = daemon.request("POST", REFRESH, &[], "").await;
+    assert!([502, 504].contains(&failed.status), "{}", failed.text());
+    daemon.sigterm();
+    assert!(timeout(AT_ONCE, daemon.wait()).await.expect("it waits for the look-up").success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -38,3 +38,17 @@ pub(crate) fn lines(path: &Path) -> Vec<Value> {
     assert!(text.is_empty() || text.ends_with('\n'), "half a line: {:?}", text.lines().last());
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
 }
+
+/// How many events a line tells of.
+pub(crate) fn times(line: &Value) -> u64 {
+    line.get("times").map_or(1, |times| times.as_u64().expect("a count"))
+}
+
+/// The lines as if none stood for several events: each as often as it counts.
+pub(crate) fn events(lines: Vec<Value>) -> Vec<Value> {
+    let each = |line: Value| {
+        let times = usize::try_from(times(&line)).unwrap();
+        std::iter::repeat_n(line, times)
+    };
+    lines.into_iter().flat_map(each).collect()
+}

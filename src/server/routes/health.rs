@@ -18,7 +18,7 @@ pub(in crate::server) async fn health(
 ) -> Result<Response, Problem> {
     Query::parse(&uri, &[])?;
     let mut reasons = coordinator.ailments().await;
-    reasons.extend(audit.ailments());
+    reasons.extend(audit.ailments().await);
     let (status, body) = if reasons.is_empty() {
         (StatusCode::OK, json!({"status": "ok"}))
     } else {

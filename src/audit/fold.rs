@@ -1,0 +1,466 @@
+//! Equal events, counted together: a flood adds some lines a second to the log, and a busy reader next to none.
+//!
+//! Owns: which event is written at once, and the counts of those that are not.
+//!
+//! Events are equal when everything is but their times. The first of equal events is written at once. Those that follow
+//! are counted, and the counts are written as one line each second ([`Folds::flush`]) until a second has none. A peer
+//! (a user on a socket; all users that a socket turns away) has so many lines: [`BURST`] at once, and [`REFILL`] more
+//! each second. What finds none left is counted by operation and outcome alone, in summaries; of those there are
+//! [`SUMMARIES`] a second, and then one for all that is left.
+//!
+//! Invariants:
+//! 1. Every event is written or counted, and every count is written: the sum of `times`, where a line without one counts
+//!    as 1, is the number of events.
+//! 2. Once its burst is spent, a peer adds at most [`REFILL`] + [`SUMMARIES`] + 1 lines in a second, whatever it does. An
+//!    event with a line of its own ([`Event::own_line`]) is not counted here: other limits bound those.
+//! 3. There are at most [`MOST_EVENTS`] different events in memory, and a few summaries for each peer.
+//!
+//! Must not know: where lines go, and when a second is over.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher as _, RandomState},
+    time::Duration,
+};
+
+use super::{Event, Origin, Subject, Timestamp, words};
+
+/// How many lines a peer may add at once: a program that asks for each of some hundred accounts has them all.
+const BURST: u32 = 200;
+
+/// How many more each second: some 5 KB, with which the default log lasts for hours.
+const REFILL: u32 = 20;
+
+/// How many summaries of a peer there are in a second.
+const SUMMARIES: u32 = 10;
+
+/// How many different events are kept apart. An event takes some 300 bytes.
+const MOST_EVENTS: usize = 8192;
+
+/// What a line tells of the events that it stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Count {
+    pub(super) times: u64,
+    pub(super) first: Timestamp,
+    pub(super) last: Timestamp,
+    /// The events differ in what the line leaves out: the program, the names, and in the last summary everything.
+    pub(super) summary: bool,
+}
+
+impl Count {
+    const fn of_one(now: Timestamp) -> Self {
+        Self { times: 1, first: now, last: now, summary: false }
+    }
+}
+
+/// What becomes of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Placed {
+    /// It is written at once. [`Folds::taken_in`] or [`Folds::not_taken_in`] is told what became of that.
+    First(Key),
+    /// It is counted. The last line of its equals ends there.
+    Counted(u64),
+}
+
+/// Names an event in the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Key(u64);
+
+/// The events of the last second or so.
+#[derive(Default)]
+pub(super) struct Folds {
+    /// Keyed, so that nobody can choose events that share an entry. Those that do by chance are told apart all the same.
+    hasher: RandomState,
+    entries: HashMap<Key, Entry>,
+    peers: HashMap<u64, Budget>,
+    /// How many counts were begun: lines are written in that order.
+    begun: u64,
+}
+
+/// What a peer has used of its lines.
+#[derive(Default)]
+struct Budget {
+    lines: u32,
+    summaries: u32,
+}
+
+impl Budget {
+    fn take_line(&mut self) -> bool {
+        let is_left = self.lines < BURST;
+        self.lines += u32::from(is_left);
+        is_left
+    }
+}
+
+/// Equal events.
+struct Entry {
+    origin: Origin,
+    operation: &'static str,
+    subject: Subject,
+    outcome: &'static str,
+    status: Option<u16>,
+    provider_called: bool,
+    summary: bool,
+    /// Where their last line ends.
+    end: u64,
+    /// Those that no line tells of yet.
+    times: u64,
+    first: Timestamp,
+    last: Timestamp,
+    longest: Duration,
+    /// The order of their counts.
+    turn: u64,
+}
+
+impl Entry {
+    fn of(event: &Event<'_>, summary: bool) -> Self {
+        Self {
+            origin: event.origin.clone(),
+            operation: event.operation,
+            subject: event.subject.clone(),
+            outcome: event.outcome,
+            status: event.status,
+            provider_called: event.provider_called,
+            summary,
+            end: 0,
+            times: 0,
+            first: Timestamp::from_millis(0),
+            last: Timestamp::from_millis(0),
+            longest: Duration::ZERO,
+            turn: 0,
+        }
+    }
+
+    fn is(&self, event: &Event<'_>) -> bool {
+        self.operation == event.operation
+            && self.outcome == event.outcome
+            && self.status == event.status
+            && self.provider_called == event.provider_called
+            && self.origin == *event.origin
+            && self.subject == *event.subject
+    }
+
+    fn add(&mut self, count: &Count, latency: Duration, begun: &mut u64) {
+        if self.times == 0 {
+            self.first = count.first;
+            self.turn = *begun;
+            *begun += 1;
+        }
+        self.times += count.times;
+        self.last = count.last;
+        self.longest = self.longest.max(latency);
+    }
+
+    fn event(&self) -> Event<'_> {
+        Event {
+            origin: &self.origin,
+            operation: self.operation,
+            subject: &self.subject,
+            outcome: self.outcome,
+            status: self.status,
+            latency: self.longest,
+            provider_called: self.provider_called,
+            own_line: false,
+        }
+    }
+
+    fn count(&self) -> Count {
+        Count { times: self.times, first: self.first, last: self.last, summary: self.summary }
+    }
+}
+
+impl Folds {
+    /// Whether nothing is to be written or forgotten later.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.peers.is_empty()
+    }
+
+    /// Says what becomes of the event, and counts it if that is it.
+    pub(super) fn place(&mut self, event: &Event<'_>, now: Timestamp) -> Placed {
+        let key = self.key(event);
+        let one = Count::of_one(now);
+        let known = self.entries.get_mut(&key);
+        let is_new = known.is_none();
+        if let Some(entry) = known.filter(|entry| entry.is(event)) {
+            entry.add(&one, event.latency, &mut self.begun);
+            return Placed::Counted(entry.end);
+        }
+        let has_room = is_new && self.entries.len() < MOST_EVENTS;
+        if has_room && self.peers.entry(event.origin.peer()).or_default().take_line() {
+            self.entries.insert(key, Entry::of(event, false));
+            return Placed::First(key);
+        }
+        self.summarize(event, &one);
+        Placed::Counted(0)
+    }
+
+    /// The line of a first event ends there.
+    pub(super) fn taken_in(&mut self, key: Key, end: u64) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.end = end;
+        }
+    }
+
+    /// There was no room for the line of a first event: it is counted instead.
+    pub(super) fn not_taken_in(&mut self, key: Key, event: &Event<'_>, now: Timestamp) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.add(&Count::of_one(now), event.latency, &mut self.begun);
+        }
+    }
+
+    /// Ends a second: gives every count to `write`, which says where its line ends, the earliest begun first.
+    pub(super) fn flush(&mut self, mut write: impl FnMut(&Event<'_>, &Count) -> u64) {
+        for budget in self.peers.values_mut() {
+            budget.lines = budget.lines.saturating_sub(REFILL);
+        }
+        self.entries.retain(|_, entry| entry.times > 0);
+        for key in self.in_turn(false) {
+            let Some(entry) = self.entries.get_mut(&key) else { continue };
+            if self.peers.entry(entry.origin.peer()).or_default().take_line() {
+                entry.end = write(&entry.event(), &entry.count());
+                (entry.times, entry.longest) = (0, Duration::ZERO);
+            } else if let Some(entry) = self.entries.remove(&key) {
+                self.summarize(&entry.event(), &entry.count());
+            }
+        }
+        for key in self.in_turn(true) {
+            if let Some(entry) = self.entries.remove(&key) {
+                write(&entry.event(), &entry.count());
+            }
+        }
+        self.peers.retain(|_, budget| {
+            budget.summaries = 0;
+            budget.lines > 0
+        });
+    }
+
+    fn in_turn(&self, summaries: bool) -> Vec<Key> {
+        let wanted = self.entries.iter().filter(|(_, entry)| entry.summary == summaries);
+        let mut keys: Vec<_> = wanted.map(|(key, entry)| (entry.turn, *key)).collect();
+        keys.sort_unstable_by_key(|(turn, _)| *turn);
+        keys.into_iter().map(|(_, key)| key).collect()
+    }
+
+    /// Counts what has no line of its kind: by operation and outcome, or altogether.
+    fn summarize(&mut self, event: &Event<'_>, count: &Count) {
+        let (origin, subject) = (event.origin.peer_alone(), Subject::default());
+        let kind = Event { origin: &origin, subject: &subject, ..*event };
+        let (operation, outcome) = (words::VARIOUS, words::VARIOUS);
+        let all = Event { operation, outcome, status: None, provider_called: false, ..kind };
+        let mut key = self.key(&kind);
+        let budget = self.peers.entry(origin.peer()).or_default();
+        match self.entries.get(&key) {
+            Some(entry) if entry.is(&kind) => {}
+            None if budget.summaries < SUMMARIES => {
+                budget.summaries += 1;
+                self.entries.insert(key, Entry::of(&kind, true));
+            }
+            Some(_) | None => {
+                key = self.key(&all);
+                self.entries.entry(key).or_insert_with(|| Entry::of(&all, true));
+            }
+        }
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.add(count, event.latency, &mut self.begun);
+        }
+    }
+
+    fn key(&self, event: &Event<'_>) -> Key {
+        let Subject { account, named } = event.subject;
+        let facts = (event.origin, event.operation, account.get(), named.get());
+        Key(self.hasher.hash_one((facts, event.outcome, event.status, event.provider_called)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::account::AccountRef;
+
+    fn at(millis: i64) -> Timestamp {
+        Timestamp::from_millis(millis)
+    }
+
+    /// A log, as the queue writes one.
+    #[derive(Default)]
+    struct Log {
+        folds: Folds,
+        /// What is written of whom: operation, account, outcome, count.
+        lines: Vec<(&'static str, Option<String>, &'static str, Count)>,
+    }
+
+    fn line(event: &Event<'_>, count: &Count) -> (&'static str, Option<String>, &'static str, Count) {
+        let Subject { account, .. } = event.subject;
+        (event.operation, account.get().cloned(), event.outcome, *count)
+    }
+
+    impl Log {
+        fn tell(&mut self, event: &Event<'_>, now: Timestamp) {
+            if let Placed::First(key) = self.folds.place(event, now) {
+                self.lines.push(line(event, &Count::of_one(now)));
+                self.folds.taken_in(key, 1);
+            }
+        }
+
+        /// The lines that a second's end adds.
+        fn second(&mut self) -> usize {
+            let before = self.lines.len();
+            self.folds.flush(|event, count| {
+                self.lines.push(line(event, count));
+                2
+            });
+            self.lines.len() - before
+        }
+
+        fn events(&self) -> u64 {
+            self.lines.iter().map(|(.., count)| count.times).sum()
+        }
+    }
+
+    fn about(account: usize) -> Subject {
+        let subject = Subject::default();
+        subject.account(AccountRef::new("corp", Some(&format!("n{account}"))).unwrap());
+        subject
+    }
+
+    fn event<'a>(origin: &'a Origin, subject: &'a Subject) -> Event<'a> {
+        Event {
+            origin,
+            operation: "getToken",
+            subject,
+            outcome: words::OK,
+            status: Some(200),
+            latency: Duration::ZERO,
+            provider_called: false,
+            own_line: false,
+        }
+    }
+
+    #[test]
+    fn the_first_is_written_at_once_and_then_one_line_a_second_until_one_has_none() {
+        let (mut log, origin, subject) = (Log::default(), Origin::of_peer("s", 0, None), about(1));
+        for second in 0..3 {
+            for millis in 0..100 {
+                log.tell(&event(&origin, &subject), at(second * 1000 + millis));
+            }
+            assert_eq!(log.second(), 1);
+        }
+        let counts: Vec<_> = log.lines.iter().map(|(.., count)| (count.times, count.first, count.last)).collect();
+        let count = |times, first, last| (times, at(first), at(last));
+        assert_eq!(counts, [count(1, 0, 0), count(99, 1, 99), count(100, 1000, 1099), count(100, 2000, 2099)]);
+        assert_eq!((log.second(), log.folds.entries.len()), (0, 0));
+        // The peer gets its lines back.
+        while !log.folds.is_empty() {
+            assert_eq!(log.second(), 0);
+        }
+        log.tell(&event(&origin, &subject), at(9000));
+        assert_eq!(log.lines.len(), 5);
+    }
+
+    #[test]
+    fn whatever_differs_is_told_apart() {
+        let mut log = Log::default();
+        let (me, you, subject, other) =
+            (Origin::of_peer("s", 1, None), Origin::of_peer("s", 2, None), about(1), about(2));
+        let named = Subject::default();
+        named.named(crate::audit::Kind::Key, "corp");
+        let one = event(&me, &subject);
+        let events = [
+            Event { origin: &you, ..one },
+            Event { subject: &other, ..one },
+            Event { subject: &named, ..one },
+            Event { operation: "listTokens", ..one },
+            Event { outcome: "NOT_FOUND", ..one },
+            Event { status: Some(404), ..one },
+            Event { provider_called: true, ..one },
+            one,
+        ];
+        for _ in 0..2 {
+            for event in &events {
+                log.tell(event, at(0));
+            }
+        }
+        assert_eq!(log.lines.len(), events.len());
+        log.tell(&Event { latency: Duration::from_secs(1), ..event(&me, &subject) }, at(1));
+        assert_eq!(log.lines.len(), events.len(), "but for the times");
+    }
+
+    #[test]
+    fn more_than_a_peer_has_lines_for_is_counted_by_operation_and_outcome() {
+        let (mut log, origin) = (Log::default(), Origin::of_peer("s", 0, None));
+        for number in 0..1000 {
+            let subject = about(number);
+            log.tell(&event(&origin, &subject), at(0));
+            log.tell(&Event { outcome: "NOT_FOUND", ..event(&origin, &subject) }, at(0));
+        }
+        assert_eq!(log.lines.len(), BURST as usize);
+        // Another peer's lines are its own.
+        let other = Origin::of_peer("s", 1, None);
+        log.tell(&event(&other, &about(1)), at(0));
+        assert_eq!(log.lines.len(), BURST as usize + 1);
+        assert_eq!(log.second(), 2);
+        let summaries: Vec<_> = log.lines.iter().filter(|(.., count)| count.summary).collect();
+        for (operation, account, outcome, count) in summaries {
+            assert!(*operation == "getToken" && account.is_none() && count.times == 900, "{outcome} {count:?}");
+        }
+        assert_eq!(log.events(), 2001);
+    }
+
+    #[test]
+    fn all_whom_a_socket_turns_away_are_one_peer() {
+        let mut log = Log::default();
+        for uid in 0..1000 {
+            log.tell(&event(&Origin::of_stranger("s", uid, Some(uid)), &Subject::default()), at(0));
+        }
+        assert_eq!((log.lines.len(), log.second(), log.events()), (BURST as usize, 1, 1000));
+    }
+
+    #[test]
+    fn what_found_no_room_is_written_with_the_counts() {
+        let (mut log, origin, subject) = (Log::default(), Origin::of_peer("s", 0, None), about(1));
+        let one = event(&origin, &subject);
+        let Placed::First(key) = log.folds.place(&one, at(5)) else { panic!("it is the first") };
+        log.folds.not_taken_in(key, &one, at(5));
+        assert_eq!((log.second(), log.events()), (1, 1));
+    }
+
+    const OPERATIONS: [&str; 20] =
+        ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p", "q", "r", "s", "t"];
+
+    proptest! {
+        /// Invariants 1 to 3.
+        #[test]
+        fn nothing_is_lost_and_no_peer_adds_more_than_its_lines(
+            steps in proptest::collection::vec((0..3_u32, 0..20_usize, 0..400_usize, 0..10_usize), 1..120),
+            rounds in 1..8_usize,
+        ) {
+            let mut log = Log::default();
+            let origins: Vec<_> = (0..3).map(|uid| Origin::of_peer("s", uid, None)).collect();
+            let mut told = 0_i64;
+            for round in 0..rounds {
+                for (peer, operation, account, times) in &steps {
+                    let subject = about(account + round * 100);
+                    let operation = OPERATIONS[*operation];
+                    for _ in 0..*times {
+                        let event = Event { operation, ..event(&origins[*peer as usize], &subject) };
+                        log.tell(&event, at(told));
+                        told += 1;
+                    }
+                }
+                prop_assert!(log.folds.entries.len() <= MOST_EVENTS + 3 * (SUMMARIES as usize + 1));
+                log.second();
+                let seconds = u32::try_from(round).unwrap() + 1;
+                let most = 3 * (BURST + seconds * (REFILL + SUMMARIES + 1));
+                prop_assert!(log.lines.len() <= most as usize, "{} after {seconds}", log.lines.len());
+            }
+            for _ in 0..BURST / REFILL + 2 {
+                log.second();
+            }
+            prop_assert!(log.folds.is_empty());
+            prop_assert_eq!(log.events(), u64::try_from(told).unwrap());
+            prop_assert!(log.lines.iter().all(|(.., count)| count.times > 0));
+        }
+    }
+}
