@@ -33,6 +33,7 @@ use crate::{
     account::{AccountRef, MAX_NAME},
     clock::{Clock, Timestamp},
     private::PrivateError,
+    timeouts::LAST_AUDIT_LINES,
 };
 
 mod file;
@@ -220,9 +221,6 @@ impl Waiting {
 const UNWRITABLE: &str = "the audit log cannot be written";
 const UNROTATABLE: &str = "the audit log cannot be rotated";
 
-/// How long the end waits for the last lines: a disk takes them at once, or is not well.
-const LAST_WRITE: Duration = Duration::from_secs(2);
-
 /// The log. Clones write to the same; the default one is off.
 #[derive(Clone, Default)]
 pub struct Audit(Option<Arc<Log>>);
@@ -311,7 +309,7 @@ impl Audit {
     }
 
     /// What is wrong with it. The writer tries whether it could write now; a log that hangs is not waited for longer than
-    /// [`queue::CHECK`].
+    /// [`AUDIT_CHECK`](crate::timeouts::AUDIT_CHECK).
     pub async fn ailments(&self) -> Vec<&'static str> {
         let Some(log) = &self.0 else { return Vec::new() };
         let (unwritable, unrotatable) = log.queue.ailing().await;
@@ -326,7 +324,7 @@ impl Audit {
     pub async fn close(&self) {
         let Some(log) = &self.0 else { return };
         log.queue.close();
-        if timeout(LAST_WRITE, log.ended.cancelled()).await.is_err() {
+        if timeout(LAST_AUDIT_LINES, log.ended.cancelled()).await.is_err() {
             tracing::error!("the last lines of the audit log are not written: it does not answer");
         }
     }
@@ -410,7 +408,7 @@ mod tests {
                 provider_called: false,
                 own_line: true,
             });
-            timeout(LAST_WRITE * 5, audit.close()).await.expect("it does not end");
+            timeout(LAST_AUDIT_LINES * 5, audit.close()).await.expect("it does not end");
         }
     }
 }

@@ -372,16 +372,13 @@ impl Coordinator {
         if self.0.slots().values().any(|slot| slot.lock().unsaved.is_some()) {
             ailments.push("a refresh is not saved yet");
         }
-        if self.0.unwritable.load(Ordering::Relaxed) && !self.0.writable_again().await {
+        let written = async { !self.0.unwritable.load(Ordering::Relaxed) || self.0.writable_again().await };
+        let (written, read) = tokio::join!(written, self.0.readable());
+        if !written {
             ailments.push("the store cannot be written");
         }
-        // No provider can have this name's grant unless a person put one; the answer does not matter, that there is
-        // one does.
-        if let Ok(probe) = "health-probe".parse::<Account>() {
-            let loaded = tokio::time::timeout(HEALTH, self.0.store.load(&probe)).await;
-            if loaded.map_or(true, |loaded| loaded.is_err_and(|error| error.is_transient())) {
-                ailments.push("the store cannot be read");
-            }
+        if !read {
+            ailments.push("the store cannot be read");
         }
         ailments
     }
@@ -462,6 +459,14 @@ impl Inner {
     async fn writable_again(&self) -> bool {
         let probed = tokio::time::timeout(HEALTH, self.store.probe()).await;
         probed.is_ok_and(|probed| self.noted(probed).is_ok())
+    }
+
+    /// Whether the store answers. No provider can have this name's grant unless a person put one; the answer does not
+    /// matter, that there is one does.
+    async fn readable(&self) -> bool {
+        let Ok(probe) = "health-probe".parse::<Account>() else { return true };
+        let loaded = tokio::time::timeout(HEALTH, self.store.load(&probe)).await;
+        loaded.is_ok_and(|loaded| loaded.map_or_else(|error| !error.is_transient(), |_| true))
     }
 
     async fn revoke(&self, account: &Account, grant: &Grant) -> bool {

@@ -13,7 +13,10 @@ use super::{
     fold::{Folds, Placed},
     line,
 };
-use crate::clock::{Clock, Monotonic, Timestamp};
+use crate::{
+    clock::{Clock, Monotonic, Timestamp},
+    timeouts::AUDIT_CHECK,
+};
 
 /// What may wait to be written: some thousands of lines, more than come in while a disk is busy.
 const MOST: usize = 1024 * 1024;
@@ -37,9 +40,6 @@ const SECOND: Duration = Duration::from_secs(1);
 /// How long a write may take before it counts as one that fails, and how long a request waits for its line: more than
 /// [`super::PATIENCE`], which ends most waits with an error that tells more.
 const STALL: Duration = Duration::from_secs(1);
-
-/// How long whoever asks whether the log can be written waits for the answer.
-pub(super) const CHECK: Duration = Duration::from_millis(700);
 
 /// What a request may have to wait for.
 pub(super) enum Pending {
@@ -205,7 +205,7 @@ impl Queue {
                 moved.await;
             }
         };
-        timeout(CHECK, answered).await.unwrap_or(false)
+        timeout(AUDIT_CHECK, answered).await.unwrap_or(false)
     }
 
     pub(super) fn close(&self) {

@@ -17,8 +17,8 @@ pub(in crate::server) async fn health(
     uri: Uri,
 ) -> Result<Response, Problem> {
     Query::parse(&uri, &[])?;
-    let mut reasons = coordinator.ailments().await;
-    reasons.extend(audit.ailments().await);
+    let (mut reasons, of_the_log) = tokio::join!(coordinator.ailments(), audit.ailments());
+    reasons.extend(of_the_log);
     let (status, body) = if reasons.is_empty() {
         (StatusCode::OK, json!({"status": "ok"}))
     } else {
