@@ -53,7 +53,7 @@ fn serve(options: &Options, how: &Serve, env: &Environment) -> Result<ExitCode, 
         let socket = dev_socket(options.socket.as_deref(), env)?;
         let announce =
             |paths: &[PathBuf]| paths.iter().try_for_each(|path| cli::print_dev_session(path, dev::ALIVE, dev::DEAD));
-        runtime.block_on(dev::serve(socket, announce)).map_err(failed)??;
+        runtime.block_on(dev::serve(socket, env, announce)).map_err(failed)??;
     } else {
         let config = options.configuration(env)?;
         let confined = confine::confine(&config, env, !how.unconfined).map_err(failed)?;
