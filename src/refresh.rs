@@ -196,13 +196,40 @@ impl Coordinator {
         issued: Issued,
         if_match: &IfMatch,
     ) -> Result<(Put, EntityTag), RefreshError> {
-        let expect = expectation(account, if_match);
-        let (inner, account) = (Arc::clone(&self.0), account.clone());
+        self.put_over(account, issued, expectation(account, if_match), false).await
+    }
+
+    /// The same, unless the account has a grant that is of use still.
+    pub async fn put_unless_living(&self, account: &Account, issued: Issued) -> Result<(Put, EntityTag), RefreshError> {
+        self.put_over(account, issued, Expect::Whatever, true).await
+    }
+
+    /// [`RefreshError::Living`] if the account has a grant that is of use still: it can be refreshed, or its access token
+    /// has not expired, and nothing says that it is dead.
+    pub async fn refuse_living(&self, account: &Account) -> Result<(), RefreshError> {
+        let record = self.0.store.load(account).await?;
+        let lives = record.is_some_and(|record| self.0.lives(account, &record));
+        if lives { Err(RefreshError::Living) } else { Ok(()) }
+    }
+
+    async fn put_over(
+        &self,
+        account: &Account,
+        issued: Issued,
+        expect: Expect,
+        spare_living: bool,
+    ) -> Result<(Put, EntityTag), RefreshError> {
+        let (this, inner, account) = (self.clone(), Arc::clone(&self.0), account.clone());
         self.detached(async move {
             let id = random_grant_id().map_err(|_| RefreshError::Internal)?;
             let grant = Grant::new(id, issued, inner.clock.now());
             let slot = inner.slot(&account);
             let boarding = slot.boarding.lock().await;
+            if spare_living && let Err(error) = this.refuse_living(&account).await {
+                drop(boarding);
+                inner.forget_if_empty(&account, slot);
+                return Err(error);
+            }
             let base = slot.base(inner.store.epoch());
             #[cfg(feature = "faults")]
             crate::faults::reach("before_put").await;

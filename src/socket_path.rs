@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn another_users_directory_is_refused() {
         if !rustix::process::geteuid().is_root() {
-            println!("skipped: only root can give files away");
+            // Only root can give files away; `tests/hostile` says so aloud.
             return;
         }
         let home = tempfile::tempdir().unwrap();

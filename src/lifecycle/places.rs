@@ -49,6 +49,7 @@ impl fmt::Display for Overlap {
 impl std::error::Error for Overlap {}
 
 /// The first overlap of each socket of role `sandbox`.
+#[must_use]
 pub fn overlaps(config: &Config, environment: &Environment) -> Vec<Overlap> {
     let boxes = config.sockets.iter().filter(|socket| socket.policy.role() == Role::Sandbox);
     boxes.filter_map(|socket| overlap(socket, config, environment)).collect()

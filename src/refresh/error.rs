@@ -20,6 +20,11 @@ pub enum RefreshError {
     /// `If-Match` names another state, or another account.
     #[error("the grant is not in the state that If-Match names")]
     PreconditionFailed,
+    /// The account has a grant that is of use still, and who asks may not replace it.
+    #[error(
+        "the account has a grant that is of use still, which a sandbox's login does not replace: log in on the host"
+    )]
+    Living,
     /// The grant is dead; a person must log in again.
     #[error("{}", if *answer_lost { ANSWER_LOST } else { "the provider no longer accepts the grant: log in again" })]
     Reauth {

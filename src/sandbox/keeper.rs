@@ -327,6 +327,7 @@ impl<D: Doors> Shared<D> {
         if let Err(error) = self.store(&definition).await {
             // What failed may have been carried out: the keeper sees to it that it is not there.
             drop(bound);
+            self.doors.clear(&sandbox).await;
             return Done::NotMade(sandbox, error, asker);
         }
         let door = Some(self.doors.open(bound, &sandbox, definition.capability));

@@ -25,6 +25,7 @@ use http::{Request, Version, header};
 use tower::{Layer, Service};
 
 use super::{
+    capability::is_shown,
     connection::{Connection, Errand},
     envelope::enclose,
     operations,
@@ -35,6 +36,7 @@ use crate::{
     audit::{Audit, Event, Origin, Subject, words},
     clock::{Clock, Monotonic},
     refresh::Ticket,
+    secret::CapabilityHash,
 };
 
 /// One socket's gate.
@@ -47,11 +49,25 @@ struct Post {
     audit: Audit,
     /// For requests without a connection.
     origin: Origin,
+    /// What every request is to show.
+    capability: Option<CapabilityHash>,
 }
 
 impl Gate {
     pub(super) fn new(clock: Arc<dyn Clock>, audit: Audit, socket: &str) -> Self {
-        Self(Arc::new(Post { clock, audit, origin: Origin::of_peer(socket, Peer::own().uid, None) }))
+        let origin = Origin::of_peer(socket, Peer::own().uid, None);
+        Self(Arc::new(Post { clock, audit, origin, capability: None }))
+    }
+
+    /// The same for peers that show this capability.
+    pub(super) fn guarded_by(&self, capability: Option<CapabilityHash>) -> Self {
+        let Post { clock, audit, origin, .. } = &*self.0;
+        let (clock, audit, origin) = (Arc::clone(clock), audit.clone(), origin.clone());
+        Self(Arc::new(Post { clock, audit, origin, capability }))
+    }
+
+    pub(super) fn capability(&self) -> Option<CapabilityHash> {
+        self.0.capability
     }
 
     pub(super) fn audit(&self) -> &Audit {
@@ -68,6 +84,9 @@ impl Gate {
             if let Err(wait) = connection.ask(now) {
                 return Some(Problem::too_fast(wait));
             }
+        }
+        if self.0.capability.is_some_and(|capability| !is_shown(capability, request.headers())) {
+            return Some(Problem::wrong_capability());
         }
         (!self.0.audit.admits() && !operations::is_harmless(operation)).then(Problem::unaudited)
     }

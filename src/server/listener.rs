@@ -27,6 +27,7 @@ use tower::Service as _;
 use super::{
     Api,
     connection::{Connection, Errand},
+    hang_up::Line,
     head_timer::HeadTimer,
     peer::{Peer, Peers},
     problem::Code,
@@ -141,19 +142,28 @@ impl Listener {
             };
             let origin = terms.audit.is_on().then(|| Origin::of_peer(&self.name, peer.uid, peer.pid));
             let connection = Connection::new(peer, origin, terms.limits.rate, spending.clone());
-            let (api, usher) = (api.clone(), seat.usher());
+            let (api, usher, line) = (api.clone(), seat.usher(), Line::new(stream));
+            let watched_line = line.clone();
             let known = service_fn(move |request: Request<Incoming>| {
                 let (mut request, fate) = watched(request);
                 request.extensions_mut().insert(Errand::on(Arc::clone(&connection)));
+                let waiting = request.headers().contains_key("prefer").then(|| watched_line.clone());
                 let (busy, answer) = (usher.begin(), api.clone().0.call(request));
                 async move {
                     // Idle for longest, it has just made room for another: nothing is done.
                     let busy = busy.ok_or(io::ErrorKind::ConnectionAborted)?;
-                    let Ok(answer) = answer.await;
+                    let Ok(answer) = match waiting {
+                        None => answer.await,
+                        Some(line) => tokio::select! {
+                            answer = answer => answer,
+                            // Nobody waits any more.
+                            () = line.hung_up() => return Err(io::ErrorKind::ConnectionAborted.into()),
+                        },
+                    };
                     Ok::<_, io::Error>(fate.told(answer).map(|body| Held::new(body, busy)))
                 }
             });
-            let stream = TokioIo::new(Stalling::new(stream, UNREAD));
+            let stream = TokioIo::new(Stalling::new(line, UNREAD));
             let connection = builder.clone().timer(HeadTimer::default()).serve_connection(stream, known);
             let connection = graceful.watch(connection);
             connections.spawn(async move {

@@ -37,6 +37,8 @@ pub enum Code {
     NotFound,
     /// The grant has no refresh token.
     RefreshNotAvailable,
+    /// The account has a grant that may not be replaced by this one.
+    GrantConflict,
     /// `If-Match` does not hold.
     PreconditionFailed,
     /// Inside the cooldown or a backoff, or at a limit.
@@ -61,12 +63,13 @@ pub enum Code {
 
 impl Code {
     /// Every code, for the comparison with the OpenAPI document.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::InvalidRequest,
         Self::ReauthRequired,
         Self::Unauthorized,
         Self::NotFound,
         Self::RefreshNotAvailable,
+        Self::GrantConflict,
         Self::PreconditionFailed,
         Self::RateLimited,
         Self::InternalError,
@@ -88,6 +91,7 @@ impl Code {
             Self::Unauthorized => "UNAUTHORIZED",
             Self::NotFound => "NOT_FOUND",
             Self::RefreshNotAvailable => "REFRESH_NOT_AVAILABLE",
+            Self::GrantConflict => "GRANT_CONFLICT",
             Self::PreconditionFailed => "PRECONDITION_FAILED",
             Self::RateLimited => "RATE_LIMITED",
             Self::InternalError => "INTERNAL_ERROR",
@@ -107,7 +111,7 @@ impl Code {
             Self::ReauthRequired => StatusCode::UNAUTHORIZED,
             Self::Unauthorized => StatusCode::FORBIDDEN,
             Self::NotFound | Self::SessionNotFound => StatusCode::NOT_FOUND,
-            Self::RefreshNotAvailable | Self::SessionAlreadyUsed => StatusCode::CONFLICT,
+            Self::RefreshNotAvailable | Self::GrantConflict | Self::SessionAlreadyUsed => StatusCode::CONFLICT,
             Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::InternalError => StatusCode::INTERNAL_SERVER_ERROR,
@@ -201,6 +205,7 @@ impl Problem {
             RefreshError::NotFound => problem(Code::NotFound),
             RefreshError::NotRefreshable => problem(Code::RefreshNotAvailable),
             RefreshError::NotConfigured => problem(Code::ProviderNotConfigured),
+            RefreshError::Living => problem(Code::GrantConflict),
             RefreshError::PreconditionFailed => problem(Code::PreconditionFailed),
             RefreshError::Reauth { .. } => {
                 let challenge = format!("Credproxy realm=\"{account}\", error=\"reauth_required\"");
@@ -236,13 +241,14 @@ impl Problem {
         match error {
             LoginError::NotConfigured => problem(Code::ProviderNotConfigured),
             LoginError::NotOffered | LoginError::TakesNoCode | LoginError::Malformed => problem(Code::InvalidRequest),
-            LoginError::TooMany { wait } | LoginError::PortTaken { wait } => {
+            LoginError::TooMany { wait } | LoginError::TooOften { wait } | LoginError::PortTaken { wait } => {
                 problem(Code::RateLimited).retry_after(*wait)
             }
             LoginError::NotFound => problem(Code::SessionNotFound),
             LoginError::Expired => problem(Code::SessionExpired),
             LoginError::AlreadyUsed => problem(Code::SessionAlreadyUsed),
             LoginError::Exchange { .. } => problem(Code::ExchangeFailed),
+            LoginError::Store(RefreshError::Living) => problem(Code::GrantConflict),
             LoginError::Store(error) => {
                 account.map_or_else(|| problem(Code::StoreUnavailable), |account| Self::refresh(account, error))
             }

@@ -225,7 +225,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn start(times: &Arc<Times>, doors: &Noted, root: &str) -> Self {
+    fn start(times: &Arc<Times>, doors: &Noted, root: &str) -> Self {
         let shelf: Arc<dyn Shelf> = Arc::<Stalling>::clone(&doors.shelf);
         let clock: Arc<dyn Clock> = Arc::<Times>::clone(times);
         let root = SandboxRoot { name: root.into(), directory: root.into() };
@@ -267,7 +267,7 @@ const HOUR: Duration = Duration::from_hours(1);
 #[tokio::test(start_paused = true)]
 async fn the_store_has_a_sandbox_before_its_socket_and_until_after_it() {
     let (times, doors) = (Times::new(), doors());
-    let daemon = Daemon::start(&times, &doors, "/run/a").await;
+    let daemon = Daemon::start(&times, &doors, "/run/a");
     let sandbox = daemon.make(60).await;
     assert_eq!(doors.take(), [("bind", false), ("open", true)]);
     daemon.sandboxes.delete(sandbox.id).await.unwrap();
@@ -282,7 +282,7 @@ async fn the_store_has_a_sandbox_before_its_socket_and_until_after_it() {
 #[tokio::test(start_paused = true)]
 async fn the_clock_that_is_ahead_ends_a_sandbox() {
     let (times, doors) = (Times::new(), doors());
-    let daemon = Daemon::start(&times, &doors, "/run/a").await;
+    let daemon = Daemon::start(&times, &doors, "/run/a");
     daemon.make(3600).await;
     a_look().await;
     assert_eq!(daemon.count().await, 1);
@@ -301,11 +301,11 @@ async fn the_clock_that_is_ahead_ends_a_sandbox() {
 #[tokio::test(start_paused = true)]
 async fn a_clock_that_was_set_back_between_two_daemons_gives_no_more_than_the_whole_life() {
     let (times, doors) = (Times::new(), doors());
-    let daemon = Daemon::start(&times, &doors, "/run/a").await;
+    let daemon = Daemon::start(&times, &doors, "/run/a");
     daemon.make(3600).await;
     daemon.end().await;
     times.set(|wall, _| *wall = wall.minus(HOUR * 9999));
-    let daemon = Daemon::start(&times, &doors, "/run/a").await;
+    let daemon = Daemon::start(&times, &doors, "/run/a");
     assert_eq!(daemon.count().await, 1);
     times.set(|_, monotonic| *monotonic += HOUR.saturating_sub(Duration::from_millis(1)));
     a_look().await;
@@ -318,16 +318,16 @@ async fn a_clock_that_was_set_back_between_two_daemons_gives_no_more_than_the_wh
 #[tokio::test(start_paused = true)]
 async fn a_sandbox_of_another_daemon_is_left_to_it_until_its_time_is_up() {
     let (times, doors) = (Times::new(), doors());
-    let theirs = Daemon::start(&times, &doors, "/run/theirs").await;
+    let theirs = Daemon::start(&times, &doors, "/run/theirs");
     let sandbox = theirs.make(3600).await;
     doors.take();
-    let ours = Daemon::start(&times, &doors, "/run/ours").await;
+    let ours = Daemon::start(&times, &doors, "/run/ours");
     assert_eq!(ours.count().await, 0);
     assert!(matches!(ours.sandboxes.delete(sandbox.id).await, Err(SandboxError::NotFound)));
     ours.end().await;
     theirs.end().await;
     times.set(|wall, _| *wall = wall.plus(HOUR));
-    let ours = Daemon::start(&times, &doors, "/run/ours").await;
+    let ours = Daemon::start(&times, &doors, "/run/ours");
     assert_eq!(ours.count().await, 0);
     assert_eq!(doors.take(), [("leave", true)]);
     assert!(doors.shelf.items(ItemKind::Sandbox).await.unwrap().is_empty());
@@ -336,7 +336,7 @@ async fn a_sandbox_of_another_daemon_is_left_to_it_until_its_time_is_up() {
 #[tokio::test(start_paused = true)]
 async fn what_is_not_understood_stays_closed_and_can_be_deleted() {
     let (times, doors) = (Times::new(), doors());
-    let daemon = Daemon::start(&times, &doors, "/run/a").await;
+    let daemon = Daemon::start(&times, &doors, "/run/a");
     let sandbox = daemon.make(3600).await;
     daemon.end().await;
     let name = sandbox.id.into();
@@ -349,7 +349,7 @@ async fn what_is_not_understood_stays_closed_and_can_be_deleted() {
     let item = Item { tag: ItemTag::random().unwrap(), content: Content::new(later.into_bytes()) };
     doors.shelf.put_item(ItemKind::Sandbox, &name, &item, &Expect::Present).await.unwrap();
     doors.take();
-    let daemon = Daemon::start(&times, &doors, "/run/a").await;
+    let daemon = Daemon::start(&times, &doors, "/run/a");
     assert_eq!((daemon.count().await, doors.take()), (0, vec![]));
     daemon.sandboxes.delete(sandbox.id).await.unwrap();
     assert!(doors.shelf.items(ItemKind::Sandbox).await.unwrap().is_empty());
@@ -365,7 +365,7 @@ async fn until(doors: &Noted, what: &str) {
 #[tokio::test(start_paused = true)]
 async fn a_store_that_does_not_answer_keeps_no_sandbox_alive() {
     let (times, doors) = (Times::new(), doors());
-    let daemon = Daemon::start(&times, &doors, "/run/a").await;
+    let daemon = Daemon::start(&times, &doors, "/run/a");
     let (short, deleted) = (daemon.make(3).await, daemon.make(3600).await);
     doors.take();
     doors.shelf.set(Writes::Stalled);
@@ -402,7 +402,7 @@ async fn a_store_that_does_not_answer_keeps_no_sandbox_alive() {
 #[tokio::test(start_paused = true)]
 async fn a_daemon_ends_though_the_store_does_not_answer() {
     let (times, doors) = (Times::new(), doors());
-    let daemon = Daemon::start(&times, &doors, "/run/a").await;
+    let daemon = Daemon::start(&times, &doors, "/run/a");
     let sandbox = daemon.make(3600).await;
     doors.shelf.set(Writes::Stalled);
     let (sandboxes, mut asking) = (daemon.sandboxes.clone(), JoinSet::new());
@@ -416,7 +416,7 @@ async fn a_daemon_ends_though_the_store_does_not_answer() {
 async fn what_could_not_be_made_is_not_there_after_the_next_start() {
     for (broken, writes) in [(true, Writes::Failed), (false, Writes::Failed), (false, Writes::DoneAndFailed)] {
         let (times, doors) = (Times::new(), doors());
-        let daemon = Daemon::start(&times, &doors, "/run/a").await;
+        let daemon = Daemon::start(&times, &doors, "/run/a");
         assert_eq!(daemon.count().await, 0);
         doors.broken.store(broken, Ordering::Relaxed);
         doors.shelf.set(writes);
@@ -431,7 +431,7 @@ async fn what_could_not_be_made_is_not_there_after_the_next_start() {
         a_look().await;
         daemon.end().await;
         doors.take();
-        let daemon = Daemon::start(&times, &doors, "/run/a").await;
+        let daemon = Daemon::start(&times, &doors, "/run/a");
         assert_eq!((daemon.count().await, doors.take()), (0, vec![]), "{writes:?}");
         daemon.end().await;
     }
@@ -440,7 +440,7 @@ async fn what_could_not_be_made_is_not_there_after_the_next_start() {
 #[tokio::test(start_paused = true)]
 async fn a_deletion_that_the_store_refuses_is_tried_again() {
     let (times, doors) = (Times::new(), doors());
-    let daemon = Daemon::start(&times, &doors, "/run/a").await;
+    let daemon = Daemon::start(&times, &doors, "/run/a");
     let sandbox = daemon.make(3600).await;
     doors.shelf.set(Writes::Failed);
     assert!(matches!(daemon.sandboxes.delete(sandbox.id).await, Err(SandboxError::Store(_))));

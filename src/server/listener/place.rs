@@ -236,7 +236,7 @@ fn set_mode(directory: &OwnedFd, path: &Path, mode: Mode) -> io::Result<(u64, u6
 /// It is a lock on the directory of the host's socket, which peers cannot open, and it is not waited for for long: a
 /// daemon holds it for milliseconds, and the start does not depend on who else may hold it.
 #[derive(Debug)]
-pub struct BindLock(#[expect(dead_code, reason = "it is the lock")] Option<OwnedFd>);
+pub struct BindLock(#[cfg_attr(not(test), expect(dead_code, reason = "it is the lock"))] Option<OwnedFd>);
 
 impl BindLock {
     /// For the daemon whose host's socket is at `host`.
@@ -284,4 +284,45 @@ fn knock(path: &Path) -> rustix::io::Result<()> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     connect(&socket, &SocketAddrUnix::new(path)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn no_mode_is_changed_but_the_sockets_own_whatever_is_put_in_its_place() {
+        let home = tempfile::tempdir().unwrap();
+        let (victim, path) = (home.path().join("victim"), home.path().join("s"));
+        let directory = OwnedFd::from(File::open(home.path()).unwrap());
+        fs::create_dir(&victim).unwrap();
+        fs::set_permissions(&victim, fs::Permissions::from_mode(0o755)).unwrap();
+        for mode in [0o600, 0o666].map(Mode::from_raw_mode) {
+            let _listening = listen(&path, mode).unwrap();
+            // Who may write to the directory does this at the right moment.
+            fs::remove_file(&path).unwrap();
+            symlink(&victim, &path).unwrap();
+            assert!(set_mode(&directory, &path, mode).is_err());
+            assert_eq!(fs::metadata(&victim).unwrap().permissions().mode() & 0o777, 0o755);
+            fs::remove_file(&path).unwrap();
+            let _again = listen(&path, mode).unwrap();
+            set_mode(&directory, &path, mode).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode.as_raw_mode());
+            fs::remove_file(&path).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_somebody_holds_is_not_waited_for() {
+        let home = tempfile::tempdir().unwrap();
+        let host = home.path().join("run/s");
+        let first = BindLock::take(&host, &Peers::own()).await.unwrap();
+        assert!(first.0.is_some());
+        let second = BindLock::take(&host, &Peers::own()).await.unwrap();
+        assert!(second.0.is_none(), "it was held all the while");
+        drop(first);
+        assert!(BindLock::take(&host, &Peers::own()).await.unwrap().0.is_some());
+    }
 }
