@@ -87,8 +87,8 @@ async fn exec_works_without_a_runtime_directory() {
     let home = Home::new();
     let long = home.path().join("h".repeat(30));
     DirBuilder::new().mode(0o700).create(&long).unwrap();
-    let long = long.to_str().unwrap();
-    let env = [("XDG_RUNTIME_DIR", ""), ("XDG_STATE_HOME", ""), ("HOME", long), ("TMPDIR", "")];
+    let (long, temporary) = (long.to_str().unwrap(), home.path().to_str().unwrap());
+    let env = [("XDG_RUNTIME_DIR", ""), ("XDG_STATE_HOME", ""), ("HOME", long), ("TMPDIR", temporary)];
     let socket = Path::new(long).join(".local/state/credproxy/host/credproxy.sock");
     let config = format!("[sockets.host]\npath = {socket:?}\nrole = \"host\"\n");
     let mut daemon = Daemon::prepare(&home, "a", &config, &env);
