@@ -76,6 +76,10 @@ pub struct Options {
     /// Print JSON, for programs
     #[arg(long, global = true)]
     pub json: bool,
+    /// Send secrets (a grant, an API key, a login's code) to a daemon that runs as this user, too; any number of times
+    /// [default: this user and root]
+    #[arg(long, global = true, value_name = "UID")]
+    pub trust_uid: Vec<u32>,
 }
 
 /// What to do.
@@ -274,7 +278,7 @@ pub async fn run(options: &Options, command: &ClientCommand, env: &Environment) 
 async fn ask(options: &Options, command: &ClientCommand, env: &Environment) -> Result<ExitCode, Failure> {
     let client = || -> Result<Client, Failure> {
         let (socket, capability) = client_socket(options.socket.as_deref(), options.config.as_deref(), env)?;
-        let client = Client::new(socket);
+        let client = Client::new(socket).trusting(&options.trust_uid);
         Ok(match &capability {
             Some(capability) => client.showing(capability),
             None => client,

@@ -6,26 +6,24 @@
 //! 1. A request is sent once: whether to try again is the caller's to decide.
 //! 2. Nothing waits for ever, and no answer fills the memory: [`TIME_LIMIT`], [`ANSWER_LIMIT`].
 //! 3. An access token is an [`AccessToken`] from the moment it is read, and no error holds one.
-//! 4. Text of the daemon's that a person may see has no control characters: whatever listens on the socket, the
+//! 4. A refresh token, an API key or a login's code is sent only to a program of this user's, of root's, or of a user that
+//!    was named: the kernel tells whose it is (`SO_PEERCRED`).
+//! 5. Text of the daemon's that a person may see has no control characters: whatever listens on the socket, the
 //!    terminal is not its to steer.
 //!
 //! Must not know: the command line, what is printed.
 
-use std::{
-    error::Error,
-    io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{error::Error, io, path::PathBuf, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper_util::{client::legacy, rt::TokioExecutor};
-use hyperlocal::UnixConnector;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
+use tokio::net::UnixStream;
 use zeroize::Zeroizing;
 
 use crate::{
@@ -40,9 +38,6 @@ pub const TIME_LIMIT: Duration = Duration::from_secs(45);
 /// Some four thousand accounts in a listing; a token's answer has a few KiB.
 pub const ANSWER_LIMIT: usize = 1024 * 1024;
 
-/// `sun_path` has 108 bytes on Linux, the last of them NUL.
-const LONGEST_SOCKET_PATH: usize = 107;
-
 /// Why a request came to nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -53,6 +48,16 @@ pub enum ClientError {
         socket: PathBuf,
         /// What the operating system said.
         source: io::Error,
+    },
+    /// Whoever listens there is not to be trusted with what was to be sent.
+    #[error(
+        "{} is served by user {uid}, who is neither this user nor root: the secret was not sent", socket.display()
+    )]
+    Stranger {
+        /// The socket.
+        socket: PathBuf,
+        /// Whose program listens.
+        uid: u32,
     },
     /// The daemon refused, in its own form (RFC 9457).
     #[error("{detail} ({code})")]
@@ -165,19 +170,25 @@ pub struct Client {
     socket: PathBuf,
     /// What every request shows, as a header.
     capability: Option<HeaderValue>,
-    http: legacy::Client<UnixConnector, Full<Bytes>>,
+    /// Users beside this one and root whose programs may be sent a secret.
+    trusted: Vec<u32>,
 }
+
+/// Marks a request whose body is a secret (invariant 4).
+#[derive(Debug, Clone, Copy)]
+struct Secret;
 
 impl Client {
     /// Connects at each request, not here.
     #[must_use]
-    pub fn new(socket: PathBuf) -> Self {
-        // A kept connection that the daemon closes would have to be tried again (invariant 1).
-        let http = legacy::Client::builder(TokioExecutor::new())
-            .pool_max_idle_per_host(0)
-            .retry_canceled_requests(false)
-            .build(UnixConnector);
-        Self { socket, capability: None, http }
+    pub const fn new(socket: PathBuf) -> Self {
+        Self { socket, capability: None, trusted: Vec::new() }
+    }
+
+    /// The same where the daemon may run as one of these users, too.
+    #[must_use]
+    pub fn trusting(self, uids: &[u32]) -> Self {
+        Self { trusted: uids.to_vec(), ..self }
     }
 
     /// The same for the socket of a sandbox that wants a capability.
@@ -213,8 +224,10 @@ impl Client {
         self.put_json(&path(account, "", None), grant).await
     }
 
+    /// What is stored is a secret.
     async fn put_json(&self, path: &str, body: Zeroizing<Vec<u8>>) -> Result<Stored, ClientError> {
         let mut request = self.request(Method::PUT, path, Bytes::from_owner(body))?;
+        request.extensions_mut().insert(Secret);
         request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         match self.send(request).await?.status {
             StatusCode::CREATED => Ok(Stored::Created),
@@ -281,8 +294,7 @@ impl Client {
     fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>, ClientError> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
-        *request.uri_mut() = address(&self.socket, path)?;
-        // The default would be the socket's path in hexadecimal digits.
+        *request.uri_mut() = path.parse().map_err(|_| ClientError::Protocol("a name in it is malformed"))?;
         request.headers_mut().insert(header::HOST, HeaderValue::from_static("localhost"));
         request.headers_mut().extend(self.capability.clone().map(|shown| (header::AUTHORIZATION, shown)));
         Ok(request)
@@ -302,28 +314,43 @@ impl Client {
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, ClientError> {
         let exchange = async {
-            let response = self.http.request(request).await.map_err(|error| self.unanswered(error))?;
-            let (head, body) = response.into_parts();
-            let body = Limited::new(body, ANSWER_LIMIT).collect().await.map_err(|error| {
-                if error.is::<LengthLimitError>() {
-                    ClientError::Protocol("it is longer than 1 MiB")
-                } else {
-                    ClientError::Interrupted(error)
-                }
-            })?;
-            let etag = head.headers.get(header::ETAG).cloned();
-            Ok(Answer { status: head.status, etag, body: body.to_bytes() })
+            let stream = self.connect(request.extensions().get::<Secret>().is_some()).await?;
+            let broken = |error: hyper::Error| ClientError::Interrupted(error.into());
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+            let answer = async {
+                let (head, body) = sender.send_request(request).await.map_err(broken)?.into_parts();
+                let body = Limited::new(body, ANSWER_LIMIT).collect().await.map_err(|error| {
+                    if error.is::<LengthLimitError>() {
+                        ClientError::Protocol("it is longer than 1 MiB")
+                    } else {
+                        ClientError::Interrupted(error)
+                    }
+                })?;
+                let etag = head.headers.get(header::ETAG).cloned();
+                Ok(Answer { status: head.status, etag, body: body.to_bytes() })
+            };
+            let mut answer = pin!(answer);
+            tokio::select! {
+                answer = &mut answer => answer,
+                // What came before its end is there to be read, and an error shows in the answer.
+                _ = connection => answer.await,
+            }
         };
         tokio::time::timeout(TIME_LIMIT, exchange).await.unwrap_or(Err(ClientError::TimedOut))
     }
 
-    fn unanswered(&self, error: legacy::Error) -> ClientError {
-        if !error.is_connect() {
-            return ClientError::Interrupted(error.into());
+    /// A connection for one request. To whom a `secret` may be sent is known before a byte of it is.
+    async fn connect(&self, secret: bool) -> Result<UnixStream, ClientError> {
+        let unreachable = |source| ClientError::Unreachable { socket: self.socket.clone(), source };
+        let stream = UnixStream::connect(&self.socket).await.map_err(unreachable)?;
+        if secret {
+            let uid = stream.peer_cred().map_err(unreachable)?.uid();
+            let own = rustix::process::geteuid().as_raw();
+            if uid != own && uid != 0 && !self.trusted.contains(&uid) {
+                return Err(ClientError::Stranger { socket: self.socket.clone(), uid });
+            }
         }
-        let code = error.source().and_then(|source| source.downcast_ref::<io::Error>()?.raw_os_error());
-        let source = code.map_or_else(|| io::Error::other(error), io::Error::from_raw_os_error);
-        ClientError::Unreachable { socket: self.socket.clone(), source }
+        Ok(stream)
     }
 }
 
@@ -331,22 +358,6 @@ struct Answer {
     status: StatusCode,
     etag: Option<HeaderValue>,
     body: Bytes,
-}
-
-/// Refuses here what has no address: `hyperlocal` panics at such a path, or takes another one for it.
-fn address(socket: &Path, path: &str) -> Result<http::Uri, ClientError> {
-    match socket.to_str() {
-        Some(text) if !text.is_empty() && text.len() <= LONGEST_SOCKET_PATH => {
-            Ok(hyperlocal::Uri::new(socket, path).into())
-        }
-        _ => Err(ClientError::Unreachable {
-            socket: socket.to_owned(),
-            source: io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("the path of a socket is UTF-8 text of 1 to {LONGEST_SOCKET_PATH} bytes"),
-            ),
-        }),
-    }
 }
 
 /// Rounded up: who asks for a little is not to get nothing.
@@ -394,7 +405,7 @@ fn problem(answer: &Answer) -> ClientError {
     }
 }
 
-/// Invariant 4.
+/// Invariant 5.
 fn printable(text: &str) -> String {
     text.chars().filter(|letter| !letter.is_control()).collect()
 }

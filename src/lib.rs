@@ -11,7 +11,8 @@
 //!
 //! # Rooms
 //! Imports run from the right to the left, never back; `tests/house.rs` holds the sources against that.
-//! `secret, clock, timeouts, private <- account <- grant, item, registration, limits, audit <- provider, store (the traits) <-
+//! `secret, clock, timeouts, private, socket_path <- account <- grant, item, registration, limits, audit <-
+//! provider, store (the traits) <-
 //! refresh, policy, keys <- login, sandbox <- provider::*, store::*, server, client, config, cli <- lifecycle <- main`
 //!
 //! `faults` is there only with the feature of that name, for `tests/faults`: places to stop the program at.
@@ -41,6 +42,7 @@ pub mod registration;
 pub mod sandbox;
 pub mod secret;
 pub mod server;
+pub mod socket_path;
 pub mod store;
 pub mod telemetry;
 pub mod timeouts;

@@ -27,10 +27,10 @@ use crate::{
         oauth2::{Assertions, Authentication, Endpoints, LoginSettings, OAuth2, Settings, SetupError},
     },
     refresh::Coordinator,
-    sandbox,
+    sandbox::{self, SandboxRoot},
     server::{
         Api, AppState,
-        listener::{BindError, Ending, Listener, Terms},
+        listener::{BindError, BindLock, Ending, Listener, Terms},
         peer::Peers,
     },
     store::{Shelf, StoreError, key::passphrase::Ask, sqlite::Sqlite},
@@ -42,11 +42,13 @@ pub mod confine;
 pub mod dev;
 mod doors;
 mod key;
+pub mod places;
 pub mod store;
 
 use confine::Confined;
 use doors::Doors;
 use key::Keeper;
+use places::Overlap;
 
 /// Open files that are not connections: the store, calls to providers, logs.
 const OWN_FILES: usize = 128;
@@ -74,6 +76,9 @@ pub enum LifecycleError {
         #[source]
         source: BindError,
     },
+    /// The directory of one socket would give away another.
+    #[error(transparent)]
+    Overlap(Overlap),
     /// A provider is configured in a way that cannot work.
     #[error("cannot use the provider {name}")]
     Provider {
@@ -120,6 +125,10 @@ pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Res
     outlive_file_limits()?;
     let clock = clock();
     let environment = confined.environment();
+    if let Some(overlap) = places::overlaps(config, environment).into_iter().next() {
+        return Err(LifecycleError::Overlap(overlap));
+    }
+    let root = config.host_socket().map(|host| environment.sandbox_root(&host.path));
     let keeper = Keeper { source: &config.store.key, store: &config.store.path, copy: None, environment, ask };
     let store = Arc::new(keeper.open().await?);
     if store.is_copied() {
@@ -142,7 +151,7 @@ pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Res
     let keys = Keys::new(Arc::clone(&shelf), Arc::clone(&clock));
     let coordinator = Coordinator::new(Arc::<Sqlite>::clone(&store), providers, clock, config.refresh.cooldown);
     let logins = Logins::within(coordinator.clone(), config.logins.lifetime, config.limits.logins);
-    let parts = Parts { coordinator, keys, logins, shelf, audit, sandboxes: config.limits.sandboxes };
+    let parts = Parts { coordinator, keys, logins, shelf, audit, sandboxes: config.limits.sandboxes, root };
     let served = run(&parts, &config.sockets, |_| ()).await;
     parts.audit.close().await;
     let closed = tokio::time::timeout(STORE_CLOSE, store.close()).await;
@@ -287,6 +296,8 @@ struct Parts {
     audit: Audit,
     /// How many sandboxes there may be.
     sandboxes: usize,
+    /// Where they are; `None` when no socket could ask for one.
+    root: Option<SandboxRoot>,
 }
 
 impl Parts {
@@ -307,20 +318,27 @@ async fn run<T>(
     // Signals are listened to before anything is there to be cleaned up.
     let mut signals = Signals::new().map_err(|source| LifecycleError::Io { what: "listen for signals", source })?;
     let (share, sandbox_share) = shares(raise_open_files(), sockets.len(), parts.sandboxes);
+    let failed = |socket: &SocketConfig| {
+        let name = socket.name.clone();
+        move |source| LifecycleError::Bind { name, source }
+    };
+    let lock = match SocketConfig::host(sockets) {
+        Some(host) => Some(BindLock::take(&host.path, &Peers::of(&host.uids)).await.map_err(failed(host))?),
+        None => None,
+    };
     let mut listeners = Vec::with_capacity(sockets.len());
     for socket in sockets {
-        let listener = Listener::bind(&socket.name, &socket.path, Peers::of(&socket.uids))
-            .map_err(|source| LifecycleError::Bind { name: socket.name.clone(), source })?;
+        let listener = Listener::bind(&socket.name, &socket.path, Peers::of(&socket.uids)).map_err(failed(socket))?;
         listeners.push((Arc::new(listener), socket));
     }
+    drop(lock);
     let (ending, mut serving) = (Ending::default(), JoinSet::new());
     let mut sandboxes = None;
-    if let Some(host) = SocketConfig::host(sockets) {
+    if let Some(root) = parts.root.clone() {
         let clock = Arc::clone(parts.coordinator.clock());
         let doors = Doors { parts: parts.clone(), share: sandbox_share, ending: ending.clone() };
-        let (root, most) = (doors::root(host), parts.sandboxes);
-        let (handle, mut keeper) = sandbox::Keeper::new(Arc::clone(&parts.shelf), clock, root, doors, most);
-        keeper.restore().await;
+        let (handle, keeper) = sandbox::Keeper::new(Arc::clone(&parts.shelf), clock, root, doors, parts.sandboxes);
+        // Those of before are opened meanwhile: no socket's first answer waits for them.
         serving.spawn(keeper.run(ending.orderly.clone()));
         sandboxes = Some(handle);
     }

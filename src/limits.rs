@@ -38,6 +38,12 @@ impl Rate {
         Self { number, whole: Duration::from_hours(1), burst: number }
     }
 
+    /// One in each `period`, `burst` at once. Zero counts as one.
+    #[must_use]
+    pub const fn every(period: Duration, burst: u32) -> Self {
+        Self { number: 1, whole: period, burst }
+    }
+
     /// From one to the next, once the burst is used up.
     fn period(self) -> Duration {
         self.whole / self.number.max(1)
@@ -120,6 +126,17 @@ pub struct LoginLimits {
     pub total: usize,
     /// Of one socket.
     pub per_socket: usize,
+}
+
+/// A tenth of all logins is the host's alone, and these at least: a person who has them begins another and cancels one.
+const FEWEST_OF_HOST: usize = 3;
+
+impl LoginLimits {
+    /// How many the sockets of role `sandbox` may have altogether.
+    #[must_use]
+    pub fn of_sandboxes(&self) -> usize {
+        self.total - (self.total / 10).max(FEWEST_OF_HOST).min(self.total / 2)
+    }
 }
 
 impl Default for LoginLimits {

@@ -7,19 +7,23 @@
 //! 1. A login belongs to the socket and the user that began it. For everybody else it is not there.
 //! 2. A login takes one answer. Its verifier and device code go to the provider alone; its state goes there and back by
 //!    the person's browser.
-//! 3. What an answer sets off is carried to its end by the login's own task, whoever hangs up. It is a new grant: the
-//!    account's cooldown and latch end with the old one.
+//! 3. What an answer sets off is carried to its end by the login's own task, whoever hangs up, cancels it or ends the
+//!    daemon: a code is spent once the provider has it. It is a new grant: the account's cooldown and latch end with the
+//!    old one.
 //! 4. A login that failed has stored nothing, and none outlives its lifetime or the process.
+//! 5. A login of a sandbox's never replaces a grant that is of use still, and takes neither the host's last places nor
+//!    the port of a registration from it.
 //!
 //! Must not know: the API's form, what an exchange looks like on the wire, SQL.
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::{net::TcpSocket, time::timeout};
+use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -27,10 +31,12 @@ use crate::{
     clock::Timestamp,
     grant::Issued,
     limits::LoginLimits,
-    provider::{Body, Flow, Provider, Refusal, Reply},
+    policy::Role,
+    provider::{Flow, Refusal},
     refresh::{Coordinator, RefreshError, condition::IfMatch},
 };
 
+mod begin;
 mod device;
 mod loopback;
 mod pkce;
@@ -38,10 +44,10 @@ mod response;
 mod seats;
 mod session;
 
+use begin::{BY_EASE, Over};
 use loopback::Landing;
-use response::Expected;
 use seats::{Seat, Seats};
-use session::{Session, Work};
+use session::{Session, Waiting, Work};
 
 pub use session::LoginId;
 
@@ -53,6 +59,8 @@ const MOST_ENDED: usize = 100;
 pub struct Owner {
     /// The socket's name in the configuration.
     pub socket: Arc<str>,
+    /// What kind of peer that socket is for.
+    pub role: Role,
     /// The peer's user id.
     pub uid: u32,
 }
@@ -115,6 +123,12 @@ pub enum LoginError {
     /// As many wait as may, altogether or on this socket.
     #[error("too many logins are under way: finish or cancel one")]
     TooMany {
+        /// When to try again.
+        wait: Duration,
+    },
+    /// This socket has begun as many as it may for now, whatever became of them.
+    #[error("this socket has begun too many logins: wait before the next one")]
+    TooOften {
         /// When to try again.
         wait: Duration,
     },
@@ -216,18 +230,25 @@ impl Logins {
             return Err(LoginError::ShuttingDown);
         }
         let provider = inner.coordinator.providers().get(&account.provider).ok_or(LoginError::NotConfigured)?;
-        let seat = inner.seats.take(&owner.socket)?;
+        if owner.role == Role::Sandbox {
+            // It is looked at again when the grant is to be stored.
+            inner.coordinator.refuse_living(&account).await.map_err(LoginError::Store)?;
+        }
+        let clock = inner.coordinator.clock();
+        let seat = inner.seats.take(&owner, clock.monotonic())?;
         provider.prepare_login().await?;
         let offered = provider.flows();
         let wanted = flow.as_ref().map_or(&BY_EASE[..], std::slice::from_ref);
         let flow = *wanted.iter().find(|flow| offered.contains(flow)).ok_or(LoginError::NotOffered)?;
+        let over = Over { cancelled: inner.stopping.child_token(), stopping: inner.stopping.clone() };
+        let cancelled = over.cancelled.clone();
         let begun = match flow {
-            Flow::Device => inner.begin_device(provider).await?,
-            Flow::Browser | Flow::Paste => inner.begin_redirect(provider, &account, flow).await?,
+            Flow::Device => inner.begin_device(provider, over).await?,
+            Flow::Browser | Flow::Paste => inner.begin_redirect(provider, &account, (flow, owner.role), over).await?,
         };
-        let lifetime = begun.lifetime;
-        let expires_at = inner.coordinator.clock().now().plus(lifetime);
-        let session = Arc::new(Session::new(owner, account, flow, begun.prompt, expires_at, begun.expected)?);
+        let expires_at = clock.now().plus(begun.lifetime);
+        let waiting = Waiting { expires_at, expected: begun.expected, cancelled, port: begun.port };
+        let session = Arc::new(Session::new(owner, account, flow, begun.prompt, waiting)?);
         tracing::info!(account = %session.account, flow = flow.name(), "login begun");
         inner.remember(&session);
         let (login, inner) = (session.login(), Arc::clone(inner));
@@ -262,7 +283,7 @@ impl Logins {
         }
     }
 
-    /// Ends the login at once, if it has not ended, and forgets it.
+    /// Ends the login at once unless it has had its answer, and forgets it.
     pub fn cancel(&self, owner: &Owner, id: LoginId) -> Result<(), LoginError> {
         let session = self.0.find(owner, id)?;
         self.0.sessions().remove(&id);
@@ -281,7 +302,8 @@ impl Logins {
         });
     }
 
-    /// Begins no login any more and ends those under way; waits until the last of their tasks is gone.
+    /// Begins no login any more and ends those under way; waits for those that have had their answer, and until the last
+    /// of the tasks is gone.
     pub async fn shut_down(&self) {
         self.0.stopping.cancel();
         self.0.tasks.close();
@@ -289,107 +311,49 @@ impl Logins {
     }
 }
 
-/// Unless told: a device login needs nothing of the machine that asks, a browser login a browser on this one.
-const BY_EASE: [Flow; 3] = [Flow::Device, Flow::Browser, Flow::Paste];
-
-/// A login that is about to have a task.
-struct Begun {
-    prompt: Prompt,
-    lifetime: Duration,
-    expected: Option<Arc<Expected>>,
-    landing: Option<Landing>,
-    work: Work,
-}
-
 impl Inner {
-    async fn begin_device(&self, provider: &Arc<dyn Provider>) -> Result<Begun, LoginError> {
-        let verifier = pkce::verifier()?;
-        let authorization = provider.start_device(&verifier).await?;
-        let lifetime = authorization.lifetime.map_or(self.lifetime, |lifetime| lifetime.min(self.lifetime));
-        let prompt = Prompt::Confirm {
-            verification_uri: authorization.verification_uri,
-            user_code: authorization.user_code,
-            complete: authorization.verification_uri_complete,
-            interval: authorization.interval,
-        };
-        let (provider, interval, code) = (Arc::clone(provider), authorization.interval, authorization.device_code);
-        let work = Box::pin(async move {
-            let polling = device::poll(provider.as_ref(), &code, &verifier, interval);
-            timeout(lifetime, polling).await.unwrap_or(Err(LoginError::Expired))
-        });
-        Ok(Begun { prompt, lifetime, expected: None, landing: None, work })
-    }
-
-    async fn begin_redirect(
-        &self,
-        provider: &Arc<dyn Provider>,
-        account: &Account,
-        flow: Flow,
-    ) -> Result<Begun, LoginError> {
-        let redirect = provider.redirect_uri();
-        let (state, verifier) = (pkce::state()?, pkce::verifier()?);
-        let mut landing = None;
-        let mut reserved = None;
-        let redirect_uri = match (flow, redirect.listener()) {
-            (Flow::Browser, Some((address, port))) => {
-                let bound = Landing::bind((address, port).into(), redirect.path(), account).await?;
-                redirect.at_port(landing.insert(bound).port()?)
-            }
-            (_, Some((address, 0))) => {
-                // Nobody is to answer there: the person takes the code from the browser's address line. While the port
-                // is bound and not listened on, no other program of this machine can take it.
-                let socket = loopback::reserve(address)?;
-                let port = socket.local_addr().map_err(|_| LoginError::Internal)?.port();
-                reserved = Some(socket);
-                redirect.at_port(port)
-            }
-            (_, listener) => redirect.at_port(listener.map_or(0, |(_, port)| port)),
-        };
-        let url = provider.authorization_url(&redirect_uri, &state, &verifier).await?;
-        let (expected, arrival) = Expected::new(state, Arc::clone(provider));
-        let (provider, lifetime) = (Arc::clone(provider), self.lifetime);
-        let work = Box::pin(async move {
-            let code = timeout(lifetime, arrival).await.unwrap_or(Ok(Err(LoginError::Expired)));
-            drop::<Option<TcpSocket>>(reserved);
-            let code = code.unwrap_or(Err(LoginError::Internal))?;
-            issued(provider.exchange(&code, &redirect_uri, &verifier).await)
-        });
-        Ok(Begun { prompt: Prompt::Visit(url.into()), lifetime, expected: Some(Arc::new(expected)), landing, work })
-    }
-
     /// The life of one login, from its beginning until it is forgotten.
     async fn drive(self: Arc<Self>, session: Arc<Session>, work: Work, landing: Option<Landing>, seat: Seat) {
         let forgotten = Forgotten { inner: &self, session: &session };
-        let life = async {
-            let work = async {
-                let outcome = match work.await {
-                    Ok(issued) => self.store(&session.account, *issued).await,
-                    Err(error) => Err(error),
-                };
-                session.end(outcome);
-                drop(seat);
+        let work = async {
+            let outcome = match work.await {
+                Ok(issued) => self.store(&session, *issued).await,
+                Err(error) => Err(error),
             };
-            let serving = async {
-                if let Some(landing) = landing {
-                    landing.serve(&session).await;
-                }
-            };
-            tokio::join!(work, serving);
-            tokio::time::sleep(self.lifetime).await;
+            session.end(outcome);
+            drop(seat);
         };
-        tokio::select! {
-            () = session.cancelled.cancelled() => {}
-            () = self.stopping.cancelled() => session.end(Err(LoginError::ShuttingDown)),
-            () = life => {}
-        }
+        let serving = async {
+            if let Some(landing) = landing {
+                landing.serve(&session).await;
+            }
+        };
+        tokio::join!(work, serving);
+        session.cancelled.run_until_cancelled(tokio::time::sleep(self.lifetime)).await;
         drop(forgotten);
     }
 
-    async fn store(&self, account: &Account, issued: Issued) -> Result<(), LoginError> {
+    /// Ends the logins of sandboxes that listen there: the host's own comes first.
+    fn make_room(&self, place: SocketAddr) {
+        self.sessions().retain(|_, session| {
+            let stays = session.owner.role == Role::Host || session.port != Some(place) || session.has_ended();
+            if !stays {
+                tracing::info!(account = %session.account, socket = %session.owner.socket, "a login makes room for the host's");
+                session.cancelled.cancel();
+            }
+            stays
+        });
+    }
+
+    async fn store(&self, session: &Session, issued: Issued) -> Result<(), LoginError> {
         if issued.reveals(None) {
             return Err("the provider's access token is or holds its refresh token, which never leaves".into());
         }
-        match self.coordinator.put(account, issued, &IfMatch::Absent).await {
+        let put = match session.owner.role {
+            Role::Host => self.coordinator.put(&session.account, issued, &IfMatch::Absent).await,
+            Role::Sandbox => self.coordinator.put_unless_living(&session.account, issued).await,
+        };
+        match put {
             Ok(_) => Ok(()),
             // Whose it is may not be for whoever began the login to know.
             Err(RefreshError::GrantConflict(_)) => Err(LoginError::GrantConflict(
@@ -433,20 +397,6 @@ impl Drop for Forgotten<'_> {
     fn drop(&mut self) {
         self.session.end(Err(LoginError::NotFound));
         self.inner.sessions().remove(&self.session.id);
-    }
-}
-
-/// What an exchange brought.
-fn issued(reply: Reply) -> Result<Box<Issued>, LoginError> {
-    match reply {
-        Reply::Answered { body: Body::Issued(issued), .. } => Ok(issued),
-        Reply::Answered { body: Body::Error(code), .. } => {
-            Err(Refusal { reason: "the provider did not accept the code", code: Some(code) }.into())
-        }
-        Reply::Answered { body: Body::Unreadable, .. } => Err("the provider's answer is not readable".into()),
-        Reply::Lost { timed_out: true } => Err("the provider did not answer in time".into()),
-        Reply::Lost { timed_out: false } => Err("the provider's answer broke off".into()),
-        Reply::NotSent(why) => Err(why.into()),
     }
 }
 

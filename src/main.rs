@@ -69,7 +69,7 @@ fn serve(options: &Options, how: &Serve, env: &Environment) -> Result<ExitCode, 
         let socket = dev_socket(options.socket.as_deref(), env)?;
         let announce =
             |paths: &[PathBuf]| paths.iter().try_for_each(|path| cli::print_dev_session(path, dev::ALIVE, dev::DEAD));
-        block_on(Builder::new_multi_thread().worker_threads(workers()), dev::serve(socket, announce))?
+        block_on(Builder::new_multi_thread().worker_threads(workers()), dev::serve(socket, env, announce))?
             .map_err(failed)??;
     } else {
         let config = options.configuration(env)?;

@@ -6,15 +6,16 @@
 //! Invariants:
 //! 1. A socket never exists without its directory, which is closed to others and holds nothing else of ours: the
 //!    directory is what a container mounts.
-//! 2. A sandbox is in the store before its socket answers, and gone from it before its deletion is answered.
+//! 2. A sandbox is in the store before its socket answers, and gone from it before its deletion is answered. One whose
+//!    socket cannot be made is never in the store.
 //! 3. A sandbox ends by request, with its time, or with its process, whichever comes first. Its connections are cut
-//!    before anything else is done, whatever the store says.
+//!    before anything else is done, whatever the store says and however long it takes.
 //! 4. The daemon's end is no sandbox's end: its directory stays, and the next start opens the socket in it again.
 //! 5. What was asked for is carried out, whoever hangs up.
 //!
 //! Must not know: HTTP, how a socket is opened and served ([`Doors`]), SQL.
 
-use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -45,6 +46,23 @@ pub const LONGEST_LIFETIME: Duration = Duration::from_hours(30 * 24);
 /// The socket's name in its directory.
 const SOCKET: &str = "credproxy.sock";
 
+/// So many digits of its id are the name of a sandbox's directory: the path of a socket has little room, and a directory
+/// that is ours alone needs no name that cannot be guessed.
+const DIRECTORY_DIGITS: usize = 10;
+
+/// How much longer a sandbox's socket's path is than that of the directory for all of them.
+pub const PATH_ROOM: usize = 1 + DIRECTORY_DIGITS + 1 + SOCKET.len();
+
+/// Where a daemon keeps its sandboxes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxRoot {
+    /// Which daemon of those on one store: what belongs to another name is another daemon's. It stays the same when the
+    /// daemon is started again.
+    pub name: PathBuf,
+    /// Where the directories of new sandboxes are made.
+    pub directory: PathBuf,
+}
+
 /// When there are too many. One may end at any moment, or in a month.
 const PAUSE: Duration = Duration::from_secs(10);
 
@@ -65,6 +83,15 @@ impl fmt::Display for SandboxId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not the id of a sandbox")]
 pub struct SandboxIdError;
+
+impl SandboxId {
+    /// The name of its directory.
+    fn directory_name(self) -> String {
+        let mut digits = self.to_string();
+        digits.truncate(DIRECTORY_DIGITS);
+        digits
+    }
+}
 
 impl FromStr for SandboxId {
     type Err = SandboxIdError;
@@ -171,7 +198,7 @@ pub enum SandboxError {
     NoProcess,
     /// The store cannot be written.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(Arc<StoreError>),
     /// Its socket cannot be made.
     #[error("the socket cannot be made: {0}")]
     NoSocket(String),
@@ -183,13 +210,24 @@ pub enum SandboxError {
     Internal,
 }
 
+impl From<StoreError> for SandboxError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
 /// Opens and closes the sockets: all that a sandbox needs of the rest of the daemon.
 pub trait Doors: Send + Sync + 'static {
+    /// A socket that does not answer yet.
+    type Bound: Send + 'static;
     /// A socket that answers.
-    type Door: Send;
+    type Door: Send + 'static;
 
-    /// Makes the sandbox's directory, unless it is there, and a socket in it that answers. The error is for a person.
-    fn open(&self, sandbox: &Sandbox, capability: Option<CapabilityHash>) -> Result<Self::Door, String>;
+    /// Makes the sandbox's directory, unless it is there, and a socket in it. The error is for a person.
+    fn bind(&self, sandbox: &Sandbox) -> impl Future<Output = Result<Self::Bound, String>> + Send;
+
+    /// Answers on it from now on.
+    fn open(&self, bound: Self::Bound, sandbox: &Sandbox, capability: Option<CapabilityHash>) -> Self::Door;
 
     /// Cuts its connections, and ends what was begun on them; the socket is gone afterwards, and the directory is not.
     fn cut(&self, door: Self::Door) -> impl Future<Output = ()> + Send;
@@ -198,7 +236,7 @@ pub trait Doors: Send + Sync + 'static {
     fn leave(&self, door: Self::Door) -> impl Future<Output = ()> + Send;
 
     /// Removes a sandbox's directory, if it is there, with the socket that a killed daemon left in it.
-    fn clear(&self, sandbox: &Sandbox);
+    fn clear(&self, sandbox: &Sandbox) -> impl Future<Output = ()> + Send;
 }
 
 /// The sandboxes of this daemon, as its routes ask for them. Clones share them.

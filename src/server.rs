@@ -31,6 +31,7 @@ mod connection;
 pub mod dev;
 mod envelope;
 mod gate;
+mod hang_up;
 mod head_timer;
 pub mod listener;
 mod operations;
@@ -61,7 +62,6 @@ struct Parts {
     sandboxes: Option<Sandboxes>,
     socket: Arc<str>,
     policy: Arc<Policy>,
-    capability: Option<CapabilityHash>,
     gate: Gate,
 }
 
@@ -75,7 +75,7 @@ impl AppState {
         let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
         let gate = Gate::new(Arc::clone(coordinator.clock()), Audit::default(), "");
         let (sandboxes, socket, policy) = (None, Arc::from(""), Arc::new(policy));
-        Self(Arc::new(Parts { coordinator, keys, logins, sandboxes, socket, policy, capability: None, gate }))
+        Self(Arc::new(Parts { coordinator, keys, logins, sandboxes, socket, policy, gate }))
     }
 
     /// The same for the socket of that name, beside others. Whoever made the logins ends them.
@@ -93,13 +93,16 @@ impl AppState {
     /// The same for peers that show a capability with every request.
     #[must_use]
     pub fn guarded_by(self, capability: Option<CapabilityHash>) -> Self {
-        self.with(|parts| parts.capability = capability)
+        self.with(|parts| parts.gate = parts.gate.guarded_by(capability))
     }
 
     /// The same with a line in `audit` for every request. The socket has its name before.
     #[must_use]
     pub fn audited(self, audit: Audit) -> Self {
-        self.with(|parts| parts.gate = Gate::new(Arc::clone(parts.coordinator.clock()), audit, &parts.socket))
+        self.with(|parts| {
+            let gate = Gate::new(Arc::clone(parts.coordinator.clock()), audit, &parts.socket);
+            parts.gate = gate.guarded_by(parts.gate.capability());
+        })
     }
 
     fn with(self, change: impl FnOnce(&mut Parts)) -> Self {
@@ -181,8 +184,7 @@ impl Api {
 }
 
 fn routes(state: AppState) -> Router {
-    let capability = state.0.capability;
-    let routes = Router::new()
+    Router::new()
         .route("/openapi.yaml", get(document::openapi))
         .route("/v1/api-keys", get(keys::list))
         .route("/v1/api-keys/{name}", get(keys::get).put(keys::put).delete(keys::delete))
@@ -201,6 +203,6 @@ fn routes(state: AppState) -> Router {
         .method_not_allowed_fallback(async || {
             Problem::invalid("this route has no such method; see the Allow header")
                 .with_status(StatusCode::METHOD_NOT_ALLOWED)
-        });
-    capability::demanded(capability, routes).with_state(state)
+        })
+        .with_state(state)
 }

@@ -360,9 +360,38 @@ async fn a_provider_has_so_many_refreshes_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_has_hung_up_keeps_no_place_while_it_would_have_waited() {
+    let world = World::with("connections = 8\nrate = \"off\"", "", "").await;
+    let tag = request(&world.sandbox(), "GET", TOKEN, &[], "").await.header("etag").unwrap().to_owned();
+    let wait = format!("GET {TOKEN} HTTP/1.1\r\nHost: x\r\nIf-None-Match: {tag}\r\nPrefer: wait=60\r\n\r\n");
+    let mut waiting = Vec::new();
+    for _ in 0..8 {
+        let mut stream = open(&world.sandbox()).await;
+        stream.write_all(wait.as_bytes()).await.unwrap();
+        waiting.push(stream);
+    }
+    // All places are taken by those who wait, one of whom has only ended its own half.
+    let mut half = waiting.pop().unwrap();
+    half.shutdown().await.unwrap();
+    assert!(timeout(A_WHILE, request(&world.sandbox(), "GET", TOKEN, &[], "")).await.is_err(), "there is no place");
+    drop(waiting);
+    for _ in 0..7 {
+        let answer = timeout(AT_ONCE, request(&world.sandbox(), "GET", TOKEN, &[], "")).await;
+        assert_eq!(answer.expect("there is a place").status, 200);
+    }
+    // It is answered all the same, once there is something to tell.
+    let refreshed = world.daemon.request("POST", REFRESH, &[], "").await;
+    assert_eq!(refreshed.status, 200);
+    let mut answer = Vec::new();
+    timeout(AT_ONCE, half.read_to_end(&mut answer)).await.expect("it is answered").unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn so_many_logins_wait_at_once() {
     let world = World::with("", "", "[limits]\nlogins = 3\nlogins_per_socket = 2").await;
-    let body = json!({"provider": "corp", "flow": "paste"}).to_string();
+    // A grant that is of use is not replaced by a sandbox's login.
+    let body = json!({"provider": "corp", "bucket": "new", "flow": "paste"}).to_string();
     let begin = async |socket: PathBuf| request(&socket, "POST", "/v1/logins", &[JSON], body.clone()).await;
     for _ in 0..2 {
         assert_eq!(begin(world.sandbox()).await.status, 201);

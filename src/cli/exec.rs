@@ -8,7 +8,7 @@
 use std::{
     ffi::OsString,
     fs::File,
-    io::{self, Write as _},
+    io::{self, Seek as _, Write as _},
     os::{
         fd::{AsRawFd as _, OwnedFd},
         unix::process::ExitStatusExt as _,
@@ -159,6 +159,8 @@ fn command(how: &Exec, sandbox: &Sandbox, tokens: &[(&str, Token)]) -> io::Resul
 fn inheritable(capability: &Capability) -> io::Result<OwnedFd> {
     let mut file = File::from(memfd_create("credproxy-capability", MemfdFlags::ALLOW_SEALING)?);
     file.write_all(capability.expose_secret().as_bytes())?;
+    // CMD goes on where this process stands in the file.
+    file.rewind()?;
     fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
     Ok(file.into())
 }

@@ -90,9 +90,10 @@ impl Failure {
             ClientError::Interrupted(_) | ClientError::TimedOut => {
                 Some("it may have been carried out all the same; see `credproxy key list`".into())
             }
-            ClientError::Problem { .. } | ClientError::Unreachable { .. } | ClientError::Protocol(_) => {
-                hint(&error, None)
-            }
+            ClientError::Problem { .. }
+            | ClientError::Unreachable { .. }
+            | ClientError::Stranger { .. }
+            | ClientError::Protocol(_) => hint(&error, None),
         };
         Self { exit: exit(&error), error: error.into(), hint }
     }
@@ -140,13 +141,19 @@ fn exit(error: &ClientError) -> Exit {
             "UNAUTHORIZED" => Exit::Unauthorized,
             _ => Exit::Failure,
         },
-        ClientError::Interrupted(_) | ClientError::TimedOut | ClientError::Protocol(_) => Exit::Failure,
+        ClientError::Stranger { .. }
+        | ClientError::Interrupted(_)
+        | ClientError::TimedOut
+        | ClientError::Protocol(_) => Exit::Failure,
     }
 }
 
 fn hint(error: &ClientError, account: Option<&Account>) -> Option<String> {
     match error {
         ClientError::Unreachable { source, .. } => unreachable_hint(source.kind()).map(String::from),
+        ClientError::Stranger { uid, .. } => {
+            Some(format!("if the daemon is meant to run as that user, say so: --trust-uid {uid}"))
+        }
         ClientError::Problem { code, retry_after, .. } => match (code.as_str(), account, retry_after) {
             ("REAUTH_REQUIRED", Some(account), _) => Some(format!("log in again: `credproxy login {account}`")),
             ("NOT_FOUND", Some(account), _) => {

@@ -199,6 +199,8 @@ impl Dialogue<'_> {
                     "the daemon knows nothing of this login any more: it was started again, or the login cancelled";
                 Failure::new(Exit::Failure, why).hint(again)
             }
+            // Its own hint says what to do.
+            ClientError::Stranger { .. } => Failure::of(error, Some(self.account)),
             ClientError::Problem { .. } | ClientError::TimedOut | ClientError::Protocol(_) => {
                 Failure::of(error, Some(self.account)).hint(again)
             }

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method};
+use http::{HeaderValue, Method, header};
 use serde::Deserialize;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{Client, ClientError, id, json, plain, plain_option};
+use super::{Client, ClientError, Secret, id, json, plain, plain_option};
 use crate::{account::Account, provider::Flow};
 
 /// A login as the daemon tells of it. Its token is left out but for the expiry: who wants it asks for it.
@@ -75,7 +75,10 @@ impl Client {
     /// Brings the code (`finishLogin`).
     pub async fn finish_login(&self, id: &str, code: &str) -> Result<Login, ClientError> {
         let body = Zeroizing::new(json!({"code": code}).to_string().into_bytes());
-        self.post_json(&format!("/v1/logins/{id}/code"), body).await
+        let mut request = self.request(Method::POST, &format!("/v1/logins/{id}/code"), Bytes::from_owner(body))?;
+        request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        request.extensions_mut().insert(Secret);
+        json(&self.send(request).await?)
     }
 
     /// Ends it (`cancelLogin`).

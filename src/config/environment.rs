@@ -4,9 +4,9 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     fmt,
-    fs::OpenOptions,
+    fs::{self, OpenOptions},
     io::{self, Read as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -18,7 +18,12 @@ use super::{
     ConfigError,
     command::{self, CommandError},
 };
-use crate::{private::check_trusted, secret::Capability};
+use crate::{
+    private::check_trusted,
+    sandbox::{self, SandboxRoot},
+    secret::Capability,
+    socket_path::LONGEST_PATH,
+};
 
 /// Names the socket that clients ask.
 pub const SOCKET: &str = "CREDPROXY_SOCKET";
@@ -119,6 +124,24 @@ impl Environment {
     fn sockets(&self) -> Option<PathBuf> {
         let base = self.absolute("XDG_RUNTIME_DIR").or_else(|| self.base("XDG_STATE_HOME", ".local/state"));
         Some(base?.join("credproxy"))
+    }
+
+    /// Where the sandboxes of the daemon with this host's socket are: in `sandboxes` beside it, which is the daemon's own
+    /// wherever it is. Where that leaves no room for the path of their sockets, the first of these that does: `credproxy/
+    /// sandboxes` in `$XDG_RUNTIME_DIR` or `/run/user/UID`, or `credproxy-UID` in `$TMPDIR` or `/tmp`.
+    #[must_use]
+    pub fn sandbox_root(&self, host: &Path) -> SandboxRoot {
+        let beside = host.with_file_name("sandboxes");
+        let own = rustix::process::geteuid().as_raw();
+        let mine = |place: &PathBuf| fs::metadata(place).is_ok_and(|found| found.is_dir() && found.uid() == own);
+        let runtime = [self.absolute("XDG_RUNTIME_DIR"), Some(format!("/run/user/{own}").into())];
+        let runtime = runtime.into_iter().flatten().filter(mine).map(|place| place.join("credproxy/sandboxes"));
+        let temporary = [self.absolute("TMPDIR"), Some("/tmp".into())].into_iter().flatten();
+        let temporary = temporary.map(|place| place.join(format!("credproxy-{own}")));
+        let mut places = [beside.clone()].into_iter().chain(runtime).chain(temporary);
+        let fits = |place: &PathBuf| place.as_os_str().len() + sandbox::PATH_ROOM <= LONGEST_PATH;
+        let directory = places.find(fits).unwrap_or_else(|| beside.clone());
+        SandboxRoot { name: beside, directory }
     }
 
     /// Whether there is a display to show a browser on.

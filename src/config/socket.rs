@@ -10,6 +10,7 @@ use super::{
 use crate::{
     limits::SocketLimits,
     policy::{Allowed, Operation, Policy, Role},
+    socket_path::LONGEST_PATH,
 };
 
 /// One listening Unix socket.
@@ -47,9 +48,6 @@ impl SocketConfig {
 
 /// The name of the socket that is there unless another has the role `host`.
 pub(super) const HOST: &str = "host";
-
-/// `sun_path` has 108 bytes on Linux, the last of them NUL.
-const LONGEST_PATH: usize = 107;
 
 /// Reads one; `others` are the ones before it.
 pub(super) fn read(

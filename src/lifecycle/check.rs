@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{LifecycleError, chain, client, confine, confine::Extent, key::Keeper};
+use super::{LifecycleError, chain, client, confine, confine::Extent, key::Keeper, places};
 use crate::{
     audit,
     clock::{Clock, SystemClock},
@@ -51,6 +51,7 @@ pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> 
     }
     let log = audit::look(&config.audit).map_err(|error| chain(&error));
     findings.push(Finding::new("audit".to_owned(), log));
+    let overlaps = places::overlaps(config, environment);
     for socket in &config.sockets {
         let found = |what| format!("{}: {what}", socket.path.display());
         let result = match Listener::look(&socket.path, &Peers::of(&socket.uids)) {
@@ -59,6 +60,8 @@ pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> 
             Ok(Occupant::Living) => Ok(found("a daemon is listening")),
             Err(error) => Err(chain(&error)),
         };
+        let overlap = overlaps.iter().find(|overlap| overlap.socket == socket.name);
+        let result = overlap.map_or(result, |overlap| Err(overlap.to_string()));
         findings.push(Finding::new(format!("socket {}", socket.name), result));
     }
     findings.extend(process(config.confine));

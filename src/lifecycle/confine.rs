@@ -230,12 +230,15 @@ impl Reach {
         let parent = |path: &Path| path.parent().map(Path::to_owned);
         let changed = config.sockets.iter().map(|socket| &socket.path).chain([&config.store.path]);
         let changed = changed.chain(config.audit.file());
+        // It has a place of its own where the host's socket's directory has a path that is too long for it.
+        let root = config.host_socket().map(|host| environment.sandbox_root(&host.path).directory);
+        let apart = |root: &PathBuf| config.host_socket().is_none_or(|host| parent(root) != parent(&host.path));
         let mut ports = vec![0];
         ports.extend(
             config.providers.iter().filter_map(|provider| provider.redirect_uri.listener()).map(|(_, port)| port),
         );
         Self {
-            changed: changed.filter_map(|path| parent(path)).collect(),
+            changed: changed.filter_map(|path| parent(path)).chain(root.filter(apart)).collect(),
             read: SYSTEM
                 .iter()
                 .map(PathBuf::from)

@@ -12,7 +12,7 @@ use crate::{
     account::Account,
     audit::Audit,
     clock::{Clock, SystemClock},
-    config::SocketConfig,
+    config::{Environment, SocketConfig},
     keys::Keys,
     login::Logins,
     provider::{
@@ -40,11 +40,16 @@ const LOGIN_LIFETIME: Duration = Duration::from_mins(10);
 const COOLDOWN: Duration = Duration::from_secs(30);
 
 /// Serves on `socket` until a signal. Gives back what `ready` gave.
-pub async fn serve<T>(socket: SocketConfig, ready: impl FnOnce(&[PathBuf]) -> T) -> Result<T, LifecycleError> {
+pub async fn serve<T>(
+    socket: SocketConfig,
+    environment: &Environment,
+    ready: impl FnOnce(&[PathBuf]) -> T,
+) -> Result<T, LifecycleError> {
     let issuer = Issuer::bind()
         .await
         .map_err(|source| LifecycleError::Io { what: "start the built-in authorization server", source })?;
-    let parts = parts(&issuer).await.map_err(LifecycleError::Dev)?;
+    let mut parts = parts(&issuer).await.map_err(LifecycleError::Dev)?;
+    parts.root = Some(environment.sandbox_root(&socket.path));
     let (stop, serving) = (CancellationToken::new(), TaskTracker::new());
     serving.spawn(issuer.serve(stop.clone()));
     serving.close();
@@ -84,5 +89,5 @@ async fn parts(issuer: &Issuer) -> Result<Parts, Box<dyn std::error::Error + Sen
     coordinator.put(&alive, issuer.login(true)?, &IfMatch::Absent).await?;
     coordinator.put(&dead, issuer.login(false)?, &IfMatch::Absent).await?;
     let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-    Ok(Parts { coordinator, keys, logins, shelf: store, audit: Audit::default(), sandboxes: sandbox::MOST })
+    Ok(Parts { coordinator, keys, logins, shelf: store, audit: Audit::default(), sandboxes: sandbox::MOST, root: None })
 }

@@ -1,29 +1,22 @@
 //! How a sandbox's socket is opened and closed.
 
-use std::{fs, io, path::PathBuf};
+use std::{fs, io};
 
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
 use super::{Parts, chain};
 use crate::{
-    config::SocketConfig,
     limits::SocketLimits,
     policy::Policy,
     sandbox::{self, Sandbox},
     secret::CapabilityHash,
     server::{
         Api,
-        listener::{Ending, Listener, Occupant, SANDBOXES, Terms},
+        listener::{Ending, Listener, Occupant, Terms},
         peer::Peers,
     },
 };
-
-/// Where the sandboxes of a daemon with this host's socket are: in the socket's directory, which is the daemon's own
-/// wherever it is.
-pub(super) fn root(host: &SocketConfig) -> PathBuf {
-    host.path.with_file_name(SANDBOXES)
-}
 
 /// Serves what the daemon's other sockets serve.
 #[derive(Debug)]
@@ -49,12 +42,20 @@ impl Door {
     }
 }
 
+/// A container may have a sandbox's directory, so every call of the file system in it is made on a thread that answers
+/// nobody.
 impl sandbox::Doors for Doors {
+    type Bound = Listener;
     type Door = Door;
 
-    fn open(&self, sandbox: &Sandbox, capability: Option<CapabilityHash>) -> Result<Door, String> {
+    async fn bind(&self, sandbox: &Sandbox) -> Result<Listener, String> {
+        let (name, path) = (sandbox.socket_name(), sandbox.socket());
+        let bound = spawn_blocking(move || Listener::bind(&name, &path, Peers::own())).await;
+        bound.map_err(|error| error.to_string())?.map_err(|error| chain(&error))
+    }
+
+    fn open(&self, listener: Listener, sandbox: &Sandbox, capability: Option<CapabilityHash>) -> Door {
         let name = sandbox.socket_name();
-        let listener = Listener::bind(&name, &sandbox.socket(), Peers::own()).map_err(|error| chain(&error))?;
         let state = self.parts.state(Policy::sandbox(sandbox.allowed.clone()), &name).guarded_by(capability);
         let terms = Terms { limits: SocketLimits::SANDBOX, share: self.share, audit: self.parts.audit.clone() };
         let api = Api::new(state);
@@ -62,12 +63,14 @@ impl sandbox::Doors for Doors {
         let ending = Ending { orderly: self.ending.orderly.clone(), at_once: at_once.clone() };
         let mut serving = JoinSet::new();
         serving.spawn(async move { listener.serve(api, terms, &ending).await });
-        Ok(Door { name, serving, at_once })
+        Door { name, serving, at_once }
     }
 
     async fn cut(&self, mut door: Door) {
         door.at_once.cancel();
+        self.parts.logins.abandon(&door.name);
         door.closed().await;
+        // What was begun by a request that was just being carried out.
         self.parts.logins.abandon(&door.name);
     }
 
@@ -75,17 +78,23 @@ impl sandbox::Doors for Doors {
         door.closed().await;
     }
 
-    fn clear(&self, sandbox: &Sandbox) {
-        let removed = match Listener::look(&sandbox.socket(), &Peers::own()) {
-            Ok(Occupant::Dead) => fs::remove_file(sandbox.socket()),
-            Ok(Occupant::Nobody | Occupant::Living) | Err(_) => Ok(()),
-        };
-        match removed.and_then(|()| fs::remove_dir(&sandbox.directory)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                // Whoever had it mounted may have put something there: it is not ours to remove.
-                tracing::warn!(directory = %sandbox.directory.display(), %error, "a sandbox's directory stays behind");
-            }
-            Ok(()) | Err(_) => {}
+    async fn clear(&self, sandbox: &Sandbox) {
+        let sandbox = sandbox.clone();
+        // It logs by itself what stays behind.
+        spawn_blocking(move || clear(&sandbox)).await.ok();
+    }
+}
+
+fn clear(sandbox: &Sandbox) {
+    let removed = match Listener::look(&sandbox.socket(), &Peers::own()) {
+        Ok(Occupant::Dead) => fs::remove_file(sandbox.socket()),
+        Ok(Occupant::Nobody | Occupant::Living) | Err(_) => Ok(()),
+    };
+    match removed.and_then(|()| fs::remove_dir(&sandbox.directory)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            // Whoever had it mounted may have put something there: it is not ours to remove.
+            tracing::warn!(directory = %sandbox.directory.display(), %error, "a sandbox's directory stays behind");
         }
+        Ok(()) | Err(_) => {}
     }
 }

@@ -3,11 +3,12 @@
 //! Invariants:
 //! 1. The provider is never asked sooner than it allowed: `slow_down` adds five seconds for good, and an interval that
 //!    it names later counts if it is longer.
-//! 2. While the provider cannot be reached, each wait is twice the one before.
+//! 2. A request to the provider is not broken off: its answer may be the only one that has the tokens.
+//! 3. While the provider cannot be reached, each wait is twice the one before.
 //!
 //! Must not know: how long the login has.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use super::LoginError;
 use crate::{
@@ -25,17 +26,22 @@ const SHORTEST: Duration = Duration::from_secs(1);
 /// A person who has agreed and a provider that is back should not wait longer for each other.
 const LONGEST_BACKOFF: Duration = Duration::from_mins(1);
 
-/// Asks until the person has decided.
+/// Asks until the person has decided, or until `over` says why not to ask any more.
 pub(super) async fn poll(
     provider: &dyn Provider,
     code: &DeviceCode,
     verifier: &CodeVerifier,
     interval: Duration,
+    over: impl Future<Output = LoginError>,
 ) -> Result<Box<Issued>, LoginError> {
+    let mut over = pin!(over);
     let mut interval = interval.max(SHORTEST);
     let mut wait = interval;
     loop {
-        tokio::time::sleep(wait).await;
+        tokio::select! {
+            error = &mut over => return Err(error),
+            () = tokio::time::sleep(wait) => {}
+        }
         match provider.poll_device(code, verifier).await {
             DevicePoll::Pending { interval: told } => interval = interval.max(told.unwrap_or_default()),
             DevicePoll::SlowDown { interval: told } => {

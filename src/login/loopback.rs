@@ -64,12 +64,20 @@ pub(super) fn reserve(address: IpAddr) -> Result<TcpSocket, LoginError> {
 }
 
 impl Landing {
-    /// Listens at `place` for requests to `path`.
-    pub(super) async fn bind(place: SocketAddr, path: &str, account: &Account) -> Result<Self, LoginError> {
+    /// Listens at `place` for requests to `path`. While somebody else does, `taken` is called at each try.
+    pub(super) async fn bind(
+        place: SocketAddr,
+        path: &str,
+        account: &Account,
+        taken: impl Fn(),
+    ) -> Result<Self, LoginError> {
         let listening = async {
             loop {
                 match TcpListener::bind(place).await {
-                    Err(error) if error.kind() == io::ErrorKind::AddrInUse => tokio::time::sleep(LOOK_AGAIN).await,
+                    Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                        taken();
+                        tokio::time::sleep(LOOK_AGAIN).await;
+                    }
                     bound => return bound,
                 }
             }
@@ -89,15 +97,14 @@ impl Landing {
         self.listener.local_addr().map(|place| place.port()).map_err(|_| LoginError::Internal)
     }
 
-    /// Answers until the login has ended, and a moment longer.
+    /// Answers until the login has ended, and a moment longer unless it was cancelled.
     pub(super) async fn serve(self, session: &Arc<Session>) {
         let Self { listener, path, account } = self;
         let desk = Arc::new(Desk { path, account, session: Arc::clone(session) });
-        // Dropped with this future when the login is cancelled.
         let mut connections = JoinSet::new();
         let over = async {
             session.ended().await;
-            tokio::time::sleep(LINGER).await;
+            session.cancelled.run_until_cancelled(tokio::time::sleep(LINGER)).await;
         };
         tokio::pin!(over);
         loop {

@@ -1,4 +1,5 @@
-//! How many logins may wait for their person at once. One that has ended takes no seat.
+//! How many logins may wait for their person at once, and how many a sandbox may begin. One that has ended takes no seat;
+//! that it was begun is counted all the same: its provider was asked.
 
 use std::{
     collections::HashMap,
@@ -6,37 +7,72 @@ use std::{
     time::Duration,
 };
 
-use super::LoginError;
-use crate::limits::LoginLimits;
+use super::{LoginError, Owner};
+use crate::{
+    clock::Monotonic,
+    limits::{Bucket, LoginLimits, Rate},
+    policy::Role,
+};
 
 /// When there are too many: about as long as a person needs for one.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// How many seats are taken, by socket.
+/// The logins that a sandbox's socket may begin, whatever becomes of them: more than a person begins, and fewer than a
+/// provider would take for an attack.
+const BEGUN: Rate = Rate::every(Duration::from_secs(30), 10);
+
+/// At so many sockets, those that make no difference are forgotten.
+const SWEEP: usize = 128;
+
+/// Who has which seats, and what was begun.
 #[derive(Debug)]
 pub(super) struct Seats {
     limits: LoginLimits,
-    taken: Mutex<HashMap<Arc<str>, usize>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By socket: how many are taken.
+    taken: HashMap<Arc<str>, (Role, usize)>,
+    /// By socket of role `sandbox`.
+    begun: HashMap<Arc<str>, Bucket>,
+}
+
+impl State {
+    fn sum(&self, of: impl Fn(Role) -> bool) -> usize {
+        self.taken.values().filter(|(role, _)| of(*role)).map(|(_, taken)| taken).sum()
+    }
 }
 
 impl Seats {
     pub(super) fn new(limits: LoginLimits) -> Self {
-        Self { limits, taken: Mutex::default() }
+        Self { limits, state: Mutex::default() }
     }
 
     /// Takes a seat until the value is dropped.
-    pub(super) fn take(self: &Arc<Self>, socket: &Arc<str>) -> Result<Seat, LoginError> {
-        let mut seats = self.lock();
-        let taken = seats.get(socket).copied().unwrap_or(0);
-        if taken >= self.limits.per_socket || seats.values().sum::<usize>() >= self.limits.total {
+    pub(super) fn take(self: &Arc<Self>, owner: &Owner, now: Monotonic) -> Result<Seat, LoginError> {
+        let mut state = self.lock();
+        let taken = state.taken.get(&owner.socket).map_or(0, |(_, taken)| *taken);
+        let sandbox = owner.role == Role::Sandbox;
+        let full = state.sum(|_| true) >= self.limits.total
+            || (sandbox && state.sum(|role| role == Role::Sandbox) >= self.limits.of_sandboxes());
+        if taken >= self.limits.per_socket || full {
             return Err(LoginError::TooMany { wait: PAUSE });
         }
-        seats.insert(Arc::clone(socket), taken + 1);
-        Ok(Seat { seats: Arc::clone(self), socket: Arc::clone(socket) })
+        if sandbox {
+            if state.begun.len() >= SWEEP {
+                state.begun.retain(|_, bucket| !bucket.is_full(now));
+            }
+            let bucket = state.begun.entry(Arc::clone(&owner.socket)).or_default();
+            bucket.take(BEGUN, now).map_err(|wait| LoginError::TooOften { wait })?;
+        }
+        state.taken.insert(Arc::clone(&owner.socket), (owner.role, taken + 1));
+        Ok(Seat { seats: Arc::clone(self), socket: Arc::clone(&owner.socket) })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, usize>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -49,11 +85,11 @@ pub(super) struct Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut seats = self.seats.lock();
-        if let Some(taken) = seats.get_mut(&self.socket) {
+        let mut state = self.seats.lock();
+        if let Some((_, taken)) = state.taken.get_mut(&self.socket) {
             *taken -= 1;
             if *taken == 0 {
-                seats.remove(&self.socket);
+                state.taken.remove(&self.socket);
             }
         }
     }
@@ -63,11 +99,17 @@ impl Drop for Seat {
 mod tests {
     use super::*;
 
+    const NOW: Monotonic = Monotonic::new(Duration::from_hours(1));
+
+    fn owner(socket: &str, role: Role) -> Owner {
+        Owner { socket: socket.into(), role, uid: 1000 }
+    }
+
     #[test]
     fn only_so_many_wait_at_once_and_a_seat_is_free_again_with_its_login() {
         let limits = LoginLimits { total: 30, per_socket: 3 };
         let seats = Arc::new(Seats::new(limits));
-        let take = |name: &str| seats.take(&name.into());
+        let take = |name: &str| seats.take(&owner(name, Role::Host), NOW);
         let mut taken = Vec::new();
         for socket in 0..10 {
             for _ in 0..limits.per_socket {
@@ -79,6 +121,46 @@ mod tests {
         taken.pop();
         taken.push(take("new").unwrap());
         taken.clear();
-        assert!(seats.lock().is_empty());
+        assert!(seats.lock().taken.is_empty());
+    }
+
+    #[test]
+    fn sandboxes_leave_a_share_to_the_host() {
+        for (total, of_sandboxes) in [(100, 90), (20, 17), (4, 2), (2, 1), (1, 1)] {
+            let limits = LoginLimits { total, per_socket: 10 };
+            assert_eq!(limits.of_sandboxes(), of_sandboxes, "{total}");
+            let seats = Arc::new(Seats::new(limits));
+            let take = |name: usize, role| seats.take(&owner(&format!("{role:?}{name}"), role), NOW);
+            let taken: Vec<_> = (0..total).map_while(|at| take(at, Role::Sandbox).ok()).collect();
+            assert_eq!(taken.len(), of_sandboxes, "{total}");
+            let rest: Vec<_> = (0..total).map_while(|at| take(at, Role::Host).ok()).collect();
+            assert_eq!(rest.len(), total - of_sandboxes, "{total}");
+        }
+    }
+
+    #[test]
+    fn what_a_sandbox_begins_is_counted_whatever_becomes_of_it() {
+        let seats = Arc::new(Seats::new(LoginLimits::default()));
+        let take = |name: &str, role, seconds| {
+            seats.take(&owner(name, role), NOW.plus(Duration::from_secs(seconds))).map(drop)
+        };
+        for _ in 0..10 {
+            take("box", Role::Sandbox, 0).unwrap();
+        }
+        let refused = take("box", Role::Sandbox, 0).unwrap_err();
+        assert!(matches!(refused, LoginError::TooOften { wait } if wait == Duration::from_secs(30)), "{refused:?}");
+        assert!(take("box", Role::Sandbox, 29).is_err());
+        take("other", Role::Sandbox, 0).unwrap();
+        take("box", Role::Sandbox, 30).unwrap();
+        assert!(take("box", Role::Sandbox, 30).is_err());
+        for _ in 0..100 {
+            take("host", Role::Host, 0).unwrap();
+        }
+        for socket in 0..2000 {
+            take(&socket.to_string(), Role::Sandbox, 3600).unwrap();
+        }
+        assert!(seats.lock().begun.len() <= 2000);
+        take("last", Role::Sandbox, 7200).unwrap();
+        assert_eq!(seats.lock().begun.len(), 1, "what makes no difference is forgotten");
     }
 }

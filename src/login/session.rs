@@ -4,7 +4,7 @@
 //! 1. It ends once; the first end counts.
 //! 2. Its id has 128 bits that nobody can guess.
 
-use std::{fmt, pin::Pin, str::FromStr, sync::Arc};
+use std::{fmt, net::SocketAddr, pin::Pin, str::FromStr, sync::Arc};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -42,6 +42,15 @@ impl FromStr for LoginId {
     }
 }
 
+/// What a new session waits for, and how long.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) expires_at: Timestamp,
+    pub(super) expected: Option<Arc<Expected>>,
+    pub(super) cancelled: CancellationToken,
+    pub(super) port: Option<SocketAddr>,
+}
+
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) id: LoginId,
@@ -50,7 +59,10 @@ pub(super) struct Session {
     pub(super) expires_at: Timestamp,
     /// What a browser or paste login waits for.
     pub(super) expected: Option<Arc<Expected>>,
+    /// Somebody does not want it any more, or the daemon ends. An answer that it has had is carried to its end.
     pub(super) cancelled: CancellationToken,
+    /// Where it listens, if the registration names the port.
+    pub(super) port: Option<SocketAddr>,
     flow: Flow,
     prompt: Prompt,
     progress: watch::Sender<Progress>,
@@ -62,16 +74,17 @@ impl Session {
         account: Account,
         flow: Flow,
         prompt: Prompt,
-        expires_at: Timestamp,
-        expected: Option<Arc<Expected>>,
+        waiting: Waiting,
     ) -> Result<Self, LoginError> {
+        let Waiting { expires_at, expected, cancelled, port } = waiting;
         Ok(Self {
             id: LoginId(u128::from_be_bytes(pkce::random()?)),
             owner,
             account,
             expires_at,
             expected,
-            cancelled: CancellationToken::new(),
+            cancelled,
+            port,
             flow,
             prompt,
             progress: watch::Sender::new(Progress::Pending),

@@ -4,10 +4,10 @@ use async_trait::async_trait;
 use serde_json::Map;
 use tokio::time::Instant;
 
-use super::*;
+use super::{response::Expected, *};
 use crate::{
     grant::{Grant, Lifetime},
-    provider::{DevicePoll, ErrorCode, Rules},
+    provider::{DevicePoll, ErrorCode, Provider, Reply, Rules},
     secret::{AccessToken, CodeVerifier, DeviceCode, LOGIN_BYTES, LoginState},
 };
 
@@ -67,7 +67,8 @@ fn tokens() -> DevicePoll {
 async fn paced(interval: u64, script: impl IntoIterator<Item = DevicePoll>) -> (Vec<u64>, Result<(), String>) {
     let provider = Scripted::new(script);
     let (code, verifier) = (DeviceCode::new("canary-d".into()).unwrap(), CodeVerifier::from_bytes([1; LOGIN_BYTES]));
-    let outcome = device::poll(&provider, &code, &verifier, Duration::from_secs(interval)).await;
+    let outcome =
+        device::poll(&provider, &code, &verifier, Duration::from_secs(interval), std::future::pending()).await;
     let asked = provider.asked.lock().unwrap().clone();
     (asked, outcome.map(drop).map_err(|error| error.to_string()))
 }

@@ -23,6 +23,11 @@ pub enum RefreshError {
     /// `If-Match` names another state, or another account.
     #[error("the grant is not in the state that If-Match or If-None-Match asks for")]
     PreconditionFailed,
+    /// The account has a grant that is of use still, and who asks may not replace it.
+    #[error(
+        "the account has a grant that is of use still, which a sandbox's login does not replace: log in on the host"
+    )]
+    Living,
     /// The grant is dead; a person must log in again.
     #[error("{}", reauth(*answer_lost, *copied))]
     Reauth {

@@ -4,7 +4,7 @@ use super::{Inner, cooldown::cut_off, flight::given_up, slot::Snapshot};
 use crate::{
     account::Account,
     clock::Timestamp,
-    store::{Entry, Marks, Outcome},
+    store::{Entry, Marks, Outcome, Record},
 };
 
 /// How an account stands.
@@ -72,6 +72,16 @@ impl Inner {
             refreshed_at: (token.version.generation > 1).then_some(token.issued_at),
             // What is under way here is no error yet.
             last_error: last_error(&snapshot.marks).filter(|_| !flying || cut_off(&snapshot.marks).is_none()),
+        }
+    }
+
+    /// Whether the grant is of use still.
+    pub(super) fn lives(&self, account: &Account, record: &Record) -> bool {
+        let snapshot = self.snapshot(account, &record.grant, record.marks.clone());
+        match self.state(&snapshot, self.clock.now()) {
+            AccountState::ReauthRequired => false,
+            AccountState::Expired => snapshot.token.refreshable,
+            AccountState::Valid | AccountState::Expiring | AccountState::Unknown => true,
         }
     }
 

@@ -18,8 +18,10 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Definition {
     pub(super) id: SandboxId,
-    /// The directory in which its own one is. Of the daemons on one store, each keeps the sandboxes in its directory.
+    /// Which daemon's it is, of those on one store ([`SandboxRoot::name`](super::SandboxRoot)).
     pub(super) root: PathBuf,
+    /// Its own directory.
+    pub(super) directory: PathBuf,
     pub(super) allowed: Allowed,
     pub(super) capability: Option<CapabilityHash>,
     pub(super) lifetime: Duration,
@@ -32,6 +34,9 @@ pub(super) struct Definition {
 #[serde(deny_unknown_fields)]
 struct Kept {
     root: PathBuf,
+    /// Of one that an earlier version made: the whole id, in the root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    directory: Option<PathBuf>,
     allow: Vec<String>,
     operations: Vec<String>,
     keys: Vec<KeyName>,
@@ -48,6 +53,7 @@ impl Definition {
         let texts = |list: &[_]| list.iter().map(ToString::to_string).collect();
         let kept = Kept {
             root: self.root.clone(),
+            directory: Some(self.directory.clone()),
             allow: texts(&self.allowed.allow),
             operations: self.allowed.operations.iter().map(|operation| operation.as_str().to_owned()).collect(),
             keys: self.allowed.keys.clone(),
@@ -68,8 +74,10 @@ impl Definition {
             Some(text) => Some(CapabilityHash::from_bytes(hash(text)?)),
             None => None,
         };
+        let id: SandboxId = name.as_str().parse().ok()?;
         Some(Self {
-            id: name.as_str().parse().ok()?,
+            id,
+            directory: kept.directory.unwrap_or_else(|| kept.root.join(id.to_string())),
             root: kept.root,
             allowed: Allowed {
                 allow: kept.allow.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?,
@@ -86,7 +94,7 @@ impl Definition {
     pub(super) fn sandbox(&self) -> Sandbox {
         Sandbox {
             id: self.id,
-            directory: self.root.join(self.id.to_string()),
+            directory: self.directory.clone(),
             allowed: self.allowed.clone(),
             expires_at: self.expires_at,
             tied: self.process.is_some(),

@@ -1,13 +1,20 @@
-//! The task that keeps the sandboxes: one after the other, it makes, ends and lists them.
+//! The task that keeps the sandboxes: it makes, ends and lists them.
+//!
+//! It waits for nothing but its timer, what is asked of it, and the end of what it has begun: everything that the store
+//! or the file system may take its time for is done by tasks of its own. So none that hangs keeps a sandbox alive.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::{JoinError, JoinSet},
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Command, Created, Doors, LIFETIME, LONGEST_LIFETIME, Lifetime, PAUSE, QUEUE, Sandbox, SandboxError, SandboxId,
-    Sandboxes, Wanted,
+    SandboxRoot, Sandboxes, Wanted,
     definition::Definition,
     process::{Process, Watch},
 };
@@ -27,16 +34,33 @@ const LOOK: Duration = Duration::from_secs(30);
 /// in order deletes its sandbox.
 const PROCESS_LOOK: Duration = Duration::from_secs(1);
 
-/// Keeps the sandboxes of one directory.
+/// How long the daemon's end waits for what the store was asked. The next start finds it done or not done.
+const LAST_WORK: Duration = Duration::from_secs(2);
+
+/// Whoever asked for something, and may have hung up.
+type Asker<T> = oneshot::Sender<Result<T, SandboxError>>;
+
+/// Keeps the sandboxes of one daemon.
 #[derive(Debug)]
 pub struct Keeper<D: Doors> {
     commands: mpsc::Receiver<Command>,
-    shelf: Arc<dyn Shelf>,
-    clock: Arc<dyn Clock>,
-    root: PathBuf,
-    doors: D,
+    shared: Arc<Shared<D>>,
     most: usize,
     kept: BTreeMap<SandboxId, Kept<D::Door>>,
+    /// Counted by its clones: the sandboxes that are being made.
+    making: Arc<()>,
+    /// Those of an earlier daemon are known.
+    restored: bool,
+    work: JoinSet<Done<D::Door>>,
+}
+
+/// What the tasks of a keeper need.
+#[derive(Debug)]
+struct Shared<D> {
+    shelf: Arc<dyn Shelf>,
+    clock: Arc<dyn Clock>,
+    root: SandboxRoot,
+    doors: D,
 }
 
 #[derive(Debug)]
@@ -49,20 +73,45 @@ struct Kept<T> {
     since: Monotonic,
     /// What was left of its life then.
     left: Duration,
-    /// It has ended and is in the store still; the last try to change that.
-    ended: Option<Monotonic>,
+    /// It has ended, and may be in the store still.
+    ended: Option<Ended>,
+}
+
+/// What is left to do about a sandbox that has ended.
+#[derive(Debug)]
+struct Ended {
+    /// The last try to remove it from the store.
+    tried: Monotonic,
+    /// That try is under way.
+    under_way: bool,
+    /// Who waits to be told that it is gone.
+    asked: Vec<Asker<()>>,
+}
+
+/// What a task of the keeper's has done.
+#[derive(Debug)]
+enum Done<T> {
+    /// The sandboxes of an earlier daemon were opened.
+    Restored(Vec<Kept<T>>),
+    /// A new one was made.
+    Made(Kept<T>, Box<Created>, Asker<Created>),
+    /// It was not, and may be in the store all the same.
+    NotMade(Sandbox, SandboxError, Asker<Created>),
+    /// One was ended, and the store told to forget it.
+    Removed(SandboxId, Result<(), StoreError>),
+    /// Nothing that the keeper has to know of.
+    Nothing,
 }
 
 impl<T> Kept<T> {
     /// How long there is nothing to be done about it.
     fn rest(&self, clock: &dyn Clock) -> Duration {
-        if let Some(tried) = self.ended {
-            return LOOK.saturating_sub(clock.monotonic().since(tried));
-        }
-        match &self.process {
-            Some(process) if process.has_ended() => Duration::ZERO,
-            Some(_) => self.life(clock).min(PROCESS_LOOK),
-            None => self.life(clock),
+        match (&self.ended, &self.process) {
+            (Some(ended), _) if ended.under_way => LOOK,
+            (Some(ended), _) => LOOK.saturating_sub(clock.monotonic().since(ended.tried)),
+            (None, Some(process)) if process.has_ended() => Duration::ZERO,
+            (None, Some(_)) => self.life(clock).min(PROCESS_LOOK),
+            (None, None) => self.life(clock),
         }
     }
 
@@ -75,73 +124,89 @@ impl<T> Kept<T> {
 }
 
 impl<D: Doors> Keeper<D> {
-    /// A keeper of the sandboxes that the shelf has for the directory `root`, `most` of them at once, and the way to ask
-    /// it.
+    /// A keeper of the sandboxes that the shelf has for `root`, `most` of them at once, and the way to ask it.
     pub fn new(
         shelf: Arc<dyn Shelf>,
         clock: Arc<dyn Clock>,
-        root: PathBuf,
+        root: SandboxRoot,
         doors: D,
         most: usize,
     ) -> (Sandboxes, Self) {
         let (sender, commands) = mpsc::channel(QUEUE);
-        let keeper = Self { commands, shelf, clock, root, doors, most, kept: BTreeMap::new() };
-        (Sandboxes(sender), keeper)
+        let shared = Arc::new(Shared { shelf, clock, root, doors });
+        let (kept, making, work) = (BTreeMap::new(), Arc::default(), JoinSet::new());
+        (Sandboxes(sender), Self { commands, shared, most, kept, making, restored: false, work })
     }
 
-    /// Opens the sandboxes of an earlier daemon again. What cannot be opened is logged, and stops nobody.
-    pub async fn restore(&mut self) {
-        let items = match self.shelf.items(ItemKind::Sandbox).await {
-            Ok(items) => items,
-            Err(error) => return tracing::error!(%error, "the sandboxes of before are not known"),
-        };
-        for ItemEntry { name, item } in items {
-            match item.map(|item| Definition::read(&name, &item.content)) {
-                Ok(Some(definition)) => self.take_up(definition).await,
-                Ok(None) => tracing::warn!(sandbox = %name, "a sandbox is not understood; it stays closed"),
-                Err(error) => tracing::warn!(sandbox = %name, %error, "a sandbox cannot be read; it stays closed"),
-            }
-        }
-    }
-
-    /// Keeps them until `stop`. The daemon's end leaves their directories behind, and them in the store.
+    /// Opens the sandboxes of an earlier daemon again, and keeps these and new ones until `stop`. The daemon's end leaves
+    /// their directories behind, and them in the store. Until those of before are known, whoever asks waits.
     pub async fn run(mut self, stop: CancellationToken) {
+        self.work.spawn(Arc::clone(&self.shared).restore());
         loop {
-            self.sweep().await;
-            let rest = self.kept.values().map(|kept| kept.rest(self.clock.as_ref())).fold(LOOK, Duration::min);
+            self.sweep();
+            let rest = self.kept.values().map(|kept| kept.rest(self.shared.clock.as_ref())).fold(LOOK, Duration::min);
             tokio::select! {
                 () = stop.cancelled() => break,
-                Some(command) = self.commands.recv() => self.carry_out(command).await,
+                Some(done) = self.work.join_next() => self.settle(done),
+                Some(command) = self.commands.recv(), if self.restored => self.carry_out(command),
                 () = sleep(rest), if !self.kept.is_empty() => {}
             }
         }
+        self.finish().await;
+    }
+
+    async fn finish(mut self) {
+        self.commands.close();
+        // What is still being made or ended may wait for the store, and gets no more than a moment.
+        let last = async {
+            while let Some(done) = self.work.join_next().await {
+                self.settle(done);
+            }
+        };
+        let mut leaving = JoinSet::new();
+        let finished = timeout(LAST_WORK, last).await;
         for door in self.kept.into_values().filter_map(|kept| kept.door) {
-            self.doors.leave(door).await;
+            let shared = Arc::clone(&self.shared);
+            leaving.spawn(async move { shared.doors.leave(door).await });
         }
+        if finished.is_err() {
+            tracing::warn!("the store did not answer what was asked of it about sandboxes");
+        }
+        while leaving.join_next().await.is_some() {}
     }
 
-    /// Whoever asked may have hung up.
-    async fn carry_out(&mut self, command: Command) {
+    fn carry_out(&mut self, command: Command) {
         match command {
-            Command::Create(wanted, answer) => drop(answer.send(self.create(wanted).await)),
-            Command::List(answer) => {
+            Command::Create(wanted, asker) => match self.prepare(wanted) {
+                Ok((definition, watch, capability)) => {
+                    let (shared, making) = (Arc::clone(&self.shared), Arc::clone(&self.making));
+                    let since = shared.clock.monotonic();
+                    self.work.spawn(async move {
+                        let done = shared.make(definition, watch, capability, since, asker).await;
+                        drop(making);
+                        done
+                    });
+                }
+                Err(error) => drop(asker.send(Err(error))),
+            },
+            Command::List(asker) => {
                 let living = self.kept.values().filter(|kept| kept.ended.is_none());
-                drop(answer.send(living.map(|kept| kept.sandbox.clone()).collect()));
+                drop(asker.send(living.map(|kept| kept.sandbox.clone()).collect()));
             }
-            Command::Delete(id, answer) => {
-                let deleted = if self.kept.contains_key(&id) {
-                    self.close(id).await;
-                    self.remove(id).await.map_err(SandboxError::from)
-                } else {
-                    self.delete_unread(id).await
-                };
-                drop(answer.send(deleted));
+            Command::Delete(id, asker) if self.kept.contains_key(&id) => self.end(id, Some(asker)),
+            Command::Delete(id, asker) => {
+                let shared = Arc::clone(&self.shared);
+                self.work.spawn(async move {
+                    drop(asker.send(shared.delete_unread(id).await));
+                    Done::Nothing
+                });
             }
         }
     }
 
-    async fn create(&mut self, wanted: Wanted) -> Result<Created, SandboxError> {
-        if self.kept.len() >= self.most {
+    /// What a new sandbox is to be.
+    fn prepare(&self, wanted: Wanted) -> Result<(Definition, Option<Watch>, Option<Capability>), SandboxError> {
+        if self.kept.len() + Arc::strong_count(&self.making) > self.most {
             return Err(SandboxError::TooMany { most: self.most, wait: PAUSE });
         }
         let process = wanted.process.map(Process::running).transpose().map_err(|_| SandboxError::NoProcess)?;
@@ -149,91 +214,176 @@ impl<D: Doors> Keeper<D> {
         let usual = if process.is_some() { LONGEST_LIFETIME } else { LIFETIME };
         let lifetime = wanted.lifetime.map_or(usual, |Lifetime(lifetime)| lifetime);
         let capability = wanted.capability.then(random::<CAPABILITY_BYTES>).transpose()?.map(Capability::from_bytes);
+        let (id, root) = (SandboxId(u128::from_be_bytes(random()?)), &self.shared.root);
         let definition = Definition {
-            id: SandboxId(u128::from_be_bytes(random()?)),
-            root: self.root.clone(),
+            id,
+            root: root.name.clone(),
+            directory: root.directory.join(id.directory_name()),
             allowed: wanted.allowed,
             capability: capability.as_ref().map(Capability::hash),
             lifetime,
-            expires_at: self.clock.now().plus(lifetime),
+            expires_at: self.shared.clock.now().plus(lifetime),
             process,
         };
-        self.store(&definition).await?;
-        let sandbox = definition.sandbox();
-        match self.doors.open(&sandbox, definition.capability) {
-            Ok(door) => self.keep(sandbox.clone(), Some(door), lifetime, watch),
-            Err(reason) => {
-                self.doors.clear(&sandbox);
-                self.delete(sandbox.id).await?;
-                return Err(SandboxError::NoSocket(reason));
-            }
-        }
-        tracing::info!(sandbox = %sandbox.id, directory = %sandbox.directory.display(), "sandbox made");
-        Ok(Created { sandbox, capability })
+        Ok((definition, watch, capability))
     }
 
-    /// Opens a sandbox of an earlier daemon, unless it has ended meanwhile.
-    async fn take_up(&mut self, definition: Definition) {
-        let sandbox = definition.sandbox();
-        // A wall clock that was set back does not make it live longer than it was to.
-        let left = sandbox.expires_at.since(self.clock.now()).min(definition.lifetime);
-        if definition.root != self.root {
-            // Another daemon's on the same store, and for that one to open. It may be gone for good.
-            if left.is_zero() {
-                self.forget(sandbox.id).await;
+    fn settle(&mut self, done: Result<Done<D::Door>, JoinError>) {
+        match done {
+            Ok(Done::Restored(found)) => {
+                self.kept.extend(found.into_iter().map(|kept| (kept.sandbox.id, kept)));
+                self.restored = true;
             }
-            return;
+            Ok(Done::Made(kept, created, asker)) => {
+                self.kept.insert(kept.sandbox.id, kept);
+                drop(asker.send(Ok(*created)));
+            }
+            Ok(Done::NotMade(sandbox, error, asker)) => {
+                let (id, since) = (sandbox.id, self.shared.clock.monotonic());
+                let kept = Kept { sandbox, door: None, process: None, since, left: Duration::ZERO, ended: None };
+                self.kept.insert(id, kept);
+                self.end(id, None);
+                drop(asker.send(Err(error)));
+            }
+            Ok(Done::Removed(id, removed)) => self.removed(id, removed),
+            Ok(Done::Nothing) => {}
+            Err(error) => {
+                tracing::error!(%error, "a task of the sandboxes' broke off");
+                self.restored = true;
+            }
         }
-        match definition.process.map(Process::watch).transpose() {
-            Ok(watch) if !left.is_zero() => {
-                let door = self.doors.open(&sandbox, definition.capability);
-                if let Err(error) = &door {
-                    tracing::warn!(sandbox = %sandbox.id, error, "a sandbox stays closed");
-                }
-                self.keep(sandbox, door.ok(), left, watch);
-            }
-            Ok(_) | Err(_) => {
-                self.doors.clear(&sandbox);
-                self.forget(sandbox.id).await;
-            }
-        }
-    }
-
-    fn keep(&mut self, sandbox: Sandbox, door: Option<D::Door>, left: Duration, process: Option<Watch>) {
-        self.kept.insert(sandbox.id, Kept { sandbox, door, process, since: self.clock.monotonic(), left, ended: None });
     }
 
     /// Ends those whose time is up or whose process is gone, and tries again to forget those that have ended.
-    async fn sweep(&mut self) {
-        let due = |kept: &Kept<_>| kept.rest(self.clock.as_ref()).is_zero();
+    fn sweep(&mut self) {
+        let due = |kept: &Kept<_>| kept.rest(self.shared.clock.as_ref()).is_zero();
         let due: Vec<_> = self.kept.iter().filter(|(_, kept)| due(kept)).map(|(id, _)| *id).collect();
-        // None of them waits for the store to forget another.
-        for id in &due {
-            self.close(*id).await;
-        }
         for id in due {
-            if let Err(error) = self.remove(id).await {
-                tracing::warn!(sandbox = %id, %error, "a sandbox that has ended stays in the store for now");
-            }
+            self.end(id, None);
         }
     }
 
     /// Invariant 3: whatever the store will say, it serves nobody any more.
-    async fn close(&mut self, id: SandboxId) {
+    fn end(&mut self, id: SandboxId, asker: Option<Asker<()>>) {
         let Some(kept) = self.kept.get_mut(&id) else { return };
-        kept.ended = Some(self.clock.monotonic());
-        kept.process = None;
-        if let Some(door) = kept.door.take() {
-            self.doors.cut(door).await;
-            tracing::info!(sandbox = %id, "sandbox ended");
+        let tried = self.shared.clock.monotonic();
+        let ended = kept.ended.get_or_insert_with(|| Ended { tried, under_way: false, asked: Vec::new() });
+        ended.asked.extend(asker);
+        if ended.under_way {
+            return;
         }
-        self.doors.clear(&kept.sandbox);
+        (ended.tried, ended.under_way) = (tried, true);
+        kept.process = None;
+        let (shared, sandbox, door) = (Arc::clone(&self.shared), kept.sandbox.clone(), kept.door.take());
+        self.work.spawn(async move {
+            if let Some(door) = door {
+                shared.doors.cut(door).await;
+                tracing::info!(sandbox = %id, "sandbox ended");
+            }
+            shared.doors.clear(&sandbox).await;
+            Done::Removed(id, shared.delete(id).await)
+        });
     }
 
-    async fn remove(&mut self, id: SandboxId) -> Result<(), StoreError> {
-        self.delete(id).await?;
-        self.kept.remove(&id);
-        Ok(())
+    fn removed(&mut self, id: SandboxId, removed: Result<(), StoreError>) {
+        let asked = match (self.kept.get_mut(&id).and_then(|kept| kept.ended.as_mut()), &removed) {
+            (Some(ended), Err(error)) => {
+                tracing::warn!(sandbox = %id, %error, "a sandbox that has ended stays in the store for now");
+                ended.under_way = false;
+                std::mem::take(&mut ended.asked)
+            }
+            (Some(ended), Ok(())) => {
+                let asked = std::mem::take(&mut ended.asked);
+                self.kept.remove(&id);
+                asked
+            }
+            (None, _) => return,
+        };
+        let removed = removed.map_err(Arc::new);
+        for asker in asked {
+            drop(asker.send(removed.clone().map_err(SandboxError::Store)));
+        }
+    }
+}
+
+impl<D: Doors> Shared<D> {
+    async fn make(
+        self: Arc<Self>,
+        definition: Definition,
+        process: Option<Watch>,
+        capability: Option<Capability>,
+        since: Monotonic,
+        asker: Asker<Created>,
+    ) -> Done<D::Door> {
+        let sandbox = definition.sandbox();
+        let bound = match self.doors.bind(&sandbox).await {
+            Ok(bound) => bound,
+            Err(reason) => {
+                self.doors.clear(&sandbox).await;
+                drop(asker.send(Err(SandboxError::NoSocket(reason))));
+                return Done::Nothing;
+            }
+        };
+        if let Err(error) = self.store(&definition).await {
+            // What failed may have been carried out: the keeper sees to it that it is not there.
+            drop(bound);
+            self.doors.clear(&sandbox).await;
+            return Done::NotMade(sandbox, error, asker);
+        }
+        let door = Some(self.doors.open(bound, &sandbox, definition.capability));
+        tracing::info!(sandbox = %sandbox.id, directory = %sandbox.directory.display(), "sandbox made");
+        let created = Created { sandbox: sandbox.clone(), capability };
+        let kept = Kept { sandbox, door, process, since, left: definition.lifetime, ended: None };
+        Done::Made(kept, Box::new(created), asker)
+    }
+
+    /// Opens the sandboxes of an earlier daemon again. What cannot be opened is logged, and stops nobody.
+    async fn restore(self: Arc<Self>) -> Done<D::Door> {
+        let items = match self.shelf.items(ItemKind::Sandbox).await {
+            Ok(items) => items,
+            Err(error) => {
+                tracing::error!(%error, "the sandboxes of before are not known");
+                return Done::Restored(Vec::new());
+            }
+        };
+        let mut found = Vec::with_capacity(items.len());
+        for ItemEntry { name, item } in items {
+            match item.map(|item| Definition::read(&name, &item.content)) {
+                Ok(Some(definition)) => found.extend(self.take_up(definition).await),
+                Ok(None) => tracing::warn!(sandbox = %name, "a sandbox is not understood; it stays closed"),
+                Err(error) => tracing::warn!(sandbox = %name, %error, "a sandbox cannot be read; it stays closed"),
+            }
+        }
+        Done::Restored(found)
+    }
+
+    /// Opens a sandbox of an earlier daemon, unless it has ended meanwhile.
+    async fn take_up(&self, definition: Definition) -> Option<Kept<D::Door>> {
+        let (sandbox, since) = (definition.sandbox(), self.clock.monotonic());
+        // A wall clock that was set back does not make it live longer than it was to.
+        let left = sandbox.expires_at.since(self.clock.now()).min(definition.lifetime);
+        if definition.root != self.root.name {
+            // Another daemon's on the same store, and for that one to open. It may be gone for good.
+            if left.is_zero() {
+                self.forget(sandbox.id).await;
+            }
+            return None;
+        }
+        match definition.process.map(Process::watch).transpose() {
+            Ok(process) if !left.is_zero() => {
+                let bound = self.doors.bind(&sandbox).await;
+                if let Err(error) = &bound {
+                    tracing::warn!(sandbox = %sandbox.id, error, "a sandbox stays closed");
+                }
+                let door = bound.ok().map(|bound| self.doors.open(bound, &sandbox, definition.capability));
+                Some(Kept { sandbox, door, process, since, left, ended: None })
+            }
+            Ok(_) | Err(_) => {
+                self.doors.clear(&sandbox).await;
+                self.forget(sandbox.id).await;
+                None
+            }
+        }
     }
 
     /// What cannot be read has no socket, and can be got rid of all the same.

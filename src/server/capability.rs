@@ -1,30 +1,13 @@
 //! The capability that a sandbox's peers show.
 
-use axum::{
-    Router,
-    extract::{Request, State},
-    middleware::{self, Next},
-    response::{IntoResponse as _, Response},
-};
 use http::{HeaderMap, header};
 
-use super::{AppState, problem::Problem};
 use crate::secret::CapabilityHash;
 
-/// Answers nobody who does not show it, where one is demanded: not a path is told from another.
-pub(super) fn demanded(capability: Option<CapabilityHash>, routes: Router<AppState>) -> Router<AppState> {
-    match capability {
-        Some(capability) => routes.layer(middleware::from_fn_with_state(capability, admit)),
-        None => routes,
-    }
-}
-
-async fn admit(State(capability): State<CapabilityHash>, request: Request, next: Next) -> Response {
-    if shown(request.headers()).is_some_and(|text| capability.admits(text)) {
-        next.run(request).await
-    } else {
-        Problem::wrong_capability().into_response()
-    }
+/// Whether the request shows the capability. It is asked before anything looks at what is asked for, so that to who does
+/// not show it no path, method or answer's header differs from another.
+pub(super) fn is_shown(capability: CapabilityHash, headers: &HeaderMap) -> bool {
+    shown(headers).is_some_and(|text| capability.admits(text))
 }
 
 /// The one bearer token of the request (RFC 6750 section 2.1), whose scheme is written in any case (RFC 9110 section

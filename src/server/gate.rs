@@ -22,11 +22,12 @@ use futures_util::{
     FutureExt as _,
     future::{BoxFuture, CatchUnwind},
 };
-use http::{HeaderValue, Request, Version, header};
+use http::{HeaderMap, HeaderValue, Request, Version, header};
 use tokio::time::{Sleep, sleep};
 use tower::{Layer, Service};
 
 use super::{
+    capability::is_shown,
     connection::{Connection, Errand},
     envelope::enclose,
     operations,
@@ -38,6 +39,7 @@ use crate::{
     clock::{Clock, Monotonic},
     limits::{Delay, TooFast},
     refresh::Ticket,
+    secret::CapabilityHash,
 };
 
 /// One socket's gate.
@@ -50,15 +52,35 @@ struct Post {
     audit: Audit,
     /// For requests without a connection.
     origin: Origin,
+    /// What every request is to show.
+    capability: Option<CapabilityHash>,
 }
 
 impl Gate {
     pub(super) fn new(clock: Arc<dyn Clock>, audit: Audit, socket: &str) -> Self {
-        Self(Arc::new(Post { clock, audit, origin: Origin::of_peer(socket, Peer::own().uid, None) }))
+        let origin = Origin::of_peer(socket, Peer::own().uid, None);
+        Self(Arc::new(Post { clock, audit, origin, capability: None }))
+    }
+
+    /// The same for peers that show this capability.
+    pub(super) fn guarded_by(&self, capability: Option<CapabilityHash>) -> Self {
+        let Post { clock, audit, origin, .. } = &*self.0;
+        let (clock, audit, origin) = (Arc::clone(clock), audit.clone(), origin.clone());
+        Self(Arc::new(Post { clock, audit, origin, capability }))
+    }
+
+    pub(super) fn capability(&self) -> Option<CapabilityHash> {
+        self.0.capability
     }
 
     pub(super) fn audit(&self) -> &Audit {
         &self.0.audit
+    }
+
+    /// The refusal of a request that does not show the socket's capability.
+    fn unshown(&self, headers: &HeaderMap) -> Option<Refusal> {
+        let missing = self.0.capability.is_some_and(|capability| !is_shown(capability, headers));
+        missing.then(|| Refusal { answer: Problem::wrong_capability().into_response(), delay: None })
     }
 }
 
@@ -132,7 +154,7 @@ where
         let timed = audited || errand.connection().is_some_and(Connection::is_paced);
         let started = if timed { clock.monotonic() } else { Monotonic::new(Duration::ZERO) };
         let operation = if audited { operations::of(&request) } else { words::UNKNOWN };
-        let stage = match refusal(&request, &errand, started) {
+        let stage = match refusal(&request, &errand, started).or_else(|| self.gate.unshown(request.headers())) {
             Some(refusal) => Stage::Refused(Some(refusal)),
             None if audit.must_admit() && !operations::is_harmless(operation) => {
                 let (audit, mut inner) = (audit.clone(), self.inner.clone());

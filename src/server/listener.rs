@@ -1,20 +1,13 @@
-//! The listening sockets: how they come to be, whom they serve, and how they go.
+//! The listening sockets: whom they serve, and how they go. How they come to be is `listener/place.rs`.
 //!
 //! Invariants:
-//! 1. The directory is closed to others before the socket exists, and the socket is ours alone unless other users
-//!    were named.
-//! 2. A living daemon's socket is never replaced; a dead one's is. What is not a socket is never touched.
-//! 3. On the way out, only the socket that this listener made is removed.
-//! 4. No peer can hold more than its socket's share of the open files, nor hold a connection without asking anything or
+//! 1. On the way out, only the socket that this listener made is removed, without waiting for anybody.
+//! 2. No peer can hold more than its socket's share of the open files, nor hold a connection without asking anything or
 //!    without reading the answers. One that asks nothing makes room for one that does.
 
 use std::{
-    fs::{self, DirBuilder, File, Permissions},
-    io,
-    os::unix::{
-        ffi::OsStrExt as _,
-        fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
-    },
+    fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     pin::pin,
     sync::Arc,
@@ -24,11 +17,6 @@ use std::{
 use axum::extract::Request;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
-use rustix::{
-    fs::{FlockOperation, flock},
-    io::Errno,
-    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
-};
 use tokio::{
     net::{UnixListener, UnixStream},
     task::JoinSet,
@@ -39,6 +27,7 @@ use tower::Service as _;
 use super::{
     Api,
     connection::{Connection, Errand},
+    hang_up::Line,
     head_timer::HeadTimer,
     peer::{Peer, Peers},
     problem::Code,
@@ -51,11 +40,9 @@ use crate::{
     limits::{RateLimiter, SocketLimits, Spending},
 };
 
-/// The room for a path in `sockaddr_un`, less the closing zero byte.
-const LONGEST_PATH: usize = 107;
+mod place;
 
-/// Below the host's socket, the directory of those that are made at run time. It is in nobody's way there.
-pub const SANDBOXES: &str = "sandboxes";
+pub use place::{BindError, BindLock, Occupant, SANDBOXES};
 
 /// How long a connection may stay silent, before its first request and between two.
 const IDLE: Duration = Duration::from_mins(1);
@@ -70,45 +57,6 @@ const UNREAD: Duration = Duration::from_secs(30);
 /// The pause after an error that waiting may cure, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Why a socket cannot be offered.
-#[derive(Debug, thiserror::Error)]
-pub enum BindError {
-    /// The operating system has no room for such a path.
-    #[error("the path {path} has {length} bytes; a socket's path has at most {LONGEST_PATH}: choose a shorter one")]
-    TooLong {
-        /// The socket.
-        path: PathBuf,
-        /// Its length.
-        length: usize,
-    },
-    /// The path names no file in a directory.
-    #[error("the path {0} does not name a file in a directory")]
-    NoDirectory(PathBuf),
-    /// The directory is open to others, or not ours.
-    #[error("the directory {directory} {reason}; give the socket a directory of its own")]
-    Directory {
-        /// The socket's directory.
-        directory: PathBuf,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-    /// A daemon is listening there.
-    #[error("another daemon is listening on {0}; stop it, or choose another path")]
-    Live(PathBuf),
-    /// Something else is there.
-    #[error("{0} exists and is not a socket; move it away, or choose another path")]
-    NotASocket(PathBuf),
-    /// The operating system said no.
-    #[error("cannot listen on {path}")]
-    Io {
-        /// The socket.
-        path: PathBuf,
-        /// What it said.
-        #[source]
-        source: io::Error,
-    },
-}
-
 /// How a socket serves.
 #[derive(Debug, Clone)]
 pub struct Terms {
@@ -118,17 +66,6 @@ pub struct Terms {
     pub share: usize,
     /// Where peers that are turned away are written down; requests are by the router.
     pub audit: Audit,
-}
-
-/// Who is at a socket's path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Occupant {
-    /// Nobody.
-    Nobody,
-    /// A socket whose daemon is gone.
-    Dead,
-    /// A listening daemon.
-    Living,
 }
 
 /// How a listener is told to end.
@@ -153,32 +90,13 @@ pub struct Listener {
 impl Listener {
     /// Binds `path` for `peers`. `name` is the socket's name in logs.
     pub fn bind(name: &str, path: &Path, peers: Peers) -> Result<Self, BindError> {
-        let directory = directory(path)?;
-        let failed = |source| BindError::Io { path: path.to_owned(), source };
-        prepare(directory, path, directory_mode(&peers))?;
-        // Two daemons that start at once must not take each other's socket for a dead one's.
-        let _lock = lock(directory).map_err(failed)?;
-        match occupant(path)? {
-            Occupant::Nobody => {}
-            Occupant::Dead => fs::remove_file(path).map_err(failed)?,
-            Occupant::Living => return Err(BindError::Live(path.to_owned())),
-        }
-        let accepting = UnixListener::bind(path).map_err(failed)?;
-        let mode = if peers.beyond_own() { 0o666 } else { 0o600 };
-        fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)?;
-        let metadata = fs::symlink_metadata(path).map_err(failed)?;
-        let identity = (metadata.dev(), metadata.ino());
+        let (accepting, identity) = place::bind(path, &peers)?;
         Ok(Self { accepting, path: path.to_owned(), identity, name: name.to_owned(), peers })
     }
 
     /// Whether [`Listener::bind`] would be refused, or whom it would find. Changes nothing.
     pub fn look(path: &Path, peers: &Peers) -> Result<Occupant, BindError> {
-        let directory = directory(path)?;
-        // One that is not there yet will be ours.
-        if directory.exists() {
-            unfit(directory, path, directory_mode(peers))?;
-        }
-        occupant(path)
+        place::look(path, peers)
     }
 
     /// Its name in the configuration.
@@ -226,19 +144,28 @@ impl Listener {
             let origin = terms.audit.is_on().then(|| Origin::of_peer(&self.name, peer.uid, peer.pid));
             let connection =
                 Connection::new(peer, origin, rates.as_ref().map(|rates| rates.of(peer.uid)), spending.clone());
-            let (api, usher) = (api.clone(), seat.usher());
+            let (api, usher, line) = (api.clone(), seat.usher(), Line::new(stream));
+            let watched_line = line.clone();
             let known = service_fn(move |request: Request<Incoming>| {
                 let (mut request, fate) = watched(request);
                 request.extensions_mut().insert(Errand::on(Arc::clone(&connection)));
+                let waiting = request.headers().contains_key("prefer").then(|| watched_line.clone());
                 let (busy, answer) = (usher.begin(), api.clone().0.call(request));
                 async move {
                     // Idle for longest, it has just made room for another: nothing is done.
                     let busy = busy.ok_or(io::ErrorKind::ConnectionAborted)?;
-                    let Ok(answer) = answer.await;
+                    let Ok(answer) = match waiting {
+                        None => answer.await,
+                        Some(line) => tokio::select! {
+                            answer = answer => answer,
+                            // Nobody waits any more.
+                            () = line.hung_up() => return Err(io::ErrorKind::ConnectionAborted.into()),
+                        },
+                    };
                     Ok::<_, io::Error>(fate.told(answer).map(|body| Held::new(body, busy)))
                 }
             });
-            let stream = TokioIo::new(Stalling::new(stream, UNREAD));
+            let stream = TokioIo::new(Stalling::new(line, UNREAD));
             let connection = builder.clone().timer(HeadTimer::default()).serve_connection(stream, known);
             let connection = graceful.watch(connection);
             connections.spawn(async move {
@@ -305,111 +232,23 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
+        // Until the socket is closed it is a living one, which no other daemon replaces.
         let ours = |metadata: fs::Metadata| (metadata.dev(), metadata.ino()) == self.identity;
-        let removed = self.path.parent().map_or(Ok(()), |directory| {
-            let _lock = lock(directory)?;
-            if fs::symlink_metadata(&self.path).is_ok_and(ours) { fs::remove_file(&self.path) } else { Ok(()) }
-        });
+        let found = fs::symlink_metadata(&self.path).is_ok_and(ours);
+        let removed = if found { fs::remove_file(&self.path) } else { Ok(()) };
         if let Err(error) = removed {
             tracing::warn!(socket = self.name, %error, "the socket's file stays behind");
         }
     }
 }
 
-fn directory(socket: &Path) -> Result<&Path, BindError> {
-    let length = socket.as_os_str().as_bytes().len();
-    if length > LONGEST_PATH {
-        return Err(BindError::TooLong { path: socket.to_owned(), length });
-    }
-    match (socket.parent(), socket.file_name()) {
-        (Some(directory), Some(_)) => Ok(directory),
-        _ => Err(BindError::NoDirectory(socket.to_owned())),
-    }
-}
-
-fn directory_mode(peers: &Peers) -> u32 {
-    if peers.beyond_own() { 0o711 } else { 0o700 }
-}
-
-/// Makes the socket's directory, closed to others from its first moment, or sees that it is.
-fn prepare(directory: &Path, socket: &Path, mode: u32) -> Result<(), BindError> {
-    let failed = |source| BindError::Io { path: socket.to_owned(), source };
-    let refuse = |reason| BindError::Directory { directory: directory.to_owned(), reason };
-    match DirBuilder::new().recursive(true).mode(0o700).create(directory) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(refuse("is not a directory")),
-        Err(error) => return Err(failed(error)),
-    }
-    if unfit(directory, socket, mode)? {
-        fs::set_permissions(directory, Permissions::from_mode(mode)).map_err(failed)?;
-    }
-    Ok(())
-}
-
-/// Whether the directory's mode is to be changed. An error when it is not ours to change.
-fn unfit(directory: &Path, socket: &Path, mode: u32) -> Result<bool, BindError> {
-    let failed = |source| BindError::Io { path: socket.to_owned(), source };
-    let refuse = |reason| BindError::Directory { directory: directory.to_owned(), reason };
-    let metadata = fs::metadata(directory).map_err(failed)?;
-    if !metadata.is_dir() {
-        return Err(refuse("is not a directory"));
-    }
-    let found = metadata.permissions().mode() & 0o7777;
-    let own = rustix::process::geteuid().as_raw();
-    // Of a link, too: its owner could lead our clients to a socket of his own.
-    let link = fs::symlink_metadata(directory).map_err(failed)?;
-    if metadata.uid() != own || ![own, 0].contains(&link.uid()) {
-        return Err(refuse("belongs to another user"));
-    }
-    if found == mode {
-        return Ok(false);
-    }
-    // A directory that others use is not ours to close: only one with nothing in it but our sockets.
-    if found & 0o1022 != 0 {
-        return Err(refuse("is writable by others"));
-    }
-    for entry in fs::read_dir(directory).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        if Some(name.as_os_str()) != socket.file_name() && name != SANDBOXES {
-            return Err(refuse("is open to others and holds other files"));
-        }
-    }
-    Ok(true)
-}
-
-/// Locks the directory against other daemons that come and go in it. They hold it for a moment only.
-fn lock(directory: &Path) -> io::Result<File> {
-    let file = File::open(directory)?;
-    flock(&file, FlockOperation::LockExclusive)?;
-    Ok(file)
-}
-
-/// Invariant 2.
-fn occupant(path: &Path) -> Result<Occupant, BindError> {
-    let failed = |source| BindError::Io { path: path.to_owned(), source };
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Occupant::Nobody),
-        Err(error) => return Err(failed(error)),
-        Ok(metadata) if !metadata.file_type().is_socket() => return Err(BindError::NotASocket(path.to_owned())),
-        Ok(_) => {}
-    }
-    match knock(path) {
-        // Its queue is full, or it answers: it lives.
-        Ok(()) | Err(Errno::AGAIN) => Ok(Occupant::Living),
-        Err(Errno::CONNREFUSED) => Ok(Occupant::Dead),
-        Err(error) => Err(failed(error.into())),
-    }
-}
-
-/// Tries to connect, without waiting: a stopped daemon would keep us for ever.
-fn knock(path: &Path) -> rustix::io::Result<()> {
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    connect(&socket, &SocketAddrUnix::new(path)?)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::{
+        fs::{File, Permissions},
+        os::unix::fs::PermissionsExt as _,
+    };
+
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         sync::Semaphore,

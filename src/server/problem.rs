@@ -37,7 +37,7 @@ pub enum Code {
     NotFound,
     /// The grant has no refresh token.
     RefreshNotAvailable,
-    /// The refresh token, or the name, is another grant's already.
+    /// The refresh token, or the name, is another grant's already, or the grant may not be replaced.
     GrantConflict,
     /// `If-Match` or `If-None-Match` does not hold.
     PreconditionFailed,
@@ -205,6 +205,7 @@ impl Problem {
             RefreshError::NotFound => problem(Code::NotFound),
             RefreshError::NotRefreshable => problem(Code::RefreshNotAvailable),
             RefreshError::NotConfigured => problem(Code::ProviderNotConfigured),
+            RefreshError::Living => problem(Code::GrantConflict),
             RefreshError::PreconditionFailed => problem(Code::PreconditionFailed),
             RefreshError::GrantConflict(_) | RefreshError::NameTaken(_) => problem(Code::GrantConflict),
             RefreshError::Reauth { .. } => {
@@ -242,14 +243,14 @@ impl Problem {
         match error {
             LoginError::NotConfigured => problem(Code::ProviderNotConfigured),
             LoginError::NotOffered | LoginError::TakesNoCode | LoginError::Malformed => problem(Code::InvalidRequest),
-            LoginError::TooMany { wait } | LoginError::PortTaken { wait } => {
+            LoginError::TooMany { wait } | LoginError::TooOften { wait } | LoginError::PortTaken { wait } => {
                 problem(Code::RateLimited).retry_after(*wait)
             }
             LoginError::NotFound => problem(Code::SessionNotFound),
             LoginError::Expired => problem(Code::SessionExpired),
             LoginError::AlreadyUsed => problem(Code::SessionAlreadyUsed),
             LoginError::Exchange { .. } => problem(Code::ExchangeFailed),
-            LoginError::GrantConflict(_) => problem(Code::GrantConflict),
+            LoginError::GrantConflict(_) | LoginError::Store(RefreshError::Living) => problem(Code::GrantConflict),
             LoginError::Store(error) => {
                 account.map_or_else(|| problem(Code::StoreUnavailable), |account| Self::refresh(account, error))
             }

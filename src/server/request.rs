@@ -131,7 +131,8 @@ impl FromRequestParts<AppState> for Caller {
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
         let (errand, peer) =
             (Errand::from_request_parts(parts, state).await?, Peer::from_request_parts(parts, state).await?);
-        let owner = Owner { socket: Arc::clone(&state.0.socket), uid: peer.uid };
+        let (socket, role) = (Arc::clone(&state.0.socket), state.0.policy.role());
+        let owner = Owner { socket, role, uid: peer.uid };
         Ok(Self { owner, policy: Arc::clone(&state.0.policy), errand })
     }
 }

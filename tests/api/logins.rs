@@ -388,7 +388,7 @@ async fn a_login_is_nobody_elses() {
 #[tokio::test]
 async fn a_sandbox_logs_in_with_the_operation_and_to_its_own_accounts_alone() {
     let world = World::new().await;
-    let sandbox = |operations: &[Operation]| Api::new(&world, world::sandbox(&["corp/new"], operations));
+    let sandbox = |operations: &[Operation]| Api::new(&world, world::sandbox(&["corp/new", "corp/second"], operations));
     let able = sandbox(&[Operation::Login]);
     for body in
         [json!({"provider": "corp"}), json!({"provider": "nowhere"}), json!({"provider": "corp", "bucket": "x"})]
@@ -400,7 +400,11 @@ async fn a_sandbox_logs_in_with_the_operation_and_to_its_own_accounts_alone() {
     let ended = able.end(&location).await.json();
     assert_eq!((&ended["status"], ended.get("token")), (&json!("complete"), None), "it may not read");
     let reader = sandbox(&[Operation::Login, Operation::Read]);
-    let (location, _) = reader.begun(&device()).await;
+    // The first has a grant now, and a sandbox's login replaces none.
+    let again = reader.begin(&device()).await;
+    assert_eq!((again.status, again.code().as_str()), (409, "GRANT_CONFLICT"));
+    let second = json!({"provider": "corp", "bucket": "second", "flow": "device"});
+    let (location, _) = reader.begun(&second).await;
     assert!(reader.end(&location).await.json()["token"]["access_token"].is_string());
     let unable = sandbox(&[Operation::Read, Operation::Refresh]);
     for answer in [

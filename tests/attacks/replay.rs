@@ -19,9 +19,11 @@ const AT_ONCE: Duration = Duration::from_secs(5);
 const NOBODYS: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f0";
 
 impl World {
-    /// Begins a login to an account that all sandboxes have; gives its id and where the person is sent.
+    /// Begins a login to an account that all sandboxes have, and that has no grant; gives its id and where the person is
+    /// sent.
     async fn begin(&self, socket: &Path) -> (String, String) {
-        let body = json!({"provider": "corp", "flow": "paste"}).to_string();
+        let bucket = socket.parent().and_then(Path::file_name).unwrap().to_str().unwrap();
+        let body = json!({"provider": "pool", "bucket": format!("of-{bucket}"), "flow": "paste"}).to_string();
         let begun = self.ask(socket, "POST", "/v1/logins", &[JSON], &body).await;
         assert_eq!(begun.status, 201, "{}", begun.text());
         let text = |name: &str| begun.json()[name].as_str().unwrap().to_owned();

@@ -95,6 +95,108 @@ async fn a_sockets_directory_that_is_none_of_ours_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_socket_below_a_directory_of_others_is_refused() {
+    let (home, daemon, directory) = unstarted();
+    let run = home.path().join("run");
+    fs::create_dir(&directory).unwrap();
+    set_mode(&directory, 0o700);
+    for mode in [0o777, 0o775] {
+        set_mode(&run, mode);
+        assert_refused(&daemon, "above, writable", &[run.to_str().unwrap(), "writable by group or others"]).await;
+        let checked = daemon.command(&["check"], "").await;
+        assert!(String::from_utf8_lossy(&checked.stdout).contains("writable by group or others"), "{checked:?}");
+    }
+    // As `/tmp` is: nobody can rename what is another's there.
+    set_mode(&run, 0o1777);
+    let mut started = Daemon::prepare(&home, "b", "", &[]);
+    started.launch().await;
+    started.kill9().await;
+    if !is_root() {
+        println!("skipped: only root can give files away");
+        return;
+    }
+    chown(&run, Some(65533), None).unwrap();
+    assert_refused(&daemon, "above, another user's", &[run.to_str().unwrap(), "belongs to user 65533"]).await;
+}
+
+/// Whoever is given the directory of a sandbox's socket would have the other, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandboxs_directory_that_holds_something_else_of_ours_is_refused() {
+    for (place, named) in [
+        ("{home}/run/a/agents.sock", "the socket host of role host"),
+        ("{home}/run/s", "the socket host of role host"),
+        ("{home}/run/a/below/s", "the socket host of role host"),
+        ("{home}/run/link/s", "the socket host of role host"),
+        ("{home}/data/s", "the store"),
+        ("{home}/state/s", "the audit log"),
+    ] {
+        let home = Home::new();
+        fs::create_dir(home.path().join("run/a")).unwrap();
+        set_mode(&home.path().join("run/a"), 0o700);
+        symlink("a", home.path().join("run/link")).unwrap();
+        let config = format!("[sockets.agents]\npath = \"{place}\"\nrole = \"sandbox\"\n");
+        let daemon = Daemon::prepare(&home, "a", &config, &[]);
+        assert_refused(&daemon, place, &["the socket agents", named, "a directory of its own"]).await;
+        let checked = daemon.command(&["check"], "").await;
+        let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+        assert!(checked.status.code() == Some(1) && said.contains(named), "{place}: {said}");
+    }
+}
+
+/// A server that another user has put in the place of the daemon's: it gets no secret.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_strangers_program_at_the_sockets_path_is_sent_no_secret() {
+    if !is_root() {
+        println!("skipped: only root can run processes of other users");
+        return;
+    }
+    let home = Home::new();
+    let place = home.path().join("theirs");
+    fs::create_dir(&place).unwrap();
+    chown(&place, Some(65533), None).unwrap();
+    for open in [home.path().to_owned(), place.clone()] {
+        set_mode(&open, 0o755);
+    }
+    let (socket, heard) = (place.join("s"), place.join("heard"));
+    let script = "import os, socket, sys\nos.setuid(65533)\nserver = socket.socket(socket.AF_UNIX)\n\
+         server.bind(sys.argv[1])\nserver.listen(9)\nwhile True:\n    peer, _ = server.accept()\n    \
+         said = peer.recv(100000)\n    open(sys.argv[2], 'ab').write(said + b'!')\n    peer.close()\n";
+    let mut server =
+        std::process::Command::new("python3").args(["-c", script]).arg(&socket).arg(&heard).spawn().unwrap();
+    let listening = async {
+        while tokio::net::UnixStream::connect(&socket).await.is_err() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(AT_ONCE, listening).await.expect("it listens");
+    let daemon = Daemon::prepare(&home, "a", "", &[]);
+    let socket = socket.to_str().unwrap();
+    for (arguments, input) in [
+        (&["import", "corp"][..], r#"{"access_token": "a", "refresh_token": "canary-rt"}"#),
+        (&["key", "set", "openai"], "canary-key"),
+    ] {
+        let ran = daemon.command(&[&["--socket", socket], arguments].concat(), input).await;
+        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(!ran.status.success() && said.contains("--trust-uid 65533"), "{arguments:?}: {said}");
+        let heard = || String::from_utf8_lossy(&fs::read(&heard).unwrap_or_default()).into_owned();
+        assert!(!heard().contains("canary") && !heard().contains("PUT"), "{}", heard());
+        // Unless the person says that this is the daemon's user.
+        let ran = daemon.command(&[&["--socket", socket, "--trust-uid", "65533"], arguments].concat(), input).await;
+        assert!(!ran.status.success());
+        let told = async {
+            while !heard().contains("canary") {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(AT_ONCE, told).await.expect("it is sent");
+        File::create(place.join("heard")).unwrap();
+        chown(place.join("heard"), Some(65533), None).unwrap();
+    }
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_lies_at_a_sockets_path_is_neither_followed_nor_removed() {
     let (home, daemon, directory) = unstarted();
     fs::create_dir(&directory).unwrap();

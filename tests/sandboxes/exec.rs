@@ -201,7 +201,7 @@ async fn a_sandbox_ends_with_a_killed_exec_though_its_command_runs_on() {
         running.child.wait().await.unwrap();
         if restart {
             // The daemon may miss the end.
-            world.daemon.restart().await;
+            world.restart().await;
         }
         world.all_gone().await;
         kill_process(command, Signal::KILL).expect("the command runs on");
@@ -215,7 +215,7 @@ async fn a_tied_sandbox_survives_the_daemon_s_death_and_not_its_own_process() {
     let mut running = Running::start(&world, &["exec", "--allow", "corp", "--", "sh", "-c", script, PROGRAM]);
     assert_eq!(running.line().await, "ready");
     world.daemon.kill9().await;
-    world.daemon.launch().await;
+    world.launch().await;
     let mut stdin = running.child.stdin.take().unwrap();
     tokio::io::AsyncWriteExt::write_all(&mut stdin, b"\n").await.unwrap();
     assert_eq!(running.line().await, world.host_token("corp").await);
@@ -224,7 +224,7 @@ async fn a_tied_sandbox_survives_the_daemon_s_death_and_not_its_own_process() {
     world.daemon.kill9().await;
     tokio::io::AsyncWriteExt::write_all(&mut stdin, b"\n").await.unwrap();
     assert_eq!(running.exit_code().await, Some(5));
-    world.daemon.launch().await;
+    world.launch().await;
     world.all_gone().await;
 }
 
@@ -260,6 +260,23 @@ async fn the_capability_comes_by_an_open_file_and_nothing_else() {
     let nested = r#"echo "${CREDPROXY_CAPABILITY_FD-none}""#;
     let (_, stdout, _) = shown(&world.exec(&["--allow", "corp"], nested).await);
     assert_eq!(stdout, "none\n");
+}
+
+/// As any program reads a file that it has inherited: from where it stands.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_capability_is_there_to_be_read_from_the_inherited_file() {
+    let world = World::new().await;
+    let ask = r#"curl -s -o /dev/null -w '%{http_code}\n' --unix-socket "$CREDPROXY_SOCKET" http://x/v1/health -H"#;
+    for read in [
+        // Not every `sh` takes a number of two digits there.
+        r"bash -c 'cat <&$CREDPROXY_CAPABILITY_FD'",
+        r"bash -c 'head -c 99 <&$CREDPROXY_CAPABILITY_FD'",
+        r#"python3 -c 'import os; print(os.read(int(os.environ["CREDPROXY_CAPABILITY_FD"]), 999).decode())'"#,
+    ] {
+        let script = format!("{ask} \"Authorization: Bearer $({read})\"");
+        let (code, stdout, stderr) = shown(&world.exec(&["--allow", "corp", "--capability"], &script).await);
+        assert_eq!((code, stdout.as_str()), (Some(0), "200\n"), "{read}: {stderr}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

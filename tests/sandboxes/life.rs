@@ -14,7 +14,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{LOOK, SOON, Sandbox, World, ask, code, support::http::open, text};
+use crate::{
+    LOOK, SOON, Sandbox, World, ask, code,
+    support::http::{open, raw},
+    text,
+};
 
 const TOKEN: &str = "/v1/tokens/corp";
 
@@ -109,17 +113,17 @@ async fn a_sandbox_survives_the_daemon_s_restart_and_its_death() {
         "capability": true, "ttl": 600});
     let sandbox = world.sandbox(&wanted).await;
     let inode = fs::metadata(sandbox.directory()).unwrap().ino();
-    world.daemon.restart().await;
+    world.restart().await;
     assert_kept(&world, &sandbox, inode).await;
     world.daemon.kill9().await;
     assert!(sandbox.socket().exists());
-    world.daemon.launch().await;
+    world.launch().await;
     assert_kept(&world, &sandbox, inode).await;
 
     // What was deleted does not come back.
     assert_eq!(world.host("DELETE", &sandbox.path(), "").await.status, 204);
     world.daemon.kill9().await;
-    world.daemon.launch().await;
+    world.launch().await;
     assert_eq!(world.sandboxes().await, Vec::<Value>::new());
     assert!(!sandbox.directory().exists());
 }
@@ -139,7 +143,7 @@ async fn a_sandbox_ends_with_its_time_whether_or_not_the_daemon_runs() {
         sleep(LOOK).await;
     }
     assert!(short.socket().exists());
-    world.daemon.launch().await;
+    world.launch().await;
     world.all_gone().await;
 }
 
@@ -164,6 +168,22 @@ async fn a_request_without_the_capability_is_told_nothing() {
         }
     }
     refusals.dedup();
+    // Nor does a method: every head is the same but for what the body adds.
+    let mut heads = Vec::new();
+    for method in ["GET", "HEAD", "OPTIONS", "TRACE", "PATCH", "PUT", "POST", "DELETE", "BREW"] {
+        for target in [TOKEN, "/v1/tokens", "/v1/sandboxes", "/v1/logins", "/v1/health", "/nope", "/"] {
+            let request = format!("{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            let answer = raw(&sandbox.socket(), request.as_bytes(), SOON).await;
+            let answer = String::from_utf8(answer).unwrap().to_ascii_lowercase();
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            assert!(head.starts_with("http/1.1 403") && !head.contains("allow"), "{method} {target}: {head}");
+            assert_eq!(body.is_empty(), method == "HEAD", "{method} {target}");
+            let lines = head.lines().filter(|line| !line.starts_with("date:"));
+            heads.push(lines.map(str::to_owned).collect::<Vec<_>>());
+        }
+    }
+    heads.dedup();
+    assert_eq!(heads.len(), 1, "{heads:?}");
     assert_eq!(refusals.len(), 1, "{refusals:?}");
     assert!(refusals[0].contains("wrong capability"), "{refusals:?}");
     assert_eq!(sandbox.status("GET", TOKEN).await, 200);
@@ -277,7 +297,7 @@ async fn a_store_that_cannot_be_written_keeps_no_sandbox_alive_and_makes_none() 
     holder.close().await.unwrap();
     assert_eq!(world.host("DELETE", &sandbox.path(), "").await.status, 204);
     world.daemon.kill9().await;
-    world.daemon.launch().await;
+    world.launch().await;
     assert_eq!(world.sandboxes().await, Vec::<Value>::new());
     assert!(!sandbox.directory().exists());
 }

@@ -22,7 +22,9 @@ use support::{
 mod exec;
 mod keeper;
 mod life;
+mod locks;
 mod namespaces;
+mod paths;
 #[path = "../support/mod.rs"]
 mod support;
 mod tricks;
@@ -66,6 +68,18 @@ impl World {
     /// A request to the host's socket.
     async fn host(&self, method: &str, target: &str, body: &str) -> Response {
         ask(&self.daemon.socket(), method, target, None, body).await
+    }
+
+    /// Starts the daemon, and waits for the sandboxes of before: its sockets answer without them.
+    async fn launch(&mut self) {
+        self.daemon.launch().await;
+        self.sandboxes().await;
+    }
+
+    /// Ends it in order and starts it again.
+    async fn restart(&mut self) {
+        self.daemon.restart().await;
+        self.sandboxes().await;
     }
 
     /// Asks for a sandbox.

@@ -76,7 +76,7 @@ async fn a_container_has_its_account_and_nothing_else_and_outlives_the_daemon() 
 
     // Another process, another socket, in the directory that is mounted.
     world.daemon.kill9().await;
-    world.daemon.launch().await;
+    world.launch().await;
     let mut stdin = inside.child.stdin.take().unwrap();
     stdin.write_all(b"\n").await.unwrap();
     assert_eq!(inside.line().await, world.host_token("corp").await);

@@ -52,7 +52,7 @@ async fn what_is_put_in_the_socket_s_place_hurts_nobody_else() {
             trick(&bad.socket(), &victim);
             if restart {
                 world.daemon.kill9().await;
-                world.daemon.launch().await;
+                world.launch().await;
             }
             assert_unhurt(&world, &good, &victim, name).await;
             let deleted = world.host("DELETE", &bad.path(), "").await;
@@ -71,7 +71,7 @@ async fn a_program_that_listens_in_the_daemon_s_stead_keeps_its_socket_and_gets_
     fs::remove_file(bad.socket()).unwrap();
     let theirs = UnixListener::bind(bad.socket()).unwrap();
     theirs.set_nonblocking(true).unwrap();
-    world.daemon.restart().await;
+    world.restart().await;
     assert_eq!(world.host("GET", TOKEN, "").await.status, 200);
     assert_eq!(world.host("DELETE", &bad.path(), "").await.status, 204);
     assert!(bad.socket().exists());
@@ -94,7 +94,7 @@ async fn where_no_directory_can_be_made_there_is_no_sandbox_and_a_reason() {
     assert!(fs::symlink_metadata(&root).unwrap().is_file() && world.sandboxes().await.is_empty());
     // Nothing of it was kept either.
     fs::remove_file(&root).unwrap();
-    world.daemon.restart().await;
+    world.restart().await;
     assert!(world.sandboxes().await.is_empty() && !root.exists());
     world.sandbox(&json!({"allow": ["corp"]})).await;
 }

@@ -1,0 +1,138 @@
+//! How a login begins: what the person is to do, and the work that waits for the person's answer.
+//!
+//! Invariant: what waits for the person can be given up at any time; what has gone to the provider with a code, or asks
+//! whether a device was confirmed, is not broken off.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{net::TcpSocket, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Inner, LoginError, Prompt, device,
+    loopback::{self, Landing},
+    pkce,
+    response::Expected,
+    session::Work,
+};
+use crate::{
+    account::Account,
+    grant::Issued,
+    policy::Role,
+    provider::{Body, Flow, Provider, Refusal, Reply},
+};
+
+/// Unless told: a device login needs nothing of the machine that asks, a browser login a browser on this one.
+pub(super) const BY_EASE: [Flow; 3] = [Flow::Device, Flow::Browser, Flow::Paste];
+
+/// Tells when a login is not to wait any more.
+pub(super) struct Over {
+    pub(super) cancelled: CancellationToken,
+    pub(super) stopping: CancellationToken,
+}
+
+impl Over {
+    /// Why, once it is so, or `lifetime` has passed.
+    async fn after(self, lifetime: Duration) -> LoginError {
+        match timeout(lifetime, self.cancelled.cancelled()).await {
+            Err(_) => LoginError::Expired,
+            Ok(()) if self.stopping.is_cancelled() => LoginError::ShuttingDown,
+            Ok(()) => LoginError::NotFound,
+        }
+    }
+}
+
+/// A login that is about to have a task.
+pub(super) struct Begun {
+    pub(super) prompt: Prompt,
+    pub(super) lifetime: Duration,
+    pub(super) expected: Option<Arc<Expected>>,
+    /// Where it listens, if the registration names the port.
+    pub(super) port: Option<SocketAddr>,
+    pub(super) landing: Option<Landing>,
+    pub(super) work: Work,
+}
+
+impl Inner {
+    pub(super) async fn begin_device(&self, provider: &Arc<dyn Provider>, over: Over) -> Result<Begun, LoginError> {
+        let verifier = pkce::verifier()?;
+        let authorization = provider.start_device(&verifier).await?;
+        let lifetime = authorization.lifetime.map_or(self.lifetime, |lifetime| lifetime.min(self.lifetime));
+        let prompt = Prompt::Confirm {
+            verification_uri: authorization.verification_uri,
+            user_code: authorization.user_code,
+            complete: authorization.verification_uri_complete,
+            interval: authorization.interval,
+        };
+        let (provider, interval, code) = (Arc::clone(provider), authorization.interval, authorization.device_code);
+        let work =
+            Box::pin(
+                async move { device::poll(provider.as_ref(), &code, &verifier, interval, over.after(lifetime)).await },
+            );
+        Ok(Begun { prompt, lifetime, expected: None, port: None, landing: None, work })
+    }
+
+    pub(super) async fn begin_redirect(
+        &self,
+        provider: &Arc<dyn Provider>,
+        account: &Account,
+        (flow, role): (Flow, Role),
+        over: Over,
+    ) -> Result<Begun, LoginError> {
+        let redirect = provider.redirect_uri();
+        let (state, verifier) = (pkce::state()?, pkce::verifier()?);
+        let (mut landing, mut reserved, mut named) = (None, None, None);
+        let redirect_uri = match (flow, redirect.listener()) {
+            (Flow::Browser, Some((address, port))) => {
+                let place = SocketAddr::from((address, port));
+                named = Some(place).filter(|_| port != 0);
+                let taken = || {
+                    if role == Role::Host {
+                        self.make_room(place);
+                    }
+                };
+                let bound = Landing::bind(place, redirect.path(), account, taken).await?;
+                redirect.at_port(landing.insert(bound).port()?)
+            }
+            (_, Some((address, 0))) => {
+                // Nobody is to answer there: the person takes the code from the browser's address line. While the port
+                // is bound and not listened on, no other program of this machine can take it.
+                let socket = loopback::reserve(address)?;
+                let port = socket.local_addr().map_err(|_| LoginError::Internal)?.port();
+                reserved = Some(socket);
+                redirect.at_port(port)
+            }
+            (_, listener) => redirect.at_port(listener.map_or(0, |(_, port)| port)),
+        };
+        let url = provider.authorization_url(&redirect_uri, &state, &verifier).await?;
+        let (expected, arrival) = Expected::new(state, Arc::clone(provider));
+        let (provider, lifetime) = (Arc::clone(provider), self.lifetime);
+        let work = Box::pin(async move {
+            let code = tokio::select! {
+                biased;
+                // An answer that is there counts.
+                arrival = arrival => arrival.unwrap_or(Err(LoginError::Internal)),
+                error = over.after(lifetime) => Err(error),
+            };
+            drop::<Option<TcpSocket>>(reserved);
+            let code = code?;
+            issued(provider.exchange(&code, &redirect_uri, &verifier).await)
+        });
+        let (prompt, expected) = (Prompt::Visit(url.into()), Some(Arc::new(expected)));
+        Ok(Begun { prompt, lifetime, expected, port: named, landing, work })
+    }
+}
+
+/// What an exchange brought.
+fn issued(reply: Reply) -> Result<Box<Issued>, LoginError> {
+    match reply {
+        Reply::Answered { body: Body::Issued(issued), .. } => Ok(issued),
+        Reply::Answered { body: Body::Error(code), .. } => {
+            Err(Refusal { reason: "the provider did not accept the code", code: Some(code) }.into())
+        }
+        Reply::Answered { body: Body::Unreadable, .. } => Err("the provider's answer is not readable".into()),
+        Reply::Lost { timed_out: true } => Err("the provider did not answer in time".into()),
+        Reply::Lost { timed_out: false } => Err("the provider's answer broke off".into()),
+        Reply::NotSent(why) => Err(why.into()),
+    }
+}

@@ -1,0 +1,211 @@
+//! Changes of grants by people: stored, deleted, given another name.
+//!
+//! Must not know: how a refresh is made; it waits for the flight under way where it must.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use super::{
+    Coordinator, RefreshError, Ticket,
+    condition::{self, EntityTag, IfMatch},
+};
+use crate::{
+    account::Account,
+    grant::{Grant, Issued},
+    store::{Deleted, Expect, Marks, Put, PutGrant, Renamed, random_grant_id},
+};
+
+impl Coordinator {
+    /// Stores a whole new grant: cooldown, latch and every mark are gone with the old one. Gives its entity tag.
+    pub async fn put(
+        &self,
+        account: &Account,
+        issued: Issued,
+        if_match: &IfMatch,
+    ) -> Result<(Put, EntityTag), RefreshError> {
+        self.put_over(account, issued, expectation(account, if_match), false).await
+    }
+
+    /// The same, unless the account has a grant that is of use still.
+    pub async fn put_unless_living(&self, account: &Account, issued: Issued) -> Result<(Put, EntityTag), RefreshError> {
+        self.put_over(account, issued, Expect::Whatever, true).await
+    }
+
+    /// [`RefreshError::Living`] if the account has a grant that is of use still: it can be refreshed, or its access token
+    /// has not expired, and nothing says that it is dead.
+    pub async fn refuse_living(&self, account: &Account) -> Result<(), RefreshError> {
+        let record = self.0.store.load(account).await?;
+        let lives = record.is_some_and(|record| self.0.lives(account, &record));
+        if lives { Err(RefreshError::Living) } else { Ok(()) }
+    }
+
+    async fn put_over(
+        &self,
+        account: &Account,
+        issued: Issued,
+        expect: Expect,
+        spare_living: bool,
+    ) -> Result<(Put, EntityTag), RefreshError> {
+        let (this, inner, account) = (self.clone(), Arc::clone(&self.0), account.clone());
+        self.detached(async move {
+            let id = random_grant_id().map_err(|_| RefreshError::Internal)?;
+            let grant = Grant::new(id, issued, inner.clock.now());
+            let slot = inner.slot(&account);
+            let boarding = slot.boarding.lock().await;
+            if spare_living && let Err(error) = this.refuse_living(&account).await {
+                drop(boarding);
+                inner.forget_if_empty(&account, slot);
+                return Err(error);
+            }
+            let base = slot.base(inner.store.epoch());
+            #[cfg(feature = "faults")]
+            crate::faults::reach("before_put").await;
+            let siblings = inner.providers.siblings(&account.provider);
+            let put = inner.noted(inner.store.put(&account, &grant, &expect, &siblings).await);
+            #[cfg(feature = "faults")]
+            crate::faults::reach("after_put").await;
+            let put = match put {
+                Ok(PutGrant::Done(put @ (Put::Created | Put::Replaced))) => put,
+                Ok(PutGrant::Held(version)) => {
+                    // What is under way or in doubt goes on. The marks are the store's to say.
+                    slot.lock().reread(base);
+                    slot.changed.notify_waiters();
+                    tracing::info!(%account, "grant stored; the refresh token is the one that was there");
+                    return Ok((Put::Replaced, condition::tag(&account, version)));
+                }
+                other => {
+                    drop(boarding);
+                    inner.forget_if_empty(&account, slot);
+                    return Err(match other {
+                        Ok(PutGrant::Known(known)) => RefreshError::GrantConflict(known),
+                        Ok(PutGrant::Done(_) | PutGrant::Held(_)) => RefreshError::PreconditionFailed,
+                        Err(error) => error.into(),
+                    });
+                }
+            };
+            let snapshot = inner.snapshot(&account, &grant, Marks::default());
+            let tag = snapshot.tag.clone();
+            slot.lock().replace(base, Some(snapshot));
+            drop(boarding);
+            slot.changed.notify_waiters();
+            tracing::info!(%account, "grant stored");
+            Ok((put, tag))
+        })
+        .await
+    }
+
+    /// Deletes the account's grant, after the flight under way; `revoke` tells the provider, too (RFC 7009). Answers
+    /// whether the provider agreed.
+    pub async fn delete(&self, account: &Account, if_match: &IfMatch, revoke: bool) -> Result<bool, RefreshError> {
+        self.delete_with(account, if_match, revoke, &Ticket::default()).await
+    }
+
+    /// The same for a caller with a ticket.
+    pub async fn delete_with(
+        &self,
+        account: &Account,
+        if_match: &IfMatch,
+        revoke: bool,
+        ticket: &Ticket,
+    ) -> Result<bool, RefreshError> {
+        let called = Arc::new(AtomicBool::new(false));
+        let deleted = self.delete_noting(account, if_match, revoke, Arc::clone(&called)).await;
+        ticket.saw(called.load(Ordering::Relaxed));
+        deleted
+    }
+
+    async fn delete_noting(
+        &self,
+        account: &Account,
+        if_match: &IfMatch,
+        revoke: bool,
+        called: Arc<AtomicBool>,
+    ) -> Result<bool, RefreshError> {
+        let expect = expectation(account, if_match);
+        let (inner, account) = (Arc::clone(&self.0), account.clone());
+        self.detached(async move {
+            let slot = inner.slot(&account);
+            if let Some(flight) = slot.flight() {
+                // Whatever came of it: a late success is deleted as well.
+                drop(flight.landed(None).await);
+                called.store(flight.called(), Ordering::Relaxed);
+            }
+            let boarding = slot.boarding.lock().await;
+            let base = slot.base(inner.store.epoch());
+            #[cfg(feature = "faults")]
+            crate::faults::reach("before_delete").await;
+            let deleted = inner.noted(inner.store.delete(&account, &expect).await);
+            #[cfg(feature = "faults")]
+            crate::faults::reach("after_delete").await;
+            if let Ok(Deleted::Gone(_)) = &deleted {
+                slot.lock().replace(base, None);
+                slot.changed.notify_waiters();
+                tracing::info!(%account, "grant deleted");
+            }
+            drop(boarding);
+            inner.forget_if_empty(&account, slot);
+            match deleted? {
+                Deleted::Gone(Some(grant)) if revoke => {
+                    called.store(true, Ordering::Relaxed);
+                    Ok(inner.revoke(&account, &grant).await)
+                }
+                Deleted::Gone(_) => Ok(false),
+                Deleted::Missing => Err(RefreshError::NotFound),
+                Deleted::Conflict => Err(RefreshError::PreconditionFailed),
+            }
+        })
+        .await
+    }
+
+    /// Gives the account's grant another name, after the flight under way. Version, marks and tokens stay.
+    pub async fn rename(&self, from: &Account, to: &Account) -> Result<(), RefreshError> {
+        if from == to {
+            return Err(RefreshError::NameTaken(to.clone()));
+        }
+        let (inner, from, to) = (Arc::clone(&self.0), from.clone(), to.clone());
+        self.detached(async move {
+            let (old, new) = (inner.slot(&from), inner.slot(&to));
+            if let Some(flight) = old.flight() {
+                drop(flight.landed(None).await);
+            }
+            // Always in the order of the names, so that two renamings cannot wait for each other.
+            let (first, second) = if from < to { (&old, &new) } else { (&new, &old) };
+            let boarding = (first.boarding.lock().await, second.boarding.lock().await);
+            let bases = (old.base(inner.store.epoch()), new.base(inner.store.epoch()));
+            let renamed = if old.lock().unsaved.is_some() {
+                Err(RefreshError::Unsaved)
+            } else {
+                match inner.noted(inner.store.rename(&from, &to).await) {
+                    Ok(Renamed::Done) => Ok(()),
+                    Ok(Renamed::Missing) => Err(RefreshError::NotFound),
+                    Ok(Renamed::Occupied) => Err(RefreshError::NameTaken(to.clone())),
+                    Ok(Renamed::LeaseHeld) => Err(RefreshError::LeaseHeld),
+                    Err(error) => Err(error.into()),
+                }
+            };
+            if renamed.is_ok() {
+                old.lock().replace(bases.0, None);
+                new.lock().replace(bases.1, None);
+                old.changed.notify_waiters();
+                new.changed.notify_waiters();
+                tracing::info!(%from, %to, "account renamed");
+            }
+            drop(boarding);
+            inner.forget_if_empty(&from, old);
+            inner.forget_if_empty(&to, new);
+            renamed
+        })
+        .await
+    }
+}
+
+fn expectation(account: &Account, if_match: &IfMatch) -> Expect {
+    match (if_match, if_match.versions(account)) {
+        (_, Some(versions)) => Expect::OneOf(versions),
+        (IfMatch::Any, None) => Expect::Present,
+        (IfMatch::NoneThere, None) => Expect::Absent,
+        (IfMatch::Absent | IfMatch::Tags(_), None) => Expect::Whatever,
+    }
+}
