@@ -42,6 +42,13 @@ pub(crate) fn rounds(short: usize) -> usize {
     if std::env::var_os("CREDPROXY_FAULTS_LONG").is_some() { short * 10 } else { short }
 }
 
+/// A number below `most`.
+pub(crate) fn random(most: u64) -> u64 {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).unwrap();
+    u64::from_le_bytes(bytes) % most
+}
+
 pub(crate) struct Settings {
     pub(crate) cooldown: &'static str,
     pub(crate) request_timeout: &'static str,
@@ -185,7 +192,7 @@ pub(crate) fn refresh_path(account: &str) -> String {
     format!("/v1/tokens/op/refresh?bucket={account}")
 }
 
-const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
+pub(crate) const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
 
 impl Node {
     pub(crate) fn checker(&self) -> Arc<Checker> {
