@@ -252,10 +252,13 @@ impl Checker {
     fn tries(&self) -> (usize, usize) {
         let (mut not_spent, mut ambiguous) = (0, 0);
         let mut latest: BTreeMap<String, Presentation> = BTreeMap::new();
-        for presentation in self.issuer.presentations() {
+        // A request that was held is carried out after those that came later, when who sent it may long be dead.
+        let mut presentations = self.issuer.presentations();
+        presentations.sort_by_key(|it| it.arrived);
+        for presentation in presentations {
             let Some(before) = latest.insert(presentation.token.clone(), presentation.clone()) else { continue };
             let crashed = self.ledger().crashed.contains(&before.client);
-            if !crashed && before.told.as_ref().is_some_and(|(_, at)| *at > presentation.at) {
+            if !crashed && before.told.as_ref().is_some_and(|(_, at)| *at > presentation.arrived) {
                 self.violation(format!("presented by two at once: {before:?} and {presentation:?}"));
             }
             match class(&before) {

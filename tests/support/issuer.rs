@@ -167,8 +167,8 @@ pub(crate) struct Presentation {
     pub(crate) token: String,
     /// What came of it.
     pub(crate) outcome: Outcome,
-    /// When, since the server's start.
-    pub(crate) at: Duration,
+    /// When the request had come in whole, since the server's start. It may be carried out much later.
+    pub(crate) arrived: Duration,
     /// The `client_id` of whoever presented it.
     pub(crate) client: String,
     /// What was answered whole, and when. `None` while nothing was, and for ever if the answer broke off.
@@ -255,7 +255,7 @@ impl Issuer {
         (pair.access, pair.refresh)
     }
 
-    /// Every presentation of a refresh token, in order.
+    /// Every presentation of a refresh token, in the order in which they were carried out.
     pub(crate) fn presentations(&self) -> Vec<Presentation> {
         self.shared.lock().presentations.clone()
     }
@@ -289,7 +289,7 @@ impl Issuer {
         state.tokens.iter().find(|(_, token)| unspent(token)).map(|(text, _)| text.clone())
     }
 
-    /// The time since the server's start, as in [`Presentation::at`].
+    /// The time since the server's start, as in [`Presentation::arrived`].
     pub(crate) fn now(&self) -> Duration {
         self.shared.now()
     }
@@ -435,27 +435,30 @@ impl State {
     }
 
     /// Gives the index of what it recorded.
-    fn record(&mut self, request: &Seen, outcome: Outcome, at: Duration) -> usize {
+    fn record(&mut self, request: &Seen, outcome: Outcome, arrived: Duration) -> usize {
         let parameter = |name| request.parameter(name).unwrap_or_default();
         let (token, client) = (parameter("refresh_token"), parameter("client_id"));
-        self.presentations.push(Presentation { token, outcome, at, client, told: None });
+        self.presentations.push(Presentation { token, outcome, arrived, client, told: None });
         self.presentations.len() - 1
     }
 
     /// Decides on a presented refresh token, records it, and makes the answer.
-    fn present(&mut self, request: &Seen, now: Duration) -> (Option<usize>, Raw) {
+    fn present(&mut self, request: &Seen, arrived: Duration, now: Duration) -> (Option<usize>, Raw) {
         if let Some(answer) = self.log_in(request) {
             return (None, answer);
         }
         if request.parameter("grant_type").as_deref() != Some("refresh_token") {
-            return (Some(self.record(request, Outcome::Untouched, now)), Raw::error(400, "unsupported_grant_type"));
+            return (
+                Some(self.record(request, Outcome::Untouched, arrived)),
+                Raw::error(400, "unsupported_grant_type"),
+            );
         }
         let (outcome, pair) = self.decide(&request.parameter("refresh_token").unwrap_or_default(), now);
         let answer = match pair {
             Some((access, refresh)) => self.answer(&access, refresh.as_deref()),
             None => Raw::error(400, "invalid_grant"),
         };
-        (Some(self.record(request, outcome, now)), answer)
+        (Some(self.record(request, outcome, arrived)), answer)
     }
 
     fn answer(&self, access: &str, refresh: Option<&str>) -> Raw {
@@ -568,10 +571,11 @@ async fn accept(mut listener: TcpListener, shared: Arc<Shared>) {
 /// One request, one answer, close. A client that goes away in between is its own affair.
 async fn connection(shared: Arc<Shared>, mut stream: TcpStream) {
     let Some(request) = read_request(&mut stream).await else { return };
+    let arrived = shared.now();
     shared.lock().requests.push(request.clone());
     let path = request.target.split('?').next().unwrap_or_default();
     match path {
-        "/token" => token(&shared, stream, &request).await,
+        "/token" => token(&shared, stream, &request, arrived).await,
         "/authorize" => {
             let answer = shared.lock().authorize(&request);
             write(stream, &answer).await;
@@ -596,9 +600,9 @@ async fn connection(shared: Arc<Shared>, mut stream: TcpStream) {
     }
 }
 
-async fn token(shared: &Shared, stream: TcpStream, request: &Seen) {
-    let present = || shared.lock().present(request, shared.now());
-    let untouched = || Some(shared.lock().record(request, Outcome::Untouched, shared.now()));
+async fn token(shared: &Shared, stream: TcpStream, request: &Seen, arrived: Duration) {
+    let present = || shared.lock().present(request, arrived, shared.now());
+    let untouched = || Some(shared.lock().record(request, Outcome::Untouched, arrived));
     let tell = async |stream, (index, answer): (Option<usize>, Raw)| {
         if let Some(index) = index {
             shared.lock().presentations[index].told = Some((answer.clone(), shared.now()));
