@@ -202,6 +202,25 @@ impl Checker {
         }
     }
 
+    /// The daemon answered a token at `now` by its wall clock, with a server that is well: by the server's clock the token
+    /// must not have ended. A wall clock that shows a time of the token's life, as it counted that life when the token
+    /// came, excuses the daemon: it cannot be told from a right one.
+    pub(crate) fn in_time(&self, account: &str, answer: &Response, now: i64) {
+        const ROUNDING: i64 = 2;
+        let answered = Answered::of(answer);
+        let Some((age, lifetime)) = self.issuer.age_and_lifetime(&answered.access) else { return };
+        if age < lifetime || !self.issuer.is_well() {
+            return;
+        }
+        let lifetime = i64::try_from(lifetime.as_secs()).unwrap();
+        let (begin, end) = (answered.expiry - lifetime, answered.expiry);
+        if !(begin - ROUNDING..end + ROUNDING).contains(&now) {
+            self.violation(format!(
+                "{account}: a token of {lifetime} s was answered when it was {age:?} old: {answered:?}"
+            ));
+        }
+    }
+
     /// Judges how a chain stands: `answer` is what asking for a new token gave once the fault was over, `state` the
     /// account's state in the daemon's own list.
     pub(crate) fn settled(&self, account: &str, answer: &Response, state: &str) -> Fate {

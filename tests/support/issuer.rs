@@ -251,7 +251,7 @@ impl Issuer {
         let mut state = self.shared.lock();
         state.families.push(true);
         let family = state.families.len() - 1;
-        let pair = state.mint(family);
+        let pair = state.mint(family, self.shared.now());
         (pair.access, pair.refresh)
     }
 
@@ -292,6 +292,25 @@ impl Issuer {
     /// The time since the server's start, as in [`Presentation::arrived`].
     pub(crate) fn now(&self) -> Duration {
         self.shared.now()
+    }
+
+    /// Lets so much time pass at the server, of which the machine's clocks know nothing.
+    pub(crate) fn pass_time(&self, by: Duration) {
+        self.shared.lock().passed += by;
+    }
+
+    /// How long ago the server made this access token, and for how long it is good in all. `None` when the server did
+    /// not make it, or did not say how long it is good.
+    pub(crate) fn age_and_lifetime(&self, access: &str) -> Option<(Duration, Duration)> {
+        let state = self.shared.lock();
+        let (made, lifetime) = state.access_tokens.get(access)?;
+        Some(((self.shared.now() + state.passed).saturating_sub(*made), (*lifetime)?))
+    }
+
+    /// Whether the next request is answered as by a server that is well.
+    pub(crate) fn is_well(&self) -> bool {
+        let state = self.shared.lock();
+        *self.shared.listening.borrow() && state.script.is_empty() && matches!(state.always, Answer::Normal)
     }
 
     /// Whether this refresh token and that one are of one family.
@@ -387,6 +406,10 @@ impl Shared {
 struct State {
     port: u16,
     minted: u64,
+    /// When each access token was made, and for how long it is good.
+    access_tokens: HashMap<String, (Duration, Option<Duration>)>,
+    /// What `pass_time` has added to the server's clock.
+    passed: Duration,
     /// Whether each family is alive.
     families: Vec<bool>,
     tokens: HashMap<String, Token>,
@@ -416,13 +439,15 @@ struct Pair {
 }
 
 impl State {
-    fn mint_access(&mut self) -> String {
+    fn mint_access(&mut self, now: Duration) -> String {
         self.minted += 1;
-        format!("canary-at-{}-{:08}", self.port, self.minted)
+        let access = format!("canary-at-{}-{:08}", self.port, self.minted);
+        self.access_tokens.insert(access.clone(), (now + self.passed, self.lifetime));
+        access
     }
 
-    fn mint(&mut self, family: usize) -> Pair {
-        let access = self.mint_access();
+    fn mint(&mut self, family: usize, now: Duration) -> Pair {
+        let access = self.mint_access(now);
         let refresh = format!("canary-rt-{}-{:08}", self.port, self.minted);
         self.tokens.insert(refresh.clone(), Token { family, successor: None });
         Pair { access, refresh }
@@ -444,7 +469,7 @@ impl State {
 
     /// Decides on a presented refresh token, records it, and makes the answer.
     fn present(&mut self, request: &Seen, arrived: Duration, now: Duration) -> (Option<usize>, Raw) {
-        if let Some(answer) = self.log_in(request) {
+        if let Some(answer) = self.log_in(request, now) {
             return (None, answer);
         }
         if request.parameter("grant_type").as_deref() != Some("refresh_token") {
@@ -485,9 +510,9 @@ impl State {
                 (Outcome::Reused, None)
             }
             None if !alive => (Outcome::Dead, None),
-            None if !self.rotation => (Outcome::Kept, Some((self.mint_access(), None))),
+            None if !self.rotation => (Outcome::Kept, Some((self.mint_access(now), None))),
             None => {
-                let pair = self.mint(family);
+                let pair = self.mint(family, now);
                 self.tokens.insert(presented.to_owned(), Token { family, successor: Some((pair.clone(), now)) });
                 (Outcome::Rotated, Some((pair.access, Some(pair.refresh))))
             }
@@ -500,6 +525,8 @@ fn launch() -> (Arc<Shared>, DropGuard, oneshot::Receiver<SocketAddr>) {
     let state = State {
         port: 0,
         minted: 0,
+        access_tokens: HashMap::new(),
+        passed: Duration::ZERO,
         families: Vec::new(),
         tokens: HashMap::new(),
         presentations: Vec::new(),
