@@ -35,19 +35,10 @@ impl Inner {
         Arc::clone(slots.entry(account.clone()).or_default())
     }
 
-    /// Drops the slot of an account without a grant, so that made-up names take no memory. Nobody else may hold it:
-    /// two slots for one account would be two flights. The caller's hold ends in here, so that of several callers at
-    /// once the last one drops it.
+    /// Drops the slot of an account without a grant, so that made-up names take no memory. The caller's hold ends in here,
+    /// so that of several callers at once the last one drops it.
     pub(super) fn forget_if_empty(&self, account: &Account, slot: Arc<Slot>) {
-        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        let empty = {
-            let state = slot.lock();
-            state.last().is_none() && state.flight.is_none()
-        };
-        drop(slot);
-        if empty && slots.get(account).is_some_and(|slot| Arc::strong_count(slot) == 1) {
-            slots.remove(account);
-        }
+        remove_if_empty(&mut self.slots.write().unwrap_or_else(PoisonError::into_inner), account, slot);
     }
 
     /// What is known of the account, from memory or from the store.
@@ -95,6 +86,18 @@ impl Inner {
     }
 }
 
+/// Removes a slot in which nothing is, and which nobody else holds: two slots for one account would be two flights.
+fn remove_if_empty(slots: &mut HashMap<Account, Arc<Slot>>, account: &Account, slot: Arc<Slot>) {
+    let empty = {
+        let state = slot.lock();
+        state.last().is_none() && state.flight.is_none()
+    };
+    drop(slot);
+    if empty && slots.get(account).is_some_and(|slot| Arc::strong_count(slot) == 1) {
+        slots.remove(account);
+    }
+}
+
 /// Of a caller who has found nothing, or has gone away: whoever makes names up takes no memory with them.
 struct Leaving<'a> {
     inner: &'a Inner,
@@ -107,5 +110,22 @@ impl Drop for Leaving<'_> {
         if let Some(slot) = self.slot.take() {
             self.inner.forget_if_empty(self.account, slot);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_that_one_caller_still_holds_is_not_removed() {
+        let account: Account = "corp".parse().unwrap();
+        let mut slots = HashMap::new();
+        let held = Arc::clone(slots.entry(account.clone()).or_insert_with(Arc::<Slot>::default));
+        let leaving = Arc::clone(&held);
+        remove_if_empty(&mut slots, &account, leaving);
+        assert!(slots.contains_key(&account), "the next caller makes a second slot for this account");
+        remove_if_empty(&mut slots, &account, held);
+        assert!(slots.is_empty());
     }
 }

@@ -202,6 +202,25 @@ impl Checker {
         }
     }
 
+    /// The daemon answered a token at `now` by its wall clock, with a server that is well: by the server's clock the token
+    /// must not have ended. A wall clock that shows a time of the token's life, as it counted that life when the token
+    /// came, excuses the daemon: it cannot be told from a right one.
+    pub(crate) fn in_time(&self, account: &str, answer: &Response, now: i64) {
+        const ROUNDING: i64 = 2;
+        let answered = Answered::of(answer);
+        let Some((age, lifetime)) = self.issuer.age_and_lifetime(&answered.access) else { return };
+        if age < lifetime || !self.issuer.is_well() {
+            return;
+        }
+        let lifetime = i64::try_from(lifetime.as_secs()).unwrap();
+        let (begin, end) = (answered.expiry - lifetime, answered.expiry);
+        if !(begin - ROUNDING..end + ROUNDING).contains(&now) {
+            self.violation(format!(
+                "{account}: a token of {lifetime} s was answered when it was {age:?} old: {answered:?}"
+            ));
+        }
+    }
+
     /// Judges how a chain stands: `answer` is what asking for a new token gave once the fault was over, `state` the
     /// account's state in the daemon's own list.
     pub(crate) fn settled(&self, account: &str, answer: &Response, state: &str) -> Fate {
@@ -252,10 +271,13 @@ impl Checker {
     fn tries(&self) -> (usize, usize) {
         let (mut not_spent, mut ambiguous) = (0, 0);
         let mut latest: BTreeMap<String, Presentation> = BTreeMap::new();
-        for presentation in self.issuer.presentations() {
+        // A request that was held is carried out after those that came later, when who sent it may long be dead.
+        let mut presentations = self.issuer.presentations();
+        presentations.sort_by_key(|it| it.arrived);
+        for presentation in presentations {
             let Some(before) = latest.insert(presentation.token.clone(), presentation.clone()) else { continue };
             let crashed = self.ledger().crashed.contains(&before.client);
-            if !crashed && before.told.as_ref().is_some_and(|(_, at)| *at > presentation.at) {
+            if !crashed && before.told.as_ref().is_some_and(|(_, at)| *at > presentation.arrived) {
                 self.violation(format!("presented by two at once: {before:?} and {presentation:?}"));
             }
             match class(&before) {

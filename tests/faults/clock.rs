@@ -1,7 +1,10 @@
-//! The clock jumps by a minute, a day and a year, both ways, and the machine sleeps: before, in and after a flight.
+//! The clock jumps by a minute, a day and a year, both ways, and the machine sleeps: before, in and after a flight. And it
+//! is wrong for a while, by hours or by decades, when a token is issued or later: the judge knows from the server's own
+//! clock when each token ends.
 
 use std::time::Duration;
 
+use credproxy::clock::{Clock as _, SystemClock};
 use tokio::time::sleep;
 
 use crate::{
@@ -112,12 +115,13 @@ async fn a_jump_after_a_crash_in_a_flight() {
     world.checker.report("clock: jump after a crash in a flight");
 }
 
-/// The wall clock goes on, the monotonic one stands still, and so does the process.
-async fn sleep_through(daemon: &mut Node, jump: i64) {
+/// Time passes at the server and on the wall clock, the monotonic one stands still, and so does the process.
+async fn sleep_through(world: &World, daemon: &mut Node, jump: i64) {
     const ASLEEP: Duration = Duration::from_millis(300);
     daemon.stop_signal();
     sleep(ASLEEP).await;
     daemon.set_clocks(jump, -300);
+    world.issuer.pass_time(Duration::from_millis(jump.unsigned_abs()));
     daemon.cont_signal();
 }
 
@@ -133,7 +137,7 @@ async fn suspended_in_a_flight() {
             world.issuer.script(answer(gate.clone()));
             let callers = daemon.callers(ACCOUNT, 2).await;
             gate.wait_for_arrivals(1).await;
-            sleep_through(&mut daemon, jump).await;
+            sleep_through(&world, &mut daemon, jump).await;
             gate.open();
             world.checker.ran();
             assert!(callers.join_all().await.iter().all(|answer| answer.as_ref().is_some_and(|it| it.status == 200)));
@@ -151,9 +155,91 @@ async fn suspended_between_flights() {
         daemon.set_clocks(0, 0);
         daemon.log_in(ACCOUNT).await;
         assert_eq!(daemon.settle(ACCOUNT).await, Fate::Alive);
-        sleep_through(&mut daemon, jump).await;
+        sleep_through(&world, &mut daemon, jump).await;
         world.checker.ran();
         all_is_well(&world, &mut daemon).await;
     }
     world.checker.report("clock: suspended between flights");
+}
+
+const HOUR: i64 = 60 * MINUTE;
+
+/// How long after its refresh a token of one hour is asked for.
+const LATER: i64 = 2 * HOUR;
+
+/// How wrong clocks are, in milliseconds: some hours, as where the time zone is taken for another, and of 1970 and of
+/// 2040, as without a battery and with a typing error.
+fn wrong_clocks() -> [i64; 4] {
+    const YEAR_2040: i64 = 2_208_988_800_000;
+    let now = SystemClock::new().now().as_millis();
+    [9 * HOUR, -9 * HOUR, MINUTE - now, YEAR_2040 - now]
+}
+
+/// How a token is asked for.
+#[derive(Debug, Clone, Copy)]
+enum Asked {
+    Plainly,
+    WithMinValidity,
+    AfterARestart,
+}
+
+/// A token is refreshed by a clock that is wrong by `then`, `LATER` passes by one that is wrong by `afterwards`, and
+/// whoever asks is answered a token that is good by the server's clock, with one refresh.
+async fn wrong_for_a_while(world: &World, daemon: &mut Node, then: i64, afterwards: i64) {
+    for asked in [Asked::Plainly, Asked::WithMinValidity, Asked::AfterARestart] {
+        daemon.set_wall_clock(then);
+        daemon.log_in(ACCOUNT).await;
+        assert_eq!(daemon.settle(ACCOUNT).await, Fate::Alive);
+        let presented = world.presentations();
+        daemon.set_wall_clock(afterwards);
+        daemon.pass_time(LATER);
+        world.checker.ran();
+        match asked {
+            Asked::Plainly => {
+                daemon.get(ACCOUNT).await;
+            }
+            Asked::WithMinValidity => {
+                daemon.get_good_for(ACCOUNT, 1800).await;
+            }
+            Asked::AfterARestart => {
+                daemon.crash().await;
+                daemon.relaunch(&[ACCOUNT]).await;
+            }
+        }
+        let answer = daemon.get(ACCOUNT).await;
+        assert_eq!(answer.status, 200, "{asked:?}, {then} then {afterwards}: {}", answer.text());
+        let refreshes = world.presentations() - presented;
+        assert_eq!(refreshes, 1, "{asked:?}, {then} then {afterwards}: one refresh is enough");
+        assert_eq!(daemon.settle(ACCOUNT).await, Fate::Alive);
+    }
+}
+
+#[tokio::test]
+async fn a_token_issued_by_a_wrong_clock_is_not_served_past_its_end() {
+    let world = world().await;
+    let mut daemon = world.node("a").await;
+    for wrong in wrong_clocks() {
+        wrong_for_a_while(&world, &mut daemon, wrong, 0).await;
+    }
+    world.checker.report("clock: wrong when a token is issued, right 2 h later");
+}
+
+#[tokio::test]
+async fn a_token_is_not_served_past_its_end_by_a_clock_that_went_wrong() {
+    let world = world().await;
+    let mut daemon = world.node("a").await;
+    for wrong in wrong_clocks() {
+        wrong_for_a_while(&world, &mut daemon, 0, wrong).await;
+    }
+    world.checker.report("clock: right when a token is issued, wrong 2 h later");
+}
+
+#[tokio::test]
+async fn a_clock_may_stay_wrong() {
+    let world = world().await;
+    let mut daemon = world.node("a").await;
+    for wrong in wrong_clocks() {
+        wrong_for_a_while(&world, &mut daemon, wrong, wrong).await;
+    }
+    world.checker.report("clock: as wrong when a token is issued as 2 h later");
 }

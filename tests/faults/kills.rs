@@ -10,7 +10,7 @@ use tokio::{
 use crate::{
     checker::Fate,
     support::issuer::{Answer, Gate, Raw},
-    world::{Node, SOON, Settings, World, refresh_path, rounds, token_path},
+    world::{Node, SOON, Settings, World, random, refresh_path, rounds, token_path},
 };
 
 const ACCOUNT: &str = "me";
@@ -213,13 +213,6 @@ async fn load(daemon: &Node) -> JoinSet<()> {
         }
     }
     callers
-}
-
-/// A number below `most`.
-fn random(most: u64) -> u64 {
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).unwrap();
-    u64::from_le_bytes(bytes) % most
 }
 
 async fn log_in_everywhere(daemon: &Node) {

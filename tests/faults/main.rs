@@ -13,6 +13,7 @@ mod known_tokens;
 mod midflight;
 mod pair;
 mod provider;
+mod stalls;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;

@@ -203,6 +203,29 @@ async fn stopped_and_continued(fault: &str, at: Marked) {
     world.checker.report(fault);
 }
 
+/// The server carries the dead daemon's request out after the other's, although it came before.
+#[tokio::test]
+async fn the_request_of_a_dead_daemon_is_carried_out_after_the_others() {
+    let (world, mut first, second) = pair(GRACE).await;
+    for _ in 0..rounds(ROUNDS) {
+        let refresh = logged_in(&first, &second).await;
+        let (asked, gate) = (world.presentations(), Gate::new());
+        let callers = stop(&world, &first, Marked::Server(Answer::HoldBefore), &gate).await;
+        world.checker.ran();
+        first.crash().await;
+        drop(callers);
+        assert_eq!(second.refresh(ACCOUNT).await.status, 200);
+        assert_eq!(world.presentations() - asked, 1);
+        gate.open();
+        world.presented(asked + 2).await;
+        assert_eq!(world.issuer.times_presented(&refresh), 2);
+        assert_eq!(second.settle(ACCOUNT).await, Fate::Alive);
+        first.relaunch(&[ACCOUNT]).await;
+        assert_eq!(first.settle(ACCOUNT).await, Fate::Alive);
+    }
+    world.checker.report("two daemons: the request of the killed one is carried out late, with grace");
+}
+
 #[tokio::test]
 async fn one_is_stopped_marked_and_goes_on() {
     stopped_and_continued("two daemons: one stopped at after_mark, continued", Marked::Step("after_mark")).await;

@@ -42,6 +42,13 @@ pub(crate) fn rounds(short: usize) -> usize {
     if std::env::var_os("CREDPROXY_FAULTS_LONG").is_some() { short * 10 } else { short }
 }
 
+/// A number below `most`.
+pub(crate) fn random(most: u64) -> u64 {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).unwrap();
+    u64::from_le_bytes(bytes) % most
+}
+
 pub(crate) struct Settings {
     pub(crate) cooldown: &'static str,
     pub(crate) request_timeout: &'static str,
@@ -117,6 +124,7 @@ impl World {
             issuer: self.issuer.clone(),
             checker: Arc::clone(&self.checker),
             wall: 0,
+            monotonic: 0,
         }
     }
 
@@ -161,6 +169,8 @@ pub(crate) struct Node {
     checker: Arc<Checker>,
     /// How far its wall clock is ahead, in milliseconds.
     wall: i64,
+    /// The same of its monotonic clock.
+    monotonic: i64,
 }
 
 impl Deref for Node {
@@ -185,7 +195,7 @@ pub(crate) fn refresh_path(account: &str) -> String {
     format!("/v1/tokens/op/refresh?bucket={account}")
 }
 
-const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
+pub(crate) const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
 
 impl Node {
     pub(crate) fn checker(&self) -> Arc<Checker> {
@@ -238,9 +248,19 @@ impl Node {
 
     /// A token, new or not.
     pub(crate) async fn get(&self, account: &str) -> Response {
-        let answer = self.request("GET", &token_path(account), &[], "").await;
+        self.get_at(account, &token_path(account)).await
+    }
+
+    /// A token that is to be good for so many seconds more.
+    pub(crate) async fn get_good_for(&self, account: &str, seconds: u32) -> Response {
+        self.get_at(account, &format!("{}&min_validity={seconds}", token_path(account))).await
+    }
+
+    async fn get_at(&self, account: &str, path: &str) -> Response {
+        let answer = self.request("GET", path, &[], "").await;
         if answer.status == 200 {
             self.checker.answered(account, &answer);
+            self.checker.in_time(account, &answer, self.now());
         } else {
             self.checker.refused(account, &answer, self.now());
         }
@@ -320,9 +340,20 @@ impl Node {
         steps.lines().for_each(|step| self.write(&format!("{step}.go"), ""));
     }
 
+    /// Lets so many milliseconds pass, at the server and here. Its wall clock goes on from wherever it was set.
+    pub(crate) fn pass_time(&mut self, by: i64) {
+        self.issuer.pass_time(Duration::from_millis(by.unsigned_abs()));
+        self.set_clocks(self.wall + by, self.monotonic + by);
+    }
+
+    /// Sets its wall clock so many milliseconds ahead of the machine's. The monotonic one cannot be set back.
+    pub(crate) fn set_wall_clock(&mut self, wall: i64) {
+        self.set_clocks(wall, self.monotonic);
+    }
+
     /// Sets its wall clock and its monotonic clock so many milliseconds ahead of the machine's.
     pub(crate) fn set_clocks(&mut self, wall: i64, monotonic: i64) {
-        self.wall = wall;
+        (self.wall, self.monotonic) = (wall, monotonic);
         self.write("clock", &format!("{wall} {monotonic}"));
     }
 

@@ -167,8 +167,8 @@ pub(crate) struct Presentation {
     pub(crate) token: String,
     /// What came of it.
     pub(crate) outcome: Outcome,
-    /// When, since the server's start.
-    pub(crate) at: Duration,
+    /// When the request had come in whole, since the server's start. It may be carried out much later.
+    pub(crate) arrived: Duration,
     /// The `client_id` of whoever presented it.
     pub(crate) client: String,
     /// What was answered whole, and when. `None` while nothing was, and for ever if the answer broke off.
@@ -251,11 +251,11 @@ impl Issuer {
         let mut state = self.shared.lock();
         state.families.push(true);
         let family = state.families.len() - 1;
-        let pair = state.mint(family);
+        let pair = state.mint(family, self.shared.now());
         (pair.access, pair.refresh)
     }
 
-    /// Every presentation of a refresh token, in order.
+    /// Every presentation of a refresh token, in the order in which they were carried out.
     pub(crate) fn presentations(&self) -> Vec<Presentation> {
         self.shared.lock().presentations.clone()
     }
@@ -289,9 +289,28 @@ impl Issuer {
         state.tokens.iter().find(|(_, token)| unspent(token)).map(|(text, _)| text.clone())
     }
 
-    /// The time since the server's start, as in [`Presentation::at`].
+    /// The time since the server's start, as in [`Presentation::arrived`].
     pub(crate) fn now(&self) -> Duration {
         self.shared.now()
+    }
+
+    /// Lets so much time pass at the server, of which the machine's clocks know nothing.
+    pub(crate) fn pass_time(&self, by: Duration) {
+        self.shared.lock().passed += by;
+    }
+
+    /// How long ago the server made this access token, and for how long it is good in all. `None` when the server did
+    /// not make it, or did not say how long it is good.
+    pub(crate) fn age_and_lifetime(&self, access: &str) -> Option<(Duration, Duration)> {
+        let state = self.shared.lock();
+        let (made, lifetime) = state.access_tokens.get(access)?;
+        Some(((self.shared.now() + state.passed).saturating_sub(*made), (*lifetime)?))
+    }
+
+    /// Whether the next request is answered as by a server that is well.
+    pub(crate) fn is_well(&self) -> bool {
+        let state = self.shared.lock();
+        *self.shared.listening.borrow() && state.script.is_empty() && matches!(state.always, Answer::Normal)
     }
 
     /// Whether this refresh token and that one are of one family.
@@ -387,6 +406,10 @@ impl Shared {
 struct State {
     port: u16,
     minted: u64,
+    /// When each access token was made, and for how long it is good.
+    access_tokens: HashMap<String, (Duration, Option<Duration>)>,
+    /// What `pass_time` has added to the server's clock.
+    passed: Duration,
     /// Whether each family is alive.
     families: Vec<bool>,
     tokens: HashMap<String, Token>,
@@ -416,13 +439,15 @@ struct Pair {
 }
 
 impl State {
-    fn mint_access(&mut self) -> String {
+    fn mint_access(&mut self, now: Duration) -> String {
         self.minted += 1;
-        format!("canary-at-{}-{:08}", self.port, self.minted)
+        let access = format!("canary-at-{}-{:08}", self.port, self.minted);
+        self.access_tokens.insert(access.clone(), (now + self.passed, self.lifetime));
+        access
     }
 
-    fn mint(&mut self, family: usize) -> Pair {
-        let access = self.mint_access();
+    fn mint(&mut self, family: usize, now: Duration) -> Pair {
+        let access = self.mint_access(now);
         let refresh = format!("canary-rt-{}-{:08}", self.port, self.minted);
         self.tokens.insert(refresh.clone(), Token { family, successor: None });
         Pair { access, refresh }
@@ -435,27 +460,30 @@ impl State {
     }
 
     /// Gives the index of what it recorded.
-    fn record(&mut self, request: &Seen, outcome: Outcome, at: Duration) -> usize {
+    fn record(&mut self, request: &Seen, outcome: Outcome, arrived: Duration) -> usize {
         let parameter = |name| request.parameter(name).unwrap_or_default();
         let (token, client) = (parameter("refresh_token"), parameter("client_id"));
-        self.presentations.push(Presentation { token, outcome, at, client, told: None });
+        self.presentations.push(Presentation { token, outcome, arrived, client, told: None });
         self.presentations.len() - 1
     }
 
     /// Decides on a presented refresh token, records it, and makes the answer.
-    fn present(&mut self, request: &Seen, now: Duration) -> (Option<usize>, Raw) {
-        if let Some(answer) = self.log_in(request) {
+    fn present(&mut self, request: &Seen, arrived: Duration, now: Duration) -> (Option<usize>, Raw) {
+        if let Some(answer) = self.log_in(request, now) {
             return (None, answer);
         }
         if request.parameter("grant_type").as_deref() != Some("refresh_token") {
-            return (Some(self.record(request, Outcome::Untouched, now)), Raw::error(400, "unsupported_grant_type"));
+            return (
+                Some(self.record(request, Outcome::Untouched, arrived)),
+                Raw::error(400, "unsupported_grant_type"),
+            );
         }
         let (outcome, pair) = self.decide(&request.parameter("refresh_token").unwrap_or_default(), now);
         let answer = match pair {
             Some((access, refresh)) => self.answer(&access, refresh.as_deref()),
             None => Raw::error(400, "invalid_grant"),
         };
-        (Some(self.record(request, outcome, now)), answer)
+        (Some(self.record(request, outcome, arrived)), answer)
     }
 
     fn answer(&self, access: &str, refresh: Option<&str>) -> Raw {
@@ -482,9 +510,9 @@ impl State {
                 (Outcome::Reused, None)
             }
             None if !alive => (Outcome::Dead, None),
-            None if !self.rotation => (Outcome::Kept, Some((self.mint_access(), None))),
+            None if !self.rotation => (Outcome::Kept, Some((self.mint_access(now), None))),
             None => {
-                let pair = self.mint(family);
+                let pair = self.mint(family, now);
                 self.tokens.insert(presented.to_owned(), Token { family, successor: Some((pair.clone(), now)) });
                 (Outcome::Rotated, Some((pair.access, Some(pair.refresh))))
             }
@@ -497,6 +525,8 @@ fn launch() -> (Arc<Shared>, DropGuard, oneshot::Receiver<SocketAddr>) {
     let state = State {
         port: 0,
         minted: 0,
+        access_tokens: HashMap::new(),
+        passed: Duration::ZERO,
         families: Vec::new(),
         tokens: HashMap::new(),
         presentations: Vec::new(),
@@ -568,10 +598,11 @@ async fn accept(mut listener: TcpListener, shared: Arc<Shared>) {
 /// One request, one answer, close. A client that goes away in between is its own affair.
 async fn connection(shared: Arc<Shared>, mut stream: TcpStream) {
     let Some(request) = read_request(&mut stream).await else { return };
+    let arrived = shared.now();
     shared.lock().requests.push(request.clone());
     let path = request.target.split('?').next().unwrap_or_default();
     match path {
-        "/token" => token(&shared, stream, &request).await,
+        "/token" => token(&shared, stream, &request, arrived).await,
         "/authorize" => {
             let answer = shared.lock().authorize(&request);
             write(stream, &answer).await;
@@ -596,9 +627,9 @@ async fn connection(shared: Arc<Shared>, mut stream: TcpStream) {
     }
 }
 
-async fn token(shared: &Shared, stream: TcpStream, request: &Seen) {
-    let present = || shared.lock().present(request, shared.now());
-    let untouched = || Some(shared.lock().record(request, Outcome::Untouched, shared.now()));
+async fn token(shared: &Shared, stream: TcpStream, request: &Seen, arrived: Duration) {
+    let present = || shared.lock().present(request, arrived, shared.now());
+    let untouched = || Some(shared.lock().record(request, Outcome::Untouched, arrived));
     let tell = async |stream, (index, answer): (Option<usize>, Raw)| {
         if let Some(index) = index {
             shared.lock().presentations[index].told = Some((answer.clone(), shared.now()));

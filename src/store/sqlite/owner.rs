@@ -141,8 +141,13 @@ fn probe(path: &Path) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
     };
+    probe_opened(&file, path)
+}
+
+/// `file` was opened at `path`, which may name another file by now.
+fn probe_opened(file: &File, path: &Path) -> io::Result<bool> {
     match file.try_lock() {
-        Ok(()) if is_at(&file, path)? => {
+        Ok(()) if is_at(file, path)? => {
             remove(path);
             Ok(false)
         }
@@ -165,6 +170,11 @@ fn lock_file(path: &Path) -> Result<File, StoreError> {
         .custom_flags(private::wary())
         .open(path)
         .map_err(FileError::at("make the owner file", path))?;
+    lock_opened(file, path)
+}
+
+/// `file` was opened at `path`, which may name another file by now, or none.
+fn lock_opened(file: File, path: &Path) -> Result<File, StoreError> {
     match file.try_lock() {
         Ok(()) if is_at(&file, path).map_err(FileError::at("look at the owner file", path))? => Ok(file),
         Ok(()) | Err(TryLockError::WouldBlock) => Err(StoreError::unavailable(OwnerError::Taken(path.to_owned()))),
@@ -265,6 +275,50 @@ mod tests {
         assert!(matches!(owner.ensure_alive(), Err(StoreError::Unavailable(_))));
         drop(usurper);
         owner.ensure_alive().unwrap();
+    }
+
+    /// Opened, and not locked yet.
+    fn opened(path: &Path) -> File {
+        OpenOptions::new().read(true).append(true).create(true).open(path).unwrap()
+    }
+
+    #[test]
+    fn a_file_that_is_replaced_before_it_is_locked_says_nothing_about_the_owner() {
+        let (_home, directory) = owners();
+        let owner = Owner::new(&directory).unwrap();
+        let path = directory.join(owner.id());
+        drop(owner.give_up());
+        let before = opened(&path);
+        fs::remove_file(&path).unwrap();
+        let living = lock_file(&path).unwrap();
+        assert!(probe_opened(&before, &path).unwrap(), "its lock is free, and it is not the owner's");
+        assert!(is_at(&living, &path).unwrap(), "the file of a living owner is removed");
+    }
+
+    #[test]
+    fn a_file_that_is_removed_or_replaced_before_it_is_locked_makes_no_owner() {
+        let (_home, directory) = owners();
+        private::private_directory(&directory).unwrap();
+        let path = directory.join("0".repeat(ID_DIGITS));
+        let removed = opened(&path);
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(lock_opened(removed, &path), Err(StoreError::Unavailable(_))));
+        let replaced = opened(&path);
+        fs::remove_file(&path).unwrap();
+        drop(opened(&path));
+        assert!(matches!(lock_opened(replaced, &path), Err(StoreError::Unavailable(_))));
+        lock_opened(opened(&path), &path).unwrap();
+    }
+
+    #[test]
+    fn a_retired_owner_leaves_the_file_that_replaced_its_own() {
+        let (_home, directory) = owners();
+        let owner = Owner::new(&directory).unwrap();
+        let path = directory.join(owner.id());
+        fs::remove_file(&path).unwrap();
+        let living = lock_file(&path).unwrap();
+        owner.retire();
+        assert!(is_at(&living, &path).unwrap());
     }
 
     #[test]

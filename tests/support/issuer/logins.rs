@@ -4,7 +4,10 @@
 //! Codes, verifiers and states are checked as RFC 6749, RFC 7636 and RFC 8628 have it: a code is good for one exchange,
 //! with the redirect and the verifier that it was asked for with.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::json;
@@ -106,7 +109,7 @@ impl State {
     }
 
     /// The answer to a token request of a login's; `None` when it is of another kind.
-    pub(super) fn log_in(&mut self, request: &Seen) -> Option<Raw> {
+    pub(super) fn log_in(&mut self, request: &Seen, now: Duration) -> Option<Raw> {
         let parameter = |name: &str| request.parameter(name).unwrap_or_default();
         let good = match parameter("grant_type").as_str() {
             "authorization_code" => {
@@ -127,7 +130,7 @@ impl State {
             return Some(Raw::error(400, "invalid_grant"));
         }
         self.families.push(true);
-        let pair = self.mint(self.families.len() - 1);
+        let pair = self.mint(self.families.len() - 1, now);
         Some(self.answer(&pair.access, Some(&pair.refresh)))
     }
 }
