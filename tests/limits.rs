@@ -36,6 +36,7 @@ use support::{
     daemon::{Daemon, Home},
     http::{Connection, Response, Transcript, ask_as, open, request},
     issuer::{Answer, Gate, Issuer},
+    skip::skip,
 };
 
 const TOKEN: &str = "/v1/tokens/corp";
@@ -313,7 +314,7 @@ async fn while_every_connection_is_busy_the_next_one_waits() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_user_cannot_take_every_place() {
     if !rustix::process::geteuid().is_root() {
-        println!("skipped: only root can run processes of other users");
+        skip("only root can run processes of other users");
         return;
     }
     let world = World::with("uids = [0, 65534]\nconnections = 4", "", "").await;

@@ -8,7 +8,7 @@ use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
     REFRESH, SOON, TOKEN, World, numbers, put_key,
-    support::{audit_log, http::Response, mounts::Mounts},
+    support::{audit_log, http::Response, mounts::Mounts, skip::skip},
 };
 
 /// The log's disk: there is room on it for all that may wait in memory.
@@ -26,7 +26,7 @@ async fn on_a_disk(more: &str) -> Option<(World, Mounts)> {
             Some((World { log: mounts.file("audit.log"), ..world }, mounts))
         }
         Err(why) => {
-            println!("skipped: {why}");
+            skip(&why);
             None
         }
     }

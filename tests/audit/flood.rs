@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::{
     SANDBOX, TOKEN, World,
-    support::{audit_log, http::open},
+    support::{audit_log, http::open, skip::skip},
 };
 
 /// The most that a flood of some seconds may add.
@@ -111,7 +111,7 @@ const FORKS: &str = "use IO::Socket::UNIX; \
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_peers_that_are_turned_away_is_counted() {
     if !rustix::process::geteuid().is_root() {
-        println!("skipped: only root can run processes of other users");
+        skip("only root can run processes of other users");
         return;
     }
     let world = World::with(&format!("{SANDBOX}uids = [65534]\n")).await;

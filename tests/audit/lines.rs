@@ -12,6 +12,7 @@ use crate::{
         contract::Contract,
         http::{ask_as, open, request},
         issuer::{Answer, Gate, Raw},
+        skip::skip,
     },
 };
 
@@ -247,7 +248,7 @@ async fn who_hangs_up_leaves_a_line_all_the_same() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_is_turned_away_leaves_a_line() {
     if !rustix::process::geteuid().is_root() {
-        println!("skipped: only root can run processes of other users");
+        skip("only root can run processes of other users");
         return;
     }
     let world = World::with(&format!("{SANDBOX}uids = [65534]\n")).await;

@@ -17,7 +17,10 @@ use tokio::{
 use crate::{
     AT_ONCE, World,
     files::assert_refused,
-    support::daemon::{Daemon, Home},
+    support::{
+        daemon::{Daemon, Home},
+        skip::skip,
+    },
 };
 
 /// Someone who owns nothing on this machine.
@@ -72,9 +75,7 @@ impl Drop for Running {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_of_the_same_user_cannot_look_into_the_daemon() {
     if !geteuid().is_root() {
-        println!(
-            "skipped: only root can run processes of another user, to whom nothing else on this machine is closed"
-        );
+        skip("only root can run processes of another user, to whom nothing else on this machine is closed");
         return;
     }
     let (_home, program, own) = home_of_nobody();
@@ -180,7 +181,7 @@ async fn a_command_that_crashes_leaves_no_core_file_and_what_it_runs_is_as_ever(
     command.wait().await.unwrap();
     assert_eq!(core_files(home.path()), [""; 0]);
     if !shows {
-        println!("skipped in part: this machine writes no core files where a program crashes");
+        skip("in part: this machine writes no core files where a program crashes");
     }
 }
 
@@ -199,7 +200,7 @@ async fn every_thread_is_confined_once_the_daemon_serves_unless_told_otherwise()
     let check = String::from_utf8(check.stdout).unwrap();
     if !check.contains("confined by Landlock") {
         assert!(check.contains("a daemon would be confined not at all"), "{check}");
-        println!("skipped: this kernel has no Landlock");
+        skip("this kernel has no Landlock");
         return;
     }
     let free: Vec<_> = threads(world.daemon.pid()).into_iter().filter(|(_, held)| !held).collect();
@@ -282,7 +283,7 @@ pub(crate) fn runs(script: &str, arguments: &[&str]) -> bool {
     let tried = Command::new("python3").args(["-c", script]).args(arguments).arg("true").output();
     let runs = tried.is_ok_and(|tried| tried.status.success());
     if !runs {
-        println!("skipped: this takes python3, and that a process may filter its system calls and be traced");
+        skip("this takes python3, and that a process may filter its system calls and be traced");
     }
     runs
 }

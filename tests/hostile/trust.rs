@@ -16,6 +16,7 @@ use crate::{
     support::{
         daemon::{Daemon, Home},
         issuer::Issuer,
+        skip::skip,
     },
 };
 
@@ -34,7 +35,7 @@ fn write(path: &Path, text: &str) {
 fn is_root() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
-        println!("skipped in part: only root can give files away");
+        skip("in part: only root can give files away");
     }
     is_root
 }

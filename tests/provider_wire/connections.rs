@@ -31,7 +31,10 @@ use url::Url;
 
 use crate::{
     HTML, IMPATIENT, SECRET_PLACES, assertion, authenticating, class, discovering, grant, provider, refresh, settings,
-    support::issuer::{Answer, Gate, Issuer, Raw},
+    support::{
+        issuer::{Answer, Gate, Issuer, Raw},
+        skip::skip,
+    },
 };
 
 #[tokio::test]
@@ -243,7 +246,7 @@ fn outer_address() -> Option<IpAddr> {
 #[tokio::test]
 async fn an_issuer_elsewhere_sends_no_token_to_this_machine() {
     let Some(outer) = outer_address() else {
-        println!("skipped: this machine has no address but loopback's");
+        skip("this machine has no address but loopback's");
         return;
     };
     let (outer, issuer, mut tasks) = (outer.to_string(), Issuer::start().await, JoinSet::new());

@@ -5,7 +5,7 @@ use std::process::Command;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 
-use crate::{World, exec::Running};
+use crate::{World, exec::Running, support::skip::skip};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_credproxy");
 
@@ -22,7 +22,7 @@ fn possible() -> bool {
     let tried = Command::new("bwrap").args(["--unshare-all", "--ro-bind", "/", "/", "true"]).output();
     let tried = tried.expect("the tests need bubblewrap: scripts/test installs it");
     if !tried.status.success() {
-        println!("skipped: {}", String::from_utf8_lossy(&tried.stderr));
+        skip(&String::from_utf8_lossy(&tried.stderr));
     }
     tried.status.success()
 }

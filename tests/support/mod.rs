@@ -12,6 +12,7 @@ pub(crate) mod oidc;
 pub(crate) mod person;
 pub(crate) mod piped;
 pub(crate) mod server;
+pub(crate) mod skip;
 pub(crate) mod terminal;
 
 /// Used by nobody, so that the expectation above holds in a test binary that uses all the rest.
