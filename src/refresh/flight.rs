@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     account::Account,
-    clock::Monotonic,
+    clock::{Monotonic, Timestamp},
     grant::{Grant, Issued, SanitizedToken, Version},
     provider::Provider,
     store::{Claim, Latch, Marks, Outcome, Presented, Record, Revision, StoreError},
@@ -269,7 +269,8 @@ impl Flight {
         // An earlier presentation with an unknown outcome makes this one the second try.
         let mut second_try = claimed.uncertain.is_none();
         loop {
-            let sent = self.inner.clock.monotonic();
+            let clock = &self.inner.clock;
+            let (sent_at, sent) = (clock.now(), clock.monotonic());
             #[cfg(feature = "faults")]
             crate::faults::reach("after_mark").await;
             self.handle.call();
@@ -279,8 +280,10 @@ impl Flight {
             crate::faults::reach("after_answer").await;
             let failure = match sort(reply, self.provider.rules(), &claimed.record.grant) {
                 Sorted::Success(issued) => {
-                    let latency = self.inner.clock.monotonic().since(sent);
-                    return self.land(claimed.record, *issued, latency).await;
+                    // The monotonic clock may have stood still while the machine slept, and the wall clock may have been
+                    // set: the life counts from the earlier of what they say.
+                    let asked_at = clock.now().minus(clock.monotonic().since(sent)).min(sent_at);
+                    return self.land(claimed.record, *issued, asked_at).await;
                 }
                 Sorted::Failure(failure) => failure,
             };
@@ -311,12 +314,11 @@ impl Flight {
         }
     }
 
-    /// Saves the next generation, and only then answers with it (invariant 2).
-    async fn land(&self, record: Record, issued: Issued, latency: Duration) -> Landed {
+    /// Saves the next generation, and only then answers with it (invariant 2). The life of its token counts from when the
+    /// answer was made: at the earliest, when it was asked for.
+    async fn land(&self, record: Record, issued: Issued, asked_at: Timestamp) -> Landed {
         let inner = &self.inner;
         let now = inner.clock.now();
-        // The life counts from when the answer was made: at the earliest, when it was asked for.
-        let asked_at = now.minus(latency);
         let before = record.grant.version;
         let next = record.grant.refreshed(issued, asked_at);
         let ending = Ending { outcome: Outcome::Success, code: None, retry_after: None, expires_at: next.expires_at };

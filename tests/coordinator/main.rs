@@ -1076,6 +1076,28 @@ async fn a_tokens_life_counts_from_when_it_was_asked_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_tokens_life_counts_from_when_it_was_asked_for_though_the_machine_slept() {
+    const ASLEEP: i64 = 7200;
+    for wrong_before in [0, ASLEEP] {
+        let world = World::new().await;
+        world.provider.shut();
+        let mut tasks = JoinSet::new();
+        world.clock.jump(wrong_before);
+        let asked_at = world.clock.now();
+        spawn_refresh(&world.coordinator, &mut tasks);
+        world.presented(1).await;
+        // The wall clock moves alone: ahead while the machine sleeps, back when it was wrong.
+        world.clock.jump(ASLEEP - 2 * wrong_before);
+        world.provider.open();
+        assert!(all(tasks).await[0].is_ok());
+        let token = world.coordinator.peek(&account()).await.unwrap().token.clone();
+        assert_eq!(token.issued_at, asked_at.min(world.clock.now()), "{wrong_before}");
+        let fresh = if wrong_before == 0 { "canary-at-3-end" } else { "canary-at-2-end" };
+        assert_eq!(world.get().await.unwrap(), fresh, "{wrong_before}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_grant_replaced_between_two_tries_is_not_tried() {
     let world = World::new().await;
     world.provider.script([error(503, "odd")]);
