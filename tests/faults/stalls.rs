@@ -11,11 +11,12 @@ use std::{
     time::Duration,
 };
 
+use credproxy::clock::{Clock as _, SystemClock};
 use futures_util::future::join_all;
 use serde_json::json;
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 
 use crate::{
@@ -86,7 +87,7 @@ fn refused_for_now(answer: &Response) {
 async fn refreshes_of_many_accounts_wait_for_the_lock_together() {
     let world = World::new().await;
     let mut daemon = world.node("a").await;
-    let accounts = accounts(MANY);
+    let (accounts, clock) = (accounts(MANY), SystemClock::new());
     for account in &accounts {
         daemon.log_in(account).await;
     }
@@ -94,7 +95,7 @@ async fn refreshes_of_many_accounts_wait_for_the_lock_together() {
     world.checker.ran();
 
     let mut refreshes = JoinSet::new();
-    let begun = Instant::now();
+    let begun = clock.monotonic();
     for account in &accounts {
         let (mut connection, path) = (daemon.connect().await, refresh_path(account));
         refreshes.spawn(async move { connection.request("POST", &path, &[], "").await });
@@ -104,16 +105,16 @@ async fn refreshes_of_many_accounts_wait_for_the_lock_together() {
         assert!([200, 503].contains(&answer.0), "{answer:?}");
         while let Ok(Some(answer)) = timeout(Duration::from_millis(200), refreshes.join_next()).await {
             refused_for_now(&answer.unwrap());
-            assert!(begun.elapsed() < REFRESHES, "{:?}", begun.elapsed());
+            assert!(clock.monotonic().since(begun) < REFRESHES, "{:?}", clock.monotonic().since(begun));
         }
-        assert!(begun.elapsed() < REFRESHES, "{} are not answered after {REFRESHES:?}", refreshes.len());
+        assert!(clock.monotonic().since(begun) < REFRESHES, "{} are not answered after {REFRESHES:?}", refreshes.len());
     }
     assert_eq!(world.presentations(), 0, "presented without a mark in the store");
 
-    let begun = Instant::now();
+    let begun = clock.monotonic();
     daemon.sigterm();
     assert!(daemon.wait().await.success());
-    assert!(begun.elapsed() < END, "{:?}", begun.elapsed());
+    assert!(clock.monotonic().since(begun) < END, "{:?}", clock.monotonic().since(begun));
     drop(lock);
     let names: Vec<&str> = accounts.iter().map(String::as_str).collect();
     daemon.relaunch(&names).await;
