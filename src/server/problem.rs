@@ -205,9 +205,10 @@ impl Problem {
             RefreshError::NotFound => problem(Code::NotFound),
             RefreshError::NotRefreshable => problem(Code::RefreshNotAvailable),
             RefreshError::NotConfigured => problem(Code::ProviderNotConfigured),
-            RefreshError::Living => problem(Code::GrantConflict),
             RefreshError::PreconditionFailed => problem(Code::PreconditionFailed),
-            RefreshError::GrantConflict(_) | RefreshError::NameTaken(_) => problem(Code::GrantConflict),
+            RefreshError::GrantConflict(_) | RefreshError::NameTaken(_) | RefreshError::Living => {
+                problem(Code::GrantConflict)
+            }
             RefreshError::Reauth { .. } => {
                 let challenge = format!("Credproxy realm=\"{account}\", error=\"reauth_required\"");
                 Self { challenge: HeaderValue::try_from(challenge).ok(), ..problem(Code::ReauthRequired) }

@@ -22,7 +22,7 @@ use tokio::{
 use crate::{
     checker::Fate,
     support::{http::Response, issuer::Answer},
-    world::{JSON, Node, SOON, Settings, World, random, refresh_path, rounds, token_path},
+    world::{JSON, LOOK, Node, SOON, Settings, World, random, refresh_path, rounds, token_path},
 };
 
 /// A process that holds the write lock of the world's store until the value is dropped.
@@ -225,4 +225,30 @@ async fn a_second_daemon_is_stopped_at_random_moments() {
         }
     }
     world.checker.report("two daemons: one stopped at any moment under load");
+}
+
+/// A sandbox ends on time although its end cannot be written to the store.
+#[tokio::test]
+async fn a_sandbox_ends_on_time_while_the_lock_is_held() {
+    const GONE: Duration = Duration::from_secs(6);
+    let world = World::new().await;
+    let daemon = world.node("a").await;
+    daemon.log_in("me").await;
+    let wanted = json!({"allow": ["op/me"], "ttl": 3});
+    let made = daemon.request("POST", "/v1/sandboxes", &JSON, wanted.to_string()).await;
+    assert_eq!(made.status, 201, "{}", made.text());
+    let socket = std::path::PathBuf::from(made.json()["socket"].as_str().unwrap());
+    let _lock = LockHolder::new(&world);
+    world.checker.ran();
+    let gone = async {
+        loop {
+            let listed = daemon.request("GET", "/v1/sandboxes", &[], "").await.json();
+            if listed["sandboxes"].as_array().is_some_and(Vec::is_empty) && !socket.exists() {
+                break;
+            }
+            sleep(LOOK).await;
+        }
+    };
+    timeout(GONE, gone).await.expect("the sandbox outlives its time");
+    world.checker.report("store: another process holds the lock, a sandbox of 3 s");
 }
