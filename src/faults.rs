@@ -4,6 +4,7 @@
 //! A test names a directory in `CREDPROXY_FAULTS` and writes files there:
 //! - `stop`: names of steps, one on each line. Who comes to one of them adds a byte to the file `NAME.at`, and waits
 //!   until there is a file `NAME.go`;
+//! - `joined` is the program's to write: a byte for each caller who has joined a flight;
 //! - `clock`: two whole numbers, the milliseconds by which the wall clock and the monotonic clock are ahead of the
 //!   machine's. The file is to be replaced, not written over.
 //!
@@ -38,6 +39,15 @@ pub(crate) async fn reach(step: &str) {
         while !go.exists() {
             tokio::time::sleep(LOOK).await;
         }
+    }
+}
+
+/// Tells the test that a caller has joined a flight.
+pub(crate) fn joined() {
+    if let Some(directory) = &*DIRECTORY
+        && let Err(error) = announce(&directory.join("joined"))
+    {
+        tracing::error!(%error, "the test will wait in vain");
     }
 }
 

@@ -116,6 +116,8 @@ impl Inner {
                 flight
             }
         };
+        #[cfg(feature = "faults")]
+        crate::faults::joined();
         // A caller who has a good token need not wait for a store that does not answer.
         let patience = (!forced && !snapshot.token.expired(self.clock.now())).then_some(STORE_STALL);
         let landed = flight.landed(patience).await;

@@ -276,10 +276,13 @@ impl Node {
         answer
     }
 
-    /// Callers who want another token than the one that is there now, and get `None` if the daemon dies under them. So
-    /// they cause one flight, and those who come late need none.
+    /// Callers who want another token than the one that is there now, and get `None` if the daemon dies under them. They
+    /// cause one flight, which something must hold up, and all have joined it: none of them is on the way when the fault
+    /// comes.
     pub(crate) async fn callers(&self, account: &str, count: usize) -> JoinSet<Option<Response>> {
         let mut callers = JoinSet::new();
+        let joined = || fs::metadata(self.controls.join("joined")).map_or(0, |file| file.len());
+        let due = joined() + count as u64;
         let found = self.request("HEAD", &token_path(account), &[], "").await;
         let tag = found.header("etag").expect("a token has a tag").to_owned();
         for _ in 0..count {
@@ -295,6 +298,12 @@ impl Node {
                 Some(answer)
             });
         }
+        let all_have_joined = async {
+            while joined() < due {
+                sleep(LOOK).await;
+            }
+        };
+        assert!(timeout(SOON, all_have_joined).await.is_ok(), "{} of {due} callers have joined a flight", joined());
         callers
     }
 
