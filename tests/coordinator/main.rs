@@ -1097,6 +1097,22 @@ async fn a_tokens_life_counts_from_when_it_was_asked_for_though_the_machine_slep
     }
 }
 
+/// A reader who waits for a change, and others who find nothing, are in one slot.
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_change_hears_of_it_though_others_found_nothing() {
+    let world = World::new().await;
+    let tag = world.coordinator.peek(&account()).await.unwrap().tag.to_string();
+    let (coordinator, mut waiting) = (world.coordinator.clone(), JoinSet::new());
+    waiting.spawn(async move { coordinator.changed(&account(), &tag, SECOND * 3600).await });
+    settle_down().await;
+    world.second().1.delete(&account(), &IfMatch::Absent, false).await.unwrap();
+    assert!(matches!(world.get().await, Err(RefreshError::NotFound)));
+    let start = world.clock.monotonic();
+    world.coordinator.put(&account(), world.provider.login(), &IfMatch::Absent).await.unwrap();
+    waiting.join_all().await;
+    assert_eq!(world.clock.monotonic().since(start), Duration::ZERO, "it was not told, and looked again");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_grant_replaced_between_two_tries_is_not_tried() {
     let world = World::new().await;

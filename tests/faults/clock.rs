@@ -21,10 +21,13 @@ const YEAR: i64 = 365 * DAY;
 
 const JUMPS: [i64; 6] = [MINUTE, -MINUTE, DAY, -DAY, YEAR, -YEAR];
 
-/// Whatever the clock did, a token is served, the next refresh works within the cooldown, and a restart changes
-/// nothing about it.
+/// Whatever the clock did, a token is served that has not ended by the server's clock, the next refresh works within the
+/// cooldown, and a restart changes nothing about it.
 async fn all_is_well(world: &World, daemon: &mut Node) {
-    assert_eq!(daemon.get(ACCOUNT).await.status, 200);
+    let answer = daemon.get(ACCOUNT).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let (age, lifetime) = world.issuer.age_and_lifetime(answer.json()["access_token"].as_str().unwrap()).unwrap();
+    assert!(age < lifetime, "a token of {lifetime:?} was answered when it was {age:?} old");
     assert_eq!(daemon.settle(ACCOUNT).await, Fate::Alive);
     daemon.crash().await;
     daemon.relaunch(&[ACCOUNT]).await;

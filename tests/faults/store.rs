@@ -3,6 +3,7 @@
 
 use std::{ffi::OsString, fs, time::Duration};
 
+use futures_util::future::join_all;
 use rustix::process::{Resource, Rlimit, prlimit};
 use sqlx::{Connection as _, SqliteConnection};
 use tokio::time::{sleep, timeout};
@@ -100,34 +101,51 @@ fn limit_files(daemon: &Node, size: Option<u64>) {
     prlimit(Some(daemon.pid()), Resource::Fsize, Rlimit { current: size, maximum: None }).unwrap();
 }
 
+/// Those who ask besides: a store that refuses one change at a time would let the last of them wait for long.
+const OTHERS: [&str; 7] = ["two", "three", "four", "five", "six", "seven", "eight"];
+
+/// How long the slowest of several refreshes may wait for a store that refuses.
+const REFUSED: Duration = Duration::from_secs(16);
+
 /// The store refuses the mark: nothing is presented, the valid token is served, and once it is over all is well.
 async fn refuses_before(name: &str) {
     let fault = format!("store: {name}, before the presentation");
     let Some((world, mut trouble)) = Trouble::world(name, &fault).await else { return };
     let mut daemon = world.node("a").await;
-    daemon.log_in(ACCOUNT).await;
-    assert_eq!(daemon.settle(ACCOUNT).await, Fate::Alive);
+    let accounts = [&[ACCOUNT][..], &OTHERS].concat();
+    for account in &accounts {
+        daemon.log_in(account).await;
+        assert_eq!(daemon.settle(account).await, Fate::Alive);
+    }
     let presented = world.presentations();
 
     trouble.begin(&world, &daemon).await;
     world.checker.ran();
     for _ in 0..2 {
-        let answer = daemon.refresh(ACCOUNT).await;
-        assert_eq!((answer.status, &*answer.json()["code"].to_string()), (503, "\"STORE_UNAVAILABLE\""));
-        assert!(answer.retry_after().is_some());
+        let refreshes = join_all(accounts.iter().map(|account| daemon.refresh(account)));
+        for answer in timeout(REFUSED, refreshes).await.expect("they wait for each other") {
+            assert_eq!((answer.status, &*answer.json()["code"].to_string()), (503, "\"STORE_UNAVAILABLE\""));
+            assert!(answer.retry_after().is_some());
+        }
         trouble.go_on(&daemon);
     }
-    assert_eq!(daemon.get(ACCOUNT).await.status, 200);
+    for account in &accounts {
+        assert_eq!(daemon.get(account).await.status, 200);
+    }
     let (status, reasons) = daemon.health().await;
     assert!(status == 503 && reasons.contains("the store cannot be written"), "{status} {reasons}");
     assert_eq!(world.presentations(), presented, "presented without a mark");
 
     trouble.end(&daemon).await;
     healthy_again(&daemon).await;
-    assert_eq!(daemon.settle(ACCOUNT).await, Fate::Alive);
+    for account in &accounts {
+        assert_eq!(daemon.settle(account).await, Fate::Alive);
+    }
     daemon.crash().await;
-    daemon.relaunch(&[ACCOUNT]).await;
-    assert_eq!(daemon.settle(ACCOUNT).await, Fate::Alive);
+    daemon.relaunch(&accounts).await;
+    for account in &accounts {
+        assert_eq!(daemon.settle(account).await, Fate::Alive);
+    }
     world.checker.report(&fault);
 }
 
