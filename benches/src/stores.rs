@@ -71,7 +71,7 @@ async fn make(database: &Path, accounts: usize) -> Fallible<()> {
             for number in (first..accounts).step_by(TOGETHER) {
                 let account: Account = format!("bench/{}", bucket(number)).parse().map_err(broken)?;
                 let put = store.put(&account, &grant(&account)?, &Expect::Whatever, &[]).await.map_err(broken)?;
-                if put != Put::Created {
+                if put != Put::Created.into() {
                     return Err("an account was there already".to_owned());
                 }
             }
