@@ -23,7 +23,7 @@ use tokio::{
 use crate::{
     checker::{Fate, skipped},
     support::{http::Response, issuer::Answer},
-    world::{JSON, LOOK, Node, SOON, Settings, World, random, refresh_path, rounds, token_path},
+    world::{JSON, Node, SOON, Settings, World, random, refresh_path, rounds, token_path},
 };
 
 /// A process that holds the write lock of the world's store until the value is dropped.
@@ -195,8 +195,8 @@ async fn nothing_else_waits_with_those_who_wait_for_the_lock() {
     let fault = "store: another process holds the lock, everything is asked for and the daemon ends";
     let world = World::new().await;
     let mut daemon = world.node("a").await;
-    let (refreshed, read) = (accounts(MANY), ["one", "two", "three", "four", "five", "six", "seven", "eight"]);
-    for account in &refreshed {
+    let (many, read) = (accounts(MANY), ["one", "two", "three", "four", "five", "six", "seven", "eight"]);
+    for account in &many {
         daemon.log_in(account).await;
     }
     for account in read {
@@ -214,7 +214,7 @@ async fn nothing_else_waits_with_those_who_wait_for_the_lock() {
     let Some(lock) = LockHolder::new(&world, fault) else { return };
     world.checker.ran();
 
-    let refreshes = || refreshed.iter().map(|account| refresh_path(account)).collect();
+    let refreshes = || many.iter().map(|account| refresh_path(account)).collect();
     let refreshing = ask_all(&daemon, "POST", refreshes()).await;
     let reading = read.iter().map(|account| format!("{}&min_validity=30", token_path(account))).collect();
     let reading = ask_all(&daemon, "GET", reading).await;
@@ -246,7 +246,7 @@ async fn nothing_else_waits_with_those_who_wait_for_the_lock() {
     assert!(timeout(END, daemon.wait()).await.expect("it waits for the lock").success());
     assert_eq!(world.presentations(), 0, "presented without a mark in the store");
     drop(lock);
-    let names: Vec<&str> = refreshed.iter().map(String::as_str).collect();
+    let names: Vec<&str> = many.iter().map(String::as_str).collect();
     daemon.relaunch(&names).await;
     for account in names.into_iter().chain(read) {
         assert_eq!(daemon.request("POST", &refresh_path(account), &[], "").await.status, 200, "{account}");
@@ -316,30 +316,4 @@ async fn a_second_daemon_is_stopped_at_random_moments() {
         }
     }
     world.checker.report("two daemons: one stopped at any moment under load");
-}
-
-/// A sandbox ends on time although its end cannot be written to the store.
-#[tokio::test]
-async fn a_sandbox_ends_on_time_while_the_lock_is_held() {
-    const GONE: Duration = Duration::from_secs(6);
-    let world = World::new().await;
-    let daemon = world.node("a").await;
-    daemon.log_in("me").await;
-    let wanted = json!({"allow": ["op/me"], "ttl": 3});
-    let made = daemon.request("POST", "/v1/sandboxes", &JSON, wanted.to_string()).await;
-    assert_eq!(made.status, 201, "{}", made.text());
-    let socket = std::path::PathBuf::from(made.json()["socket"].as_str().unwrap());
-    let _lock = LockHolder::new(&world);
-    world.checker.ran();
-    let gone = async {
-        loop {
-            let listed = daemon.request("GET", "/v1/sandboxes", &[], "").await.json();
-            if listed["sandboxes"].as_array().is_some_and(Vec::is_empty) && !socket.exists() {
-                break;
-            }
-            sleep(LOOK).await;
-        }
-    };
-    timeout(GONE, gone).await.expect("the sandbox outlives its time");
-    world.checker.report("store: another process holds the lock, a sandbox of 3 s");
 }
