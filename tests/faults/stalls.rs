@@ -221,8 +221,8 @@ async fn nothing_else_waits_with_those_who_wait_for_the_lock() {
     let (access, refresh) = world.issuer.new_grant();
     let _putting = daemon.putting("another", &access, &refresh).await;
     let mut other = daemon.connect().await;
-    let mut _making = JoinSet::new();
-    _making.spawn(async move { other.try_request("POST", "/v1/sandboxes", &JSON, sandbox).await.ok() });
+    let mut making = JoinSet::new();
+    making.spawn(async move { other.try_request("POST", "/v1/sandboxes", &JSON, sandbox).await.ok() });
 
     let (status, reasons) = timeout(HEALTH, daemon.health()).await.expect("health waits for the lock");
     assert!([200, 503].contains(&status), "{status} {reasons}");
@@ -235,7 +235,7 @@ async fn nothing_else_waits_with_those_who_wait_for_the_lock() {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    let left = SANDBOX_GONE.saturating_sub(world.issuer.now() - begun);
+    let left = SANDBOX_GONE.saturating_sub(world.issuer.now().saturating_sub(begun));
     timeout(left, gone).await.expect("the sandbox outlives its time");
     for answer in timeout(REFRESHES, refreshing.join_all()).await.expect("they wait one after the other") {
         refused_for_now(&answer.expect("the daemon lives"));
