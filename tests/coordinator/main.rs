@@ -577,11 +577,7 @@ async fn the_wall_clock_may_jump_by_years_both_ways() {
         world.provider.open();
         assert!(all(tasks).await[0].is_ok(), "{jump}");
         world.clock.jump(-jump);
-        // Of a token that came while the clock was behind, the end has passed: nobody is kept waiting for another.
-        if jump > 0 {
-            assert_eq!(rate_limited(&world.refresh().await), 30, "{jump}");
-            tokio::time::advance(COOLDOWN).await;
-        }
+        // By one of the clocks the token had ended when it came: nobody is kept waiting for another.
         assert!(world.refresh().await.is_ok(), "{jump}");
         assert_eq!(world.provider.reuses(), 0);
     }

@@ -115,7 +115,7 @@ async fn a_socket_below_a_directory_of_others_is_refused() {
     started.launch().await;
     started.kill9().await;
     if !is_root() {
-        println!("skipped: only root can give files away");
+        skip("only root can give files away");
         return;
     }
     chown(&run, Some(65533), None).unwrap();
@@ -150,7 +150,7 @@ async fn a_sandboxs_directory_that_holds_something_else_of_ours_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_strangers_program_at_the_sockets_path_is_sent_no_secret() {
     if !is_root() {
-        println!("skipped: only root can run processes of other users");
+        skip("only root can run processes of other users");
         return;
     }
     let home = Home::new();
