@@ -89,6 +89,8 @@ async fn every_operation_is_told_of_exactly_once() {
     let called = json!({"account": "corp/default", "provider_called": true});
     let agent = json!({"account": "corp/agent", "login": id(&login)});
     let finished = json!({"account": "corp/agent", "login": id(&login), "provider_called": true});
+    let renamed = json!({"provider": "corp", "bucket": "renamed"}).to_string();
+    let (back, other_name) = (json!({"provider": "corp"}).to_string(), json!({"account": "corp/renamed"}));
     let key = json!({"key": "openai"});
     let secret = json!({"api_key": "canary-api-key"}).to_string();
     let cases = vec![
@@ -97,6 +99,8 @@ async fn every_operation_is_told_of_exactly_once() {
         case("getToken", "HEAD", TOKEN, 200, account.clone()),
         case("refreshToken", "POST", REFRESH, 200, called.clone()),
         Case { body: world.grant().to_string(), ..case("putToken", "PUT", TOKEN, 204, account.clone()) },
+        Case { body: renamed, ..case("renameToken", "POST", "/v1/tokens/corp/rename", 204, account) },
+        Case { body: back, ..case("renameToken", "POST", "/v1/tokens/corp/rename?bucket=renamed", 204, other_name) },
         case("deleteToken", "DELETE", "/v1/tokens/corp?revoke=true", 200, called),
         Case { body: secret, ..case("putApiKey", "PUT", "/v1/api-keys/openai", 201, key.clone()) },
         case("listApiKeys", "GET", "/v1/api-keys", 200, json!({})),
