@@ -221,21 +221,27 @@ pub(super) fn if_match(headers: &HeaderMap) -> Result<IfMatch, Problem> {
 
 /// The conditions of a change: `If-Match`, or `If-None-Match: *` for what must not be there yet.
 pub(super) fn change_condition(headers: &HeaderMap) -> Result<IfMatch, Problem> {
-    Ok(if only_if_absent(headers)? { IfMatch::NoneThere } else { if_match(headers)? })
+    Ok(match (only_if_absent(headers)?, if_match(headers)?) {
+        (false, if_match) => if_match,
+        (true, IfMatch::Absent) => IfMatch::NoneThere,
+        // Both hold for nothing: what is not there has no tag.
+        (true, _) => IfMatch::Tags(Vec::new()),
+    })
 }
 
 /// The same for an item.
 pub(super) fn change_condition_of_item(headers: &HeaderMap) -> Result<Expect<ItemTag>, Problem> {
-    Ok(if only_if_absent(headers)? { Expect::Absent } else { if_match_item(headers)? })
+    Ok(match (only_if_absent(headers)?, if_match_item(headers)?) {
+        (false, expect) => expect,
+        (true, Expect::Whatever) => Expect::Absent,
+        (true, _) => Expect::OneOf(Vec::new()),
+    })
 }
 
 /// Whether there is `If-None-Match: *` (RFC 9110 section 13.1.2); with tags in it a change has no use for it.
 fn only_if_absent(headers: &HeaderMap) -> Result<bool, Problem> {
     if !headers.contains_key(header::IF_NONE_MATCH) {
         return Ok(false);
-    }
-    if headers.contains_key(header::IF_MATCH) {
-        return Err(Problem::invalid("give if-match or if-none-match, not both"));
     }
     match entity_tags(headers, &header::IF_NONE_MATCH)? {
         None => Ok(true),
@@ -369,8 +375,11 @@ mod tests {
         assert_eq!(change_condition(&headers(&[("if-none-match", "*")])).unwrap(), IfMatch::NoneThere);
         assert_eq!(change_condition(&headers(&[("if-match", "*")])).unwrap(), IfMatch::Any);
         assert_eq!(change_condition_of_item(&headers(&[("if-none-match", "*")])).unwrap(), Expect::Absent);
+        let both = headers(&[("if-none-match", "*"), ("if-match", "*")]);
+        assert_eq!(change_condition(&both).unwrap(), IfMatch::Tags(vec![]));
+        assert_eq!(change_condition_of_item(&both).unwrap(), Expect::OneOf(vec![]));
         for bad in
-            [&[("if-none-match", "\"a\"")][..], &[("if-none-match", "x")], &[("if-none-match", "*"), ("if-match", "*")]]
+            [&[("if-none-match", "\"a\"")][..], &[("if-none-match", "x")], &[("if-none-match", "*"), ("if-match", "x")]]
         {
             assert!(
                 change_condition(&headers(bad)).is_err() && change_condition_of_item(&headers(bad)).is_err(),
