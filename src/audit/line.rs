@@ -173,7 +173,7 @@ pub(super) fn write(line: &mut Vec<u8>, time: Timestamp, event: &Event<'_>) {
     push(line, &["}\n"]);
 }
 
-/// Appends one line for several events, as [`write`] does for one.
+/// Appends one line for several events, as [`write()`] does for one.
 pub(super) fn write_count(line: &mut Vec<u8>, event: &Event<'_>, count: &Count) {
     if count.times == 1 && !count.summary {
         return write(line, count.last, event);

@@ -3,7 +3,7 @@
 //! Owns: what is read from and written to a row.
 //!
 //! Invariants:
-//! 1. A change of one row is one statement, which may be its own commit; what must read first ([`put`], [`delete`]) is
+//! 1. A change of one row is one statement, which may be its own commit; what must read first ([`replace`], [`delete`]) is
 //!    called in a transaction that has taken the write lock.
 //! 2. A row that damage made senseless is read as `None`, and never as one with fewer marks.
 //!
