@@ -151,8 +151,7 @@ async fn shown(
         Progress::Complete | Progress::Pending | Progress::Failed(_) => None,
     };
     // A grant may begin with an access token that is of no use, and none of those is handed out anywhere.
-    let now = coordinator.clock().now();
-    let token = token.filter(|snapshot| !snapshot.token.expired(now));
+    let token = token.filter(|snapshot| !snapshot.expired(&**coordinator.clock()));
     let token = token.and_then(|snapshot| serde_json::from_slice(&snapshot.token.json()).ok());
     Ok(Json(View::of(&login, token)))
 }
