@@ -30,7 +30,7 @@ use crate::{
     sandbox::{self, SandboxRoot},
     server::{
         Api, AppState,
-        listener::{BindError, BindLock, Ending, Listener, Terms},
+        listener::{BindError, BindLock, Listener, ServeOptions, Shutdown},
         peer::Peers,
     },
     store::{Shelf, StoreError, key::passphrase::Ask, sqlite::Sqlite},
@@ -332,29 +332,29 @@ async fn run<T>(
         listeners.push((Arc::new(listener), socket));
     }
     drop(lock);
-    let (ending, mut serving) = (Ending::default(), JoinSet::new());
+    let (shutdown, mut serving) = (Shutdown::default(), JoinSet::new());
     let mut sandboxes = None;
     if let Some(root) = parts.root.clone() {
         let clock = Arc::clone(parts.coordinator.clock());
-        let doors = Doors { parts: parts.clone(), share: sandbox_share, ending: ending.clone() };
+        let doors = Doors { parts: parts.clone(), share: sandbox_share, shutdown: shutdown.clone() };
         let (handle, keeper) = sandbox::Keeper::new(Arc::clone(&parts.shelf), clock, root, doors, parts.sandboxes);
         // Those of before are opened meanwhile: no socket's first answer waits for them.
-        serving.spawn(keeper.run(ending.orderly.clone()));
+        serving.spawn(keeper.run(shutdown.graceful.clone()));
         sandboxes = Some(handle);
     }
     for (listener, socket) in &listeners {
         let state = parts.state(socket.policy.clone(), listener.name());
         let api = Api::new(state.with_sandboxes(sandboxes.clone()));
-        let terms = Terms { limits: socket.limits, share, audit: parts.audit.clone() };
-        let (listener, ending) = (Arc::clone(listener), ending.clone());
-        serving.spawn(async move { listener.serve(api, terms, &ending).await });
+        let options = ServeOptions { limits: socket.limits, share, audit: parts.audit.clone() };
+        let (listener, shutdown) = (Arc::clone(listener), shutdown.clone());
+        serving.spawn(async move { listener.serve(api, options, &shutdown).await });
     }
     let paths: Vec<PathBuf> = listeners.iter().map(|(listener, _)| listener.path().to_owned()).collect();
     tracing::info!(sockets = ?paths, "ready");
     let done = ready(&paths);
     let signal = signals.next().await;
     tracing::info!(signal, "ending");
-    ending.orderly.cancel();
+    shutdown.graceful.cancel();
     // A login's grant that is being stored is the coordinator's to finish.
     let ended = async {
         parts.logins.shut_down().await;
@@ -367,7 +367,7 @@ async fn run<T>(
     if tokio::time::timeout(LAST_ANSWERS, &mut served).await.is_err() {
         tracing::warn!("some connections were cut off");
         // What still runs holds the sockets open.
-        ending.at_once.cancel();
+        shutdown.immediate.cancel();
         if tokio::time::timeout(LAST_ANSWERS, &mut served).await.is_err() {
             tracing::error!("some sockets could not be closed in order");
         }

@@ -17,7 +17,7 @@ use credproxy::{
     refresh::Coordinator,
     server::{
         Api, AppState,
-        listener::{Ending, Listener, Terms},
+        listener::{Listener, ServeOptions, Shutdown},
         peer::Peers,
     },
     store::{Shelf, memory::Memory},
@@ -421,7 +421,7 @@ async fn so_many_sandboxes_are_there_at_once_and_each_has_a_sandboxs_limits() {
 /// A listener in this process, whose time can be paused.
 struct Served {
     socket: PathBuf,
-    ending: Ending,
+    shutdown: Shutdown,
     serving: JoinSet<()>,
     _home: tempfile::TempDir,
 }
@@ -436,11 +436,11 @@ impl Served {
         let coordinator = Coordinator::new(store, Providers::default(), clock, Duration::ZERO);
         let api = Api::new(AppState::new(coordinator, keys, Policy::host()));
         let listener = Listener::bind("s", &socket, Peers::own()).unwrap();
-        let terms = Terms { limits: SocketLimits::HOST, share: 100, audit: Audit::default() };
-        let (ending, mut serving) = (Ending::default(), JoinSet::new());
-        let ends = ending.clone();
-        serving.spawn(async move { listener.serve(api, terms, &ends).await });
-        Self { socket, ending, serving, _home: home }
+        let options = ServeOptions { limits: SocketLimits::HOST, share: 100, audit: Audit::default() };
+        let (shutdown, mut serving) = (Shutdown::default(), JoinSet::new());
+        let ends = shutdown.clone();
+        serving.spawn(async move { listener.serve(api, options, &ends).await });
+        Self { socket, shutdown, serving, _home: home }
     }
 
     /// Sends this and nothing more. What is answered, and after how many seconds the connection is closed.
@@ -456,7 +456,7 @@ impl Served {
     }
 
     async fn end(mut self) {
-        self.ending.orderly.cancel();
+        self.shutdown.graceful.cancel();
         while self.serving.join_next().await.is_some() {}
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     config::{Config, Confinement, Environment},
     private::check_trusted,
     server::{
-        listener::{Listener, Occupant},
+        listener::{Listener, SocketState},
         peer::Peers,
     },
     store::{
@@ -54,10 +54,10 @@ pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> 
     let overlaps = places::overlaps(config, environment);
     for socket in &config.sockets {
         let found = |what| format!("{}: {what}", socket.path.display());
-        let result = match Listener::look(&socket.path, &Peers::of(&socket.uids)) {
-            Ok(Occupant::Nobody) => Ok(found("no daemon is listening")),
-            Ok(Occupant::Dead) => Ok(found("left behind by a daemon that is gone")),
-            Ok(Occupant::Living) => Ok(found("a daemon is listening")),
+        let result = match Listener::inspect(&socket.path, &Peers::of(&socket.uids)) {
+            Ok(SocketState::Absent) => Ok(found("no daemon is listening")),
+            Ok(SocketState::Stale) => Ok(found("left behind by a daemon that is gone")),
+            Ok(SocketState::Live) => Ok(found("a daemon is listening")),
             Err(error) => Err(chain(&error)),
         };
         let overlap = overlaps.iter().find(|overlap| overlap.socket == socket.name);

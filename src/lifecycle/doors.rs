@@ -13,7 +13,7 @@ use crate::{
     secret::CapabilityHash,
     server::{
         Api,
-        listener::{Ending, Listener, Occupant, Terms},
+        listener::{Listener, ServeOptions, Shutdown, SocketState},
         peer::Peers,
     },
 };
@@ -25,7 +25,7 @@ pub(super) struct Doors {
     /// Connections at once to each.
     pub(super) share: usize,
     /// The daemon's end.
-    pub(super) ending: Ending,
+    pub(super) shutdown: Shutdown,
 }
 
 /// A sandbox's socket, served by a task that ends with this value.
@@ -33,7 +33,7 @@ pub(super) struct Doors {
 pub(super) struct Door {
     name: String,
     serving: JoinSet<()>,
-    at_once: CancellationToken,
+    immediate: CancellationToken,
 }
 
 impl Door {
@@ -57,17 +57,18 @@ impl sandbox::Doors for Doors {
     fn open(&self, listener: Listener, sandbox: &Sandbox, capability: Option<CapabilityHash>) -> Door {
         let name = sandbox.socket_name();
         let state = self.parts.state(Policy::sandbox(sandbox.allowed.clone()), &name).guarded_by(capability);
-        let terms = Terms { limits: SocketLimits::SANDBOX, share: self.share, audit: self.parts.audit.clone() };
+        let options =
+            ServeOptions { limits: SocketLimits::SANDBOX, share: self.share, audit: self.parts.audit.clone() };
         let api = Api::new(state);
-        let at_once = self.ending.at_once.child_token();
-        let ending = Ending { orderly: self.ending.orderly.clone(), at_once: at_once.clone() };
+        let immediate = self.shutdown.immediate.child_token();
+        let shutdown = Shutdown { graceful: self.shutdown.graceful.clone(), immediate: immediate.clone() };
         let mut serving = JoinSet::new();
-        serving.spawn(async move { listener.serve(api, terms, &ending).await });
-        Door { name, serving, at_once }
+        serving.spawn(async move { listener.serve(api, options, &shutdown).await });
+        Door { name, serving, immediate }
     }
 
     async fn cut(&self, mut door: Door) {
-        door.at_once.cancel();
+        door.immediate.cancel();
         self.parts.logins.abandon(&door.name);
         door.closed().await;
         // What was begun by a request that was just being carried out.
@@ -86,9 +87,9 @@ impl sandbox::Doors for Doors {
 }
 
 fn clear(sandbox: &Sandbox) {
-    let removed = match Listener::look(&sandbox.socket(), &Peers::own()) {
-        Ok(Occupant::Dead) => fs::remove_file(sandbox.socket()),
-        Ok(Occupant::Nobody | Occupant::Living) | Err(_) => Ok(()),
+    let removed = match Listener::inspect(&sandbox.socket(), &Peers::own()) {
+        Ok(SocketState::Stale) => fs::remove_file(sandbox.socket()),
+        Ok(SocketState::Absent | SocketState::Live) | Err(_) => Ok(()),
     };
     match removed.and_then(|()| fs::remove_dir(&sandbox.directory)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

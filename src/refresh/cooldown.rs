@@ -26,7 +26,7 @@ const CONFIGURATION_BACKOFF: (Duration, Duration) = (Duration::from_mins(5), Dur
 
 /// How an attempt ended, as far as the waiting depends on it.
 #[derive(Debug, Clone)]
-pub(super) struct Ending {
+pub(super) struct AttemptResult {
     pub(super) outcome: Outcome,
     pub(super) code: Option<String>,
     pub(super) retry_after: Option<Duration>,
@@ -35,19 +35,24 @@ pub(super) struct Ending {
 }
 
 /// The mark for an attempt that ended at `now`, given the one before it.
-pub(super) fn mark(ending: Ending, before: Option<&Attempt>, cooldown: Duration, now: Timestamp) -> Attempt {
+pub(super) fn record_attempt(
+    result: AttemptResult,
+    before: Option<&Attempt>,
+    cooldown: Duration,
+    now: Timestamp,
+) -> Attempt {
     let streak = match before {
-        Some(before) if before.outcome == ending.outcome => before.streak.saturating_add(1),
+        Some(before) if before.outcome == result.outcome => before.streak.saturating_add(1),
         Some(_) | None => 1,
     };
-    let wait = match ending.outcome {
-        Outcome::Success => ending.expires_at.map_or(cooldown, |end| cooldown.min(end.since(now))),
+    let wait = match result.outcome {
+        Outcome::Success => result.expires_at.map_or(cooldown, |end| cooldown.min(end.since(now))),
         Outcome::Final => Duration::ZERO,
-        Outcome::NotSpent => cooldown.max(ending.retry_after.unwrap_or_default().min(LONGEST_RETRY_AFTER)),
+        Outcome::NotSpent => cooldown.max(result.retry_after.unwrap_or_default().min(LONGEST_RETRY_AFTER)),
         Outcome::Configuration => doubled(CONFIGURATION_BACKOFF.0, streak, CONFIGURATION_BACKOFF.1),
         Outcome::Refused | Outcome::Ambiguous => doubled(cooldown, streak, LONGEST_BACKOFF.max(cooldown)),
     };
-    Attempt { ended_at: now, outcome: ending.outcome, code: ending.code, streak, not_before: now.plus(wait) }
+    Attempt { ended_at: now, outcome: result.outcome, code: result.code, streak, not_before: now.plus(wait) }
 }
 
 fn doubled(first: Duration, streak: u32, longest: Duration) -> Duration {
@@ -57,7 +62,7 @@ fn doubled(first: Duration, streak: u32, longest: Duration) -> Duration {
 
 /// The end of an attempt that this process made itself (invariant 3).
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Ended {
+pub(super) struct OwnAttemptEnd {
     pub(super) at: Timestamp,
     pub(super) monotonic: Monotonic,
 }
@@ -75,13 +80,13 @@ pub(super) struct Now {
 }
 
 /// How long until the next attempt may be made; `None` when it may be made now.
-pub(super) fn wait(marks: &Marks, own: Option<Ended>, now: Now) -> Option<Duration> {
+pub(super) fn wait(marks: &Marks, own: Option<OwnAttemptEnd>, now: Now) -> Option<Duration> {
     let after_attempt = marks.attempt.as_ref().and_then(|attempt| after_attempt(attempt, own, now));
     let after_crash = cut_off(marks).and_then(|presented| after_crash(presented, now));
     after_attempt.max(after_crash)
 }
 
-fn after_attempt(attempt: &Attempt, own: Option<Ended>, now: Now) -> Option<Duration> {
+fn after_attempt(attempt: &Attempt, own: Option<OwnAttemptEnd>, now: Now) -> Option<Duration> {
     let forgiven = attempt.outcome == Outcome::Configuration && attempt.ended_at < now.configured_at;
     // The mark ends with the token's life, but the clock may have been set ahead since, or the machine have slept.
     if attempt.outcome == Outcome::Success && now.expired {
@@ -120,8 +125,8 @@ mod tests {
     const COOLDOWN: Duration = Duration::from_secs(30);
     const T: Timestamp = Timestamp::from_secs(1_700_000_000);
 
-    fn ending(outcome: Outcome) -> Ending {
-        Ending { outcome, code: None, retry_after: None, expires_at: None }
+    fn result(outcome: Outcome) -> AttemptResult {
+        AttemptResult { outcome, code: None, retry_after: None, expires_at: None }
     }
 
     fn marks(attempt: Attempt) -> Marks {
@@ -140,7 +145,7 @@ mod tests {
     #[test]
     fn the_cooldown_counts_from_the_end_of_the_attempt() {
         for outcome in [Outcome::Success, Outcome::NotSpent, Outcome::Refused, Outcome::Ambiguous] {
-            let marks = marks(mark(ending(outcome), None, COOLDOWN, T));
+            let marks = marks(record_attempt(result(outcome), None, COOLDOWN, T));
             assert_eq!(wait(&marks, None, at(T)), seconds(30), "{outcome:?}");
             assert_eq!(wait(&marks, None, at(T.plus(Duration::from_secs(29)))), seconds(1), "{outcome:?}");
             assert_eq!(wait(&marks, None, at(T.plus(COOLDOWN))), None, "{outcome:?}");
@@ -149,16 +154,16 @@ mod tests {
 
     #[test]
     fn after_a_success_it_ends_at_the_latest_when_the_token_expires() {
-        let soon = Ending { expires_at: Some(T.plus(Duration::from_secs(5))), ..ending(Outcome::Success) };
-        assert_eq!(wait(&marks(mark(soon, None, COOLDOWN, T)), None, at(T)), seconds(5));
+        let soon = AttemptResult { expires_at: Some(T.plus(Duration::from_secs(5))), ..result(Outcome::Success) };
+        assert_eq!(wait(&marks(record_attempt(soon, None, COOLDOWN, T)), None, at(T)), seconds(5));
     }
 
     #[test]
     fn when_the_machine_has_slept_past_the_tokens_end_a_success_keeps_nobody_waiting() {
         let awake = Now { expired: true, ..at(T.plus(Duration::from_hours(8))) };
-        let own = Some(Ended { at: T, monotonic: awake.monotonic });
-        assert_eq!(wait(&marks(mark(ending(Outcome::Success), None, COOLDOWN, T)), own, awake), None);
-        assert_eq!(wait(&marks(mark(ending(Outcome::NotSpent), None, COOLDOWN, T)), own, awake), seconds(30));
+        let own = Some(OwnAttemptEnd { at: T, monotonic: awake.monotonic });
+        assert_eq!(wait(&marks(record_attempt(result(Outcome::Success), None, COOLDOWN, T)), own, awake), None);
+        assert_eq!(wait(&marks(record_attempt(result(Outcome::NotSpent), None, COOLDOWN, T)), own, awake), seconds(30));
     }
 
     #[test]
@@ -166,7 +171,7 @@ mod tests {
         let waits = |outcome, cooldown| {
             let mut before: Option<Attempt> = None;
             (0..40).map(move |_| {
-                let next = mark(ending(outcome), before.as_ref(), cooldown, T);
+                let next = record_attempt(result(outcome), before.as_ref(), cooldown, T);
                 before = Some(next.clone());
                 next.not_before.since(T).as_secs()
             })
@@ -176,31 +181,32 @@ mod tests {
         assert_eq!(first(Outcome::Refused, Duration::ZERO), [0; 6]);
         assert_eq!(first(Outcome::Configuration, COOLDOWN), [300, 600, 1200, 2400, 3600, 3600]);
         assert_eq!(waits(Outcome::Refused, COOLDOWN).nth(39), Some(600));
-        let refused = mark(ending(Outcome::Refused), None, COOLDOWN, T);
-        assert_eq!(mark(ending(Outcome::Ambiguous), Some(&refused), COOLDOWN, T).streak, 1);
+        let refused = record_attempt(result(Outcome::Refused), None, COOLDOWN, T);
+        assert_eq!(record_attempt(result(Outcome::Ambiguous), Some(&refused), COOLDOWN, T).streak, 1);
     }
 
     #[test]
     fn retry_after_lengthens_the_cooldown_to_an_hour_at_most() {
-        let later = |retry_after| Ending { retry_after: Some(retry_after), ..ending(Outcome::NotSpent) };
+        let later = |retry_after| AttemptResult { retry_after: Some(retry_after), ..result(Outcome::NotSpent) };
         for (asked, waited) in [(10, 30), (90, 90), (86_400, 3600)] {
-            let attempt = mark(later(Duration::from_secs(asked)), None, COOLDOWN, T);
+            let attempt = record_attempt(later(Duration::from_secs(asked)), None, COOLDOWN, T);
             assert_eq!(wait(&marks(attempt), None, at(T)), seconds(waited), "{asked}");
         }
-        let endless = mark(later(Duration::MAX), None, COOLDOWN, T);
+        let endless = record_attempt(later(Duration::MAX), None, COOLDOWN, T);
         assert_eq!(wait(&marks(endless), None, at(T)), seconds(3600));
     }
 
     #[test]
     fn a_mark_in_the_future_counts_as_over() {
-        let marks = marks(mark(ending(Outcome::Success), None, COOLDOWN, T.plus(Duration::from_hours(24 * 365))));
+        let marks =
+            marks(record_attempt(result(Outcome::Success), None, COOLDOWN, T.plus(Duration::from_hours(24 * 365))));
         assert_eq!(wait(&marks, None, at(T)), None);
     }
 
     #[test]
     fn inside_the_process_the_wall_clock_does_not_count() {
-        let marks = marks(mark(ending(Outcome::Success), None, COOLDOWN, T));
-        let own = Some(Ended { at: T, monotonic: Monotonic::new(Duration::ZERO) });
+        let marks = marks(record_attempt(result(Outcome::Success), None, COOLDOWN, T));
+        let own = Some(OwnAttemptEnd { at: T, monotonic: Monotonic::new(Duration::ZERO) });
         for wall in [Timestamp::from_millis(i64::MIN), Timestamp::from_secs(0), T, Timestamp::from_millis(i64::MAX)] {
             let now = Now { monotonic: Monotonic::new(Duration::from_secs(10)), ..at(wall) };
             assert_eq!(wait(&marks, own, now), seconds(20));
@@ -209,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_configuration_error_is_forgiven_once_the_configuration_was_read_again() {
-        let marks = marks(mark(ending(Outcome::Configuration), None, COOLDOWN, T));
+        let marks = marks(record_attempt(result(Outcome::Configuration), None, COOLDOWN, T));
         let later = T.plus(Duration::from_secs(10));
         assert_eq!(wait(&marks, None, at(later)), seconds(290));
         assert_eq!(wait(&marks, None, Now { configured_at: later, ..at(later) }), None);
@@ -228,8 +234,8 @@ mod tests {
             outcome in outcomes(),
             retry_after in proptest::option::of(any::<Duration>()),
             expires_at in proptest::option::of(timestamps()),
-        ) -> Ending {
-            Ending { outcome, code: None, retry_after, expires_at }
+        ) -> AttemptResult {
+            AttemptResult { outcome, code: None, retry_after, expires_at }
         }
     }
 
@@ -280,15 +286,15 @@ mod tests {
         #[test]
         fn no_time_makes_the_arithmetic_panic(
             marks in any_marks(),
-            ending in endings(),
+            result in endings(),
             times in (timestamps(), timestamps(), timestamps()),
             monotonic in (any::<Duration>(), any::<Duration>()),
             (cooldown, expired) in (any::<Duration>(), any::<bool>()),
         ) {
             let (wall, configured_at, ended) = times;
-            let own = Some(Ended { at: ended, monotonic: Monotonic::new(monotonic.0) });
+            let own = Some(OwnAttemptEnd { at: ended, monotonic: Monotonic::new(monotonic.0) });
             let now = Now { wall, monotonic: Monotonic::new(monotonic.1), configured_at, cooldown, expired };
-            let attempt = mark(ending, marks.attempt.as_ref(), cooldown, wall);
+            let attempt = record_attempt(result, marks.attempt.as_ref(), cooldown, wall);
             prop_assert!(attempt.not_before >= attempt.ended_at);
             for marks in [marks, Marks { attempt: Some(attempt), ..Marks::default() }] {
                 for own in [None, own] {
@@ -302,9 +308,9 @@ mod tests {
             endings in proptest::collection::vec(endings(), 1..40), cooldown in cooldowns(), at_end in timestamps(),
         ) {
             let mut before: Option<Attempt> = None;
-            for ending in endings {
-                let outcome = ending.outcome;
-                let next = mark(ending, before.as_ref(), cooldown, at_end);
+            for result in endings {
+                let outcome = result.outcome;
+                let next = record_attempt(result, before.as_ref(), cooldown, at_end);
                 let waited = wait(&marks(next.clone()), None, Now { cooldown, ..at(at_end) }).unwrap_or_default();
                 prop_assert!(waited <= longest(outcome, cooldown), "{outcome:?}: {waited:?}");
                 let streak = before.filter(|before| before.outcome == outcome).map_or(1, |before| before.streak + 1);
@@ -315,9 +321,9 @@ mod tests {
 
         #[test]
         fn what_is_left_shrinks_as_time_passes_and_never_grows(
-            ending in endings(), cooldown in cooldowns(), passed in (0..8_000_000_u64, 0..8_000_000_u64),
+            result in endings(), cooldown in cooldowns(), passed in (0..8_000_000_u64, 0..8_000_000_u64),
         ) {
-            let marks = marks(mark(ending, None, cooldown, T));
+            let marks = marks(record_attempt(result, None, cooldown, T));
             let left = |millis| {
                 let now = Now { cooldown, ..at(T.plus(Duration::from_millis(millis))) };
                 wait(&marks, None, now).unwrap_or_default()
@@ -331,7 +337,7 @@ mod tests {
         fn a_longer_streak_never_waits_less(outcome in outcomes(), cooldown in cooldowns(), streak in 1..1000_u32) {
             let waits = |streak| {
                 let before = Attempt { ended_at: T, outcome, code: None, streak, not_before: T };
-                mark(ending(outcome), Some(&before), cooldown, T).not_before
+                record_attempt(result(outcome), Some(&before), cooldown, T).not_before
             };
             prop_assert!(waits(streak + 1) >= waits(streak));
         }
@@ -350,16 +356,16 @@ mod tests {
 
         #[test]
         fn inside_the_process_no_wall_clock_changes_the_wait(
-            ending in endings(),
+            result in endings(),
             cooldown in cooldowns(),
             ended in timestamps(),
             walls in (timestamps(), timestamps()),
             passed in 0..4_000_u64,
         ) {
-            let attempt = mark(ending, None, cooldown, ended);
+            let attempt = record_attempt(result, None, cooldown, ended);
             let whole = attempt.not_before.since(ended);
             let marks = marks(attempt);
-            let own = Some(Ended { at: ended, monotonic: Monotonic::new(Duration::from_secs(9)) });
+            let own = Some(OwnAttemptEnd { at: ended, monotonic: Monotonic::new(Duration::from_secs(9)) });
             let monotonic = Monotonic::new(Duration::from_secs(9 + passed));
             let left = |wall| wait(&marks, own, Now { monotonic, cooldown, ..at(wall) });
             for wall in [walls.0, walls.1] {

@@ -27,7 +27,7 @@ pub enum RefreshError {
     #[error(
         "the account has a grant that is of use still, which a sandbox's login does not replace: log in on the host"
     )]
-    Living,
+    StillUsable,
     /// The grant is dead; a person must log in again.
     #[error("{}", reauth(*answer_lost, *copied))]
     Reauth {
@@ -52,13 +52,13 @@ pub enum RefreshError {
     },
     /// The caller's socket has had as many new tokens of this account as it may.
     #[error("this socket has asked for a new token of this account too often")]
-    Spent {
+    QuotaExceeded {
         /// How long until it may have another.
         wait: Duration,
     },
     /// As many accounts of the provider are being refreshed as may at once.
     #[error("too many accounts of this provider are being refreshed at once")]
-    Crowded,
+    ProviderBusy,
     /// The provider failed.
     #[error("{}", .failure.reason)]
     Failed {

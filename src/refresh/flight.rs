@@ -20,10 +20,10 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Inner, RefreshError,
-    cooldown::{self, Ended, Ending},
+    cooldown::{self, AttemptResult, OwnAttemptEnd},
     default_validity,
-    outcome::{Failure, Sorted, sort},
-    slot::{Base, Handle, Landed, Slot, Snapshot},
+    outcome::{Classified, Failure, classify},
+    slot::{Base, FlightHandle, FlightResult, Slot, Snapshot},
 };
 use crate::{
     account::Account,
@@ -34,9 +34,9 @@ use crate::{
     timeouts::{LAST_PROVIDER_CALL_START, LEASE},
 };
 
-mod late;
+mod unsaved;
 
-use late::Late;
+use unsaved::Unsaved;
 
 /// How often it looks whether the lease is free.
 const LEASE_INTERVAL: Duration = Duration::from_millis(100);
@@ -46,7 +46,7 @@ const LEASE_INTERVAL: Duration = Duration::from_millis(100);
 const RETRY_PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 
 /// So many refusals in a row without a known reason, and the grant is taken for dead once its token is.
-const PATIENCE_WITH_REFUSALS: u32 = 5;
+const MAX_CONSECUTIVE_REFUSALS: u32 = 5;
 
 /// Whether the provider has refused so often that only a new login will help. Not latched: a later try may succeed.
 pub(super) fn given_up(marks: &Marks, expired: bool) -> bool {
@@ -54,7 +54,7 @@ pub(super) fn given_up(marks: &Marks, expired: bool) -> bool {
         && marks
             .attempt
             .as_ref()
-            .is_some_and(|attempt| attempt.outcome == Outcome::Refused && attempt.streak >= PATIENCE_WITH_REFUSALS)
+            .is_some_and(|attempt| attempt.outcome == Outcome::Refused && attempt.streak >= MAX_CONSECUTIVE_REFUSALS)
 }
 
 #[derive(Debug, Clone)]
@@ -62,7 +62,7 @@ struct Flight {
     inner: Arc<Inner>,
     account: Account,
     slot: Arc<Slot>,
-    handle: Arc<Handle>,
+    handle: Arc<FlightHandle>,
     provider: Arc<dyn Provider>,
     /// What the caller who started it had seen.
     seen: Version,
@@ -82,19 +82,25 @@ struct Claimed {
 }
 
 #[derive(Debug)]
-enum Clearance {
-    Lease(Box<Claimed>),
+enum ClaimOutcome {
+    Claimed(Box<Claimed>),
     /// No call is needed: this is the answer.
     Answer(Arc<Snapshot>),
 }
 
 impl Inner {
     /// Starts a flight as a task of the coordinator's. The caller has put `handle` into the slot.
-    pub(super) fn take_off(self: &Arc<Self>, account: &Account, slot: &Arc<Slot>, handle: &Arc<Handle>, seen: Version) {
+    pub(super) fn spawn_flight(
+        self: &Arc<Self>,
+        account: &Account,
+        slot: &Arc<Slot>,
+        handle: &Arc<FlightHandle>,
+        seen: Version,
+    ) {
         let (inner, account) = (Arc::clone(self), account.clone());
         let (slot, handle) = (Arc::clone(slot), Arc::clone(handle));
         self.tasks.spawn(async move {
-            let landed = match inner.providers.get(&account.provider).cloned() {
+            let result = match inner.providers.get(&account.provider).cloned() {
                 Some(provider) => {
                     let started = inner.clock.monotonic();
                     let flight = Flight {
@@ -106,11 +112,11 @@ impl Inner {
                         seen,
                         started,
                     };
-                    AssertUnwindSafe(flight.fly()).catch_unwind().await.unwrap_or(Err(RefreshError::Internal))
+                    AssertUnwindSafe(flight.run()).catch_unwind().await.unwrap_or(Err(RefreshError::Internal))
                 }
                 None => Err(RefreshError::NotConfigured),
             };
-            if let Err(error) = &landed {
+            if let Err(error) = &result {
                 tracing::warn!(%account, %error, "refresh failed");
             }
             #[cfg(feature = "faults")]
@@ -118,44 +124,44 @@ impl Inner {
             {
                 let mut state = slot.lock();
                 // A put may have made room for the flight of another grant.
-                if state.is_flown_by(&handle) {
+                if state.is_current_flight(&handle) {
                     state.flight = None;
                 }
             }
-            handle.land(landed);
+            handle.finish(result);
             slot.changed.notify_waiters();
         });
     }
 }
 
 impl Flight {
-    async fn fly(self) -> Landed {
-        let _place = self.place().await?;
-        match self.clear().await? {
-            Clearance::Answer(snapshot) => Ok(snapshot),
-            Clearance::Lease(claimed) => match self.too_late() {
-                Some(error) => self.call_off(*claimed, error).await,
+    async fn run(self) -> FlightResult {
+        let _permit = self.provider_permit().await?;
+        match self.claim_lease().await? {
+            ClaimOutcome::Answer(snapshot) => Ok(snapshot),
+            ClaimOutcome::Claimed(claimed) => match self.too_late() {
+                Some(error) => self.withdraw(*claimed, error).await,
                 None => self.present(*claimed).await,
             },
         }
     }
 
     /// Waits for one of the provider's places, before anything is marked.
-    async fn place(&self) -> Result<OwnedSemaphorePermit, RefreshError> {
+    async fn provider_permit(&self) -> Result<OwnedSemaphorePermit, RefreshError> {
         tokio::select! {
-            place = self.inner.places.take(&self.account.provider) => place.ok_or(RefreshError::Crowded),
+            permit = self.inner.provider_permits.acquire(&self.account.provider) => permit.ok_or(RefreshError::ProviderBusy),
             () = self.inner.stopping.cancelled() => Err(RefreshError::ShuttingDown),
         }
     }
 
     /// Reads the record again, repeats every check on it, and takes the lease together with the mark.
-    async fn clear(&self) -> Result<Clearance, RefreshError> {
+    async fn claim_lease(&self) -> Result<ClaimOutcome, RefreshError> {
         let inner = &self.inner;
         let begun = inner.clock.monotonic();
         loop {
             #[cfg(feature = "faults")]
             crate::faults::reach("before_load").await;
-            let boarding = self.slot.boarding.lock().await;
+            let grant_lock = self.slot.grant_lock.lock().await;
             let base = self.slot.base(inner.store.epoch());
             let record = inner.store.load(&self.account).await?;
             let snapshot = record
@@ -165,23 +171,23 @@ impl Flight {
             let (Some(record), Some(snapshot)) = (record, seen) else { return Err(RefreshError::NotFound) };
             let expired = snapshot.expired(&*inner.clock);
             // A put has made room for the flights of its grant: only they may present it.
-            let detached = !self.slot.is_flown_by(&self.handle);
+            let detached = !self.slot.is_current_flight(&self.handle);
             if detached || snapshot.token.version != self.seen && !expired {
-                return Ok(Clearance::Answer(snapshot));
+                return Ok(ClaimOutcome::Answer(snapshot));
             }
-            inner.fit(&self.account, &snapshot.token)?;
+            inner.check_refreshable(&self.account, &snapshot.token)?;
             if let Some(latch) = record.marks.latch {
                 return Err(latch.into());
             }
             let own = self.slot.lock().ended;
-            inner.paced(&snapshot, &record.marks, own)?;
+            inner.check_cooldown(&snapshot, &record.marks, own)?;
             let uncertain = self.uncertain(record.marks.presented);
             if uncertain.is_some_and(|mark| !self.may_try_again(mark, &snapshot)) {
-                return Ok(Clearance::Answer(snapshot));
+                return Ok(ClaimOutcome::Answer(snapshot));
             }
             // The other copy of the store may have spent the refresh token: nothing is risked for a token that is good.
             if record.marks.copied_at.is_some() && !self.is_needed(&snapshot) {
-                return Ok(Clearance::Answer(snapshot));
+                return Ok(ClaimOutcome::Answer(snapshot));
             }
             if inner.stopping.is_cancelled() {
                 return Err(RefreshError::ShuttingDown);
@@ -193,7 +199,7 @@ impl Flight {
             self.slot.lock().unsent = Some((marked, uncertain));
             let claim = inner.noted(inner.store.claim(&self.account, record.revision, marked).await)?;
             self.slot.lock().unsent = None;
-            drop(boarding);
+            drop(grant_lock);
             match claim {
                 Claim::Taken(revision) => {
                     if let Some(mark) = uncertain {
@@ -202,9 +208,15 @@ impl Flight {
                             "nobody knows what came of an earlier presentation; presenting again"
                         );
                     }
-                    return Ok(Clearance::Lease(Box::new(Claimed { record, snapshot, revision, marked, uncertain })));
+                    return Ok(ClaimOutcome::Claimed(Box::new(Claimed {
+                        record,
+                        snapshot,
+                        revision,
+                        marked,
+                        uncertain,
+                    })));
                 }
-                Claim::Held if !self.handle.forced() && !expired => return Ok(Clearance::Answer(snapshot)),
+                Claim::Held if !self.handle.forced() && !expired => return Ok(ClaimOutcome::Answer(snapshot)),
                 Claim::Held | Claim::Changed if inner.clock.monotonic().since(begun) >= LEASE => {
                     return Err(RefreshError::LeaseHeld);
                 }
@@ -235,7 +247,7 @@ impl Flight {
     }
 
     /// Takes the mark of a presentation back that will not be made, and releases the lease.
-    async fn call_off(&self, claimed: Claimed, error: RefreshError) -> Landed {
+    async fn withdraw(&self, claimed: Claimed, error: RefreshError) -> FlightResult {
         let marks = &claimed.record.marks;
         let settled = self.inner.store.settle(&self.account, claimed.record.grant.version, marks).await;
         if let Err(error) = self.inner.noted(settled) {
@@ -265,7 +277,7 @@ impl Flight {
     }
 
     /// Presents the refresh token, again where that is right, until an outcome stands.
-    async fn present(&self, mut claimed: Claimed) -> Landed {
+    async fn present(&self, mut claimed: Claimed) -> FlightResult {
         let mut pauses = RETRY_PAUSES.into_iter();
         // An earlier presentation with an unknown outcome makes this one the second try.
         let mut second_try = claimed.uncertain.is_none();
@@ -274,19 +286,19 @@ impl Flight {
             let (sent_at, sent) = (clock.now(), clock.monotonic());
             #[cfg(feature = "faults")]
             crate::faults::reach("after_mark").await;
-            self.handle.call();
+            self.handle.note_call();
             let reply = self.provider.refresh(&claimed.record.grant).await;
-            self.handle.answered();
+            self.handle.note_answer();
             #[cfg(feature = "faults")]
             crate::faults::reach("after_answer").await;
-            let failure = match sort(reply, self.provider.rules(), &claimed.record.grant) {
-                Sorted::Success(issued) => {
+            let failure = match classify(reply, self.provider.rules(), &claimed.record.grant) {
+                Classified::Success(issued) => {
                     // The monotonic clock may have stood still while the machine slept, and the wall clock may have been
                     // set: the life counts from the earlier of what they say.
                     let asked_at = clock.now().minus(clock.monotonic().since(sent)).min(sent_at);
-                    return self.land(claimed.record, *issued, asked_at, sent).await;
+                    return self.save_success(claimed.record, *issued, asked_at, sent).await;
                 }
-                Sorted::Failure(failure) => failure,
+                Classified::Failure(failure) => failure,
             };
             let pause = match failure.outcome {
                 Outcome::NotSpent => {
@@ -317,13 +329,14 @@ impl Flight {
 
     /// Saves the next generation, and only then answers with it (invariant 2). The life of its token counts from when the
     /// answer was made: at the earliest, when it was asked for.
-    async fn land(&self, record: Record, issued: Issued, asked_at: Timestamp, sent: Monotonic) -> Landed {
+    async fn save_success(&self, record: Record, issued: Issued, asked_at: Timestamp, sent: Monotonic) -> FlightResult {
         let inner = &self.inner;
         let now = inner.clock.now();
         let before = record.grant.version;
         let next = record.grant.refreshed(issued, asked_at);
-        let ending = Ending { outcome: Outcome::Success, code: None, retry_after: None, expires_at: next.expires_at };
-        let attempt = cooldown::mark(ending, record.marks.attempt.as_ref(), inner.cooldown, now);
+        let result =
+            AttemptResult { outcome: Outcome::Success, code: None, retry_after: None, expires_at: next.expires_at };
+        let attempt = cooldown::record_attempt(result, record.marks.attempt.as_ref(), inner.cooldown, now);
         let marks = Marks { attempt: Some(attempt), ..Marks::default() };
         let mut snapshot = Snapshot::of(&self.account, &next, marks, &self.provider.rules().expose);
         snapshot.ends = snapshot.token.lifetime().map(|lifetime| sent.plus(lifetime));
@@ -343,24 +356,24 @@ impl Flight {
             Ok(false) => self.overtaken(before, Some(&next)).await,
             Err(error) => {
                 tracing::error!(account = %self.account, %error, "the refreshed grant could not be saved; it is kept in memory");
-                self.keep(before, Late::Grant(Box::new(next)), &snapshot);
+                self.keep_unsaved(before, Unsaved::Grant(Box::new(next)), &snapshot);
                 Ok(snapshot)
             }
         }
     }
 
     /// Marks the failure, and answers with it.
-    async fn fail(&self, claimed: Claimed, failure: Failure) -> Landed {
+    async fn fail(&self, claimed: Claimed, failure: Failure) -> FlightResult {
         let inner = &self.inner;
         let now = inner.clock.now();
         let (grant, marks) = (&claimed.record.grant, &claimed.record.marks);
-        let ending = Ending {
+        let result = AttemptResult {
             outcome: failure.outcome,
             code: failure.code.clone(),
             retry_after: failure.retry_after,
             expires_at: None,
         };
-        let attempt = cooldown::mark(ending, marks.attempt.as_ref(), inner.cooldown, now);
+        let attempt = cooldown::record_attempt(result, marks.attempt.as_ref(), inner.cooldown, now);
         let wait = attempt.not_before.since(now);
         let dead = failure.outcome == Outcome::Final;
         if let Some(lost) = claimed.uncertain.filter(|_| dead) {
@@ -385,7 +398,7 @@ impl Flight {
             Ok(false) => return self.overtaken(grant.version, None).await,
             Err(error) => {
                 tracing::error!(account = %self.account, %error, "the outcome of a refresh could not be saved; it is kept in memory");
-                self.keep(grant.version, Late::Marks, &snapshot);
+                self.keep_unsaved(grant.version, Unsaved::Marks, &snapshot);
             }
         }
         if dead || given_up(&snapshot.marks, snapshot.expired(&*inner.clock)) {
@@ -396,7 +409,7 @@ impl Flight {
 
     /// The grant was deleted or replaced meanwhile, and that wins. What came late is revoked after a delete; after a
     /// replacement never, since that could kill the new login of the same person.
-    async fn overtaken(&self, before: Version, late: Option<&Grant>) -> Landed {
+    async fn overtaken(&self, before: Version, late: Option<&Grant>) -> FlightResult {
         let snapshot = loop {
             let base = self.slot.base(self.inner.store.epoch());
             let record = self.inner.store.load(&self.account).await?;
@@ -422,8 +435,9 @@ impl Flight {
         let base = self.slot.base(self.inner.store.epoch());
         let mut state = self.slot.lock();
         // A flight that a put has detached must not slow the new grant down.
-        if state.is_flown_by(&self.handle) {
-            state.ended = snapshot.marks.attempt.as_ref().map(|attempt| Ended { at: attempt.ended_at, monotonic });
+        if state.is_current_flight(&self.handle) {
+            state.ended =
+                snapshot.marks.attempt.as_ref().map(|attempt| OwnAttemptEnd { at: attempt.ended_at, monotonic });
         }
         drop(state);
         base

@@ -78,7 +78,7 @@ impl Inner {
     }
 
     /// Whether the grant is of use still.
-    pub(super) fn lives(&self, account: &Account, record: &Record) -> bool {
+    pub(super) fn is_usable(&self, account: &Account, record: &Record) -> bool {
         let snapshot = self.snapshot(account, &record.grant, record.marks.clone());
         match self.state(&snapshot) {
             AccountState::ReauthRequired => false,
@@ -95,7 +95,7 @@ impl Inner {
             AccountState::Unknown
         } else if snapshot.expired(&*self.clock) {
             AccountState::Expired
-        } else if self.lasts(snapshot, None) {
+        } else if self.has_enough_validity(snapshot, None) {
             AccountState::Valid
         } else {
             AccountState::Expiring

@@ -206,17 +206,17 @@ impl Problem {
             RefreshError::NotRefreshable => problem(Code::RefreshNotAvailable),
             RefreshError::NotConfigured => problem(Code::ProviderNotConfigured),
             RefreshError::PreconditionFailed => problem(Code::PreconditionFailed),
-            RefreshError::GrantConflict(_) | RefreshError::NameTaken(_) | RefreshError::Living => {
+            RefreshError::GrantConflict(_) | RefreshError::NameTaken(_) | RefreshError::StillUsable => {
                 problem(Code::GrantConflict)
             }
             RefreshError::Reauth { .. } => {
                 let challenge = format!("Credproxy realm=\"{account}\", error=\"reauth_required\"");
                 Self { challenge: HeaderValue::try_from(challenge).ok(), ..problem(Code::ReauthRequired) }
             }
-            RefreshError::RateLimited { wait, .. } | RefreshError::Spent { wait } => {
+            RefreshError::RateLimited { wait, .. } | RefreshError::QuotaExceeded { wait } => {
                 problem(Code::RateLimited).retry_after(*wait)
             }
-            RefreshError::Crowded => problem(Code::RateLimited).soon(),
+            RefreshError::ProviderBusy => problem(Code::RateLimited).soon(),
             RefreshError::Failed { failure, wait } => {
                 let detail = match &failure.code {
                     Some(code) => format!("{} ({code})", failure.reason),
@@ -251,7 +251,7 @@ impl Problem {
             LoginError::Expired => problem(Code::SessionExpired),
             LoginError::AlreadyUsed => problem(Code::SessionAlreadyUsed),
             LoginError::Exchange { .. } => problem(Code::ExchangeFailed),
-            LoginError::GrantConflict(_) | LoginError::Store(RefreshError::Living) => problem(Code::GrantConflict),
+            LoginError::GrantConflict(_) | LoginError::Store(RefreshError::StillUsable) => problem(Code::GrantConflict),
             LoginError::Store(error) => {
                 account.map_or_else(|| problem(Code::StoreUnavailable), |account| Self::refresh(account, error))
             }

@@ -421,10 +421,10 @@ async fn the_store_is_found_broken_before_the_token_is_spent() {
     let world = World::new().await;
     set(&world.store.no_claims, true);
     assert!(matches!(world.refresh().await, Err(RefreshError::Store(_))));
-    assert_eq!((world.provider.presentations(), world.coordinator.ailments().await.len()), (0, 1));
+    assert_eq!((world.provider.presentations(), world.coordinator.health_problems().await.len()), (0, 1));
     set(&world.store.no_claims, false);
     assert!(world.refresh().await.is_ok());
-    assert!(world.coordinator.ailments().await.is_empty());
+    assert!(world.coordinator.health_problems().await.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -435,12 +435,12 @@ async fn a_successor_that_cannot_be_saved_is_served_and_saved_when_the_store_hea
     tokio::time::sleep(SECOND * 60).await;
     assert_eq!(world.get().await.unwrap(), "canary-at-2-end");
     assert!(matches!(world.refresh().await, Err(RefreshError::Unsaved)));
-    assert!(!world.coordinator.ailments().await.is_empty());
+    assert!(!world.coordinator.health_problems().await.is_empty());
     let (_store, second) = world.second();
     assert!(matches!(refresh(&second).await, Err(RefreshError::LeaseHeld)), "the lease is held all the while");
     set(&world.store.no_saves, false);
     tokio::time::sleep(SECOND * 2).await;
-    assert!(world.coordinator.ailments().await.is_empty());
+    assert!(world.coordinator.health_problems().await.is_empty());
     assert_eq!(world.store.inner.load(&account()).await.unwrap().unwrap().grant.version.generation, 2);
     assert_eq!(world.refresh().await.unwrap(), "canary-at-3-end");
     assert_eq!((world.provider.presentations(), world.provider.reuses()), (2, 0));

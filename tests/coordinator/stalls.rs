@@ -61,10 +61,10 @@ async fn what_is_remembered_is_served_while_the_store_cannot_be_read() {
     world.store.hold(Step::Load);
     assert_eq!(world.get().await.unwrap(), "canary-at-1-end");
     world.store.hold(Step::Load);
-    assert!(!world.coordinator.ailments().await.is_empty());
+    assert!(!world.coordinator.health_problems().await.is_empty());
     let start = world.clock.monotonic();
     world.store.hold(Step::Load);
-    world.coordinator.ailments().await;
+    world.coordinator.health_problems().await;
     assert!(world.clock.monotonic().since(start) <= HEALTH);
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::{
     AppState,
-    connection::Errand,
+    connection::RequestContext,
     peer::Peer,
     problem::{Code, Problem},
     request::{Query, SandboxSegment, given, members},
@@ -61,7 +61,7 @@ struct Asked {
 pub(in crate::server) async fn create(
     Hosts(sandboxes): Hosts,
     peer: Peer,
-    errand: Errand,
+    context: RequestContext,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
@@ -79,7 +79,7 @@ pub(in crate::server) async fn create(
     };
     let created = sandboxes.create(wanted).await.map_err(|error| Problem::sandbox(&error))?;
     let id = created.sandbox.id.to_string();
-    errand.about_named(Kind::Sandbox, &id);
+    context.set_subject(Kind::Sandbox, &id);
     let location = format!("/v1/sandboxes/{id}");
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(View::created(&created))).into_response())
 }
