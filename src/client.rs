@@ -174,7 +174,7 @@ pub struct Client {
     trusted: Vec<u32>,
 }
 
-/// Marks a request whose body is a secret (invariant 4).
+/// RefreshState a request whose body is a secret (invariant 4).
 #[derive(Debug, Clone, Copy)]
 struct Secret;
 

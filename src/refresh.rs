@@ -31,7 +31,7 @@ use crate::{
     clock::{Clock, Timestamp},
     grant::{Grant, SanitizedToken},
     provider::{Provider, Providers},
-    store::{Marks, Store, StoreError, Wanted},
+    store::{AccountFilter, RefreshState, Store, StoreError},
     timeouts::HEALTH,
 };
 
@@ -195,7 +195,11 @@ impl Coordinator {
     }
 
     /// How the accounts that are `wanted` stand, one after the other in the order of their names.
-    pub async fn overview(&self, wanted: &Wanted<'_>, mut each: impl FnMut(Status) + Send) -> Result<(), RefreshError> {
+    pub async fn overview(
+        &self,
+        wanted: &AccountFilter<'_>,
+        mut each: impl FnMut(Status) + Send,
+    ) -> Result<(), RefreshError> {
         Ok(self.0.store.visit(wanted, &mut |entry| each(self.0.status(entry))).await?)
     }
 
@@ -246,15 +250,15 @@ impl Coordinator {
 }
 
 impl Inner {
-    fn snapshot(&self, account: &Account, grant: &Grant, marks: Marks) -> Arc<Snapshot> {
+    fn snapshot(&self, account: &Account, grant: &Grant, refresh_state: RefreshState) -> Arc<Snapshot> {
         let expose = self.providers.get(&account.provider).map_or(&[][..], |provider| &provider.rules().expose);
-        Arc::new(Snapshot::of(account, grant, marks, expose))
+        Arc::new(Snapshot::of(account, grant, refresh_state, expose))
     }
 
     /// The same of what was read, for which its slot may have all but the marks.
-    fn snapshot_in(&self, slot: &Slot, account: &Account, grant: &Grant, marks: Marks) -> Arc<Snapshot> {
-        let known = slot.lock().with_state(grant.version, &marks);
-        known.unwrap_or_else(|| self.snapshot(account, grant, marks))
+    fn snapshot_in(&self, slot: &Slot, account: &Account, grant: &Grant, refresh_state: RefreshState) -> Arc<Snapshot> {
+        let known = slot.lock().with_state(grant.version, &refresh_state);
+        known.unwrap_or_else(|| self.snapshot(account, grant, refresh_state))
     }
 
     /// Whether so much of the token's life is left that nothing needs to be done.

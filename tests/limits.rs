@@ -20,7 +20,7 @@ use credproxy::{
         listener::{Listener, ServeOptions, Shutdown},
         peer::Peers,
     },
-    store::{Shelf, memory::Memory},
+    store::{ItemStore, memory::MemoryStore},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -430,8 +430,8 @@ impl Served {
     fn new() -> Self {
         let home = tempfile::tempdir().unwrap();
         let socket = home.path().join("run/s");
-        let (store, clock): (Arc<dyn Shelf>, Arc<dyn Clock>) =
-            (Arc::new(Memory::new().unwrap()), Arc::new(SystemClock::new()));
+        let (store, clock): (Arc<dyn ItemStore>, Arc<dyn Clock>) =
+            (Arc::new(MemoryStore::new().unwrap()), Arc::new(SystemClock::new()));
         let keys = Keys::new(Arc::clone(&store), Arc::clone(&clock));
         let coordinator = Coordinator::new(store, Providers::default(), clock, Duration::ZERO);
         let api = Api::new(AppState::new(coordinator, keys, Policy::host()));

@@ -15,7 +15,7 @@ use super::{
     slot::{FlightHandle, Slot, Snapshot},
     status::last_error,
 };
-use crate::{account::Account, clock::Monotonic, limits::RefreshQuota, store::Marks, timeouts::STORE_STALL};
+use crate::{account::Account, clock::Monotonic, limits::RefreshQuota, store::RefreshState, timeouts::STORE_STALL};
 
 /// What a caller brings along, and what it learns on the way: for one request each.
 #[derive(Debug, Default)]
@@ -91,8 +91,8 @@ impl Inner {
         caller: &CallerContext,
     ) -> Result<Arc<Snapshot>, RefreshError> {
         self.check_refreshable(account, &snapshot.token)?;
-        if let Some(latch) = snapshot.marks.latch {
-            return Err(latch.into());
+        if let Some(dead) = snapshot.refresh_state.dead {
+            return Err(dead.into());
         }
         let flight = {
             let mut state = slot.lock();
@@ -100,8 +100,9 @@ impl Inner {
                 flight.join(forced);
                 Arc::clone(flight)
             } else {
-                let marks = state.unsaved.as_ref().map_or(&snapshot.marks, |unsaved| &unsaved.marks);
-                self.check_cooldown(snapshot, marks, state.ended)?;
+                let refresh_state =
+                    state.unsaved.as_ref().map_or(&snapshot.refresh_state, |unsaved| &unsaved.refresh_state);
+                self.check_cooldown(snapshot, refresh_state, state.ended)?;
                 if state.unsaved.is_some() {
                     return Err(RefreshError::Unsaved);
                 }
@@ -127,7 +128,7 @@ impl Inner {
     pub(super) fn check_cooldown(
         &self,
         snapshot: &Snapshot,
-        marks: &Marks,
+        refresh_state: &RefreshState,
         own: Option<OwnAttemptEnd>,
     ) -> Result<(), RefreshError> {
         let now = cooldown::Now {
@@ -137,8 +138,8 @@ impl Inner {
             cooldown: self.cooldown,
             expired: snapshot.expired(&*self.clock),
         };
-        match cooldown::wait(marks, own, now) {
-            Some(wait) => Err(RefreshError::RateLimited { wait, last: last_error(marks) }),
+        match cooldown::wait(refresh_state, own, now) {
+            Some(wait) => Err(RefreshError::RateLimited { wait, last: last_error(refresh_state) }),
             None => Ok(()),
         }
     }

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     account::Account,
     grant::{Grant, Issued},
-    store::{Deleted, Expect, Marks, Put, PutGrant, Renamed, random_grant_id},
+    store::{Deleted, Expect, Put, PutGrant, RefreshState, Renamed, random_grant_id},
 };
 
 impl Coordinator {
@@ -85,7 +85,7 @@ impl Coordinator {
                     });
                 }
             };
-            let snapshot = inner.snapshot(&account, &grant, Marks::default());
+            let snapshot = inner.snapshot(&account, &grant, RefreshState::default());
             let tag = snapshot.tag.clone();
             slot.lock().replace(base, Some(snapshot));
             drop(grant_lock);

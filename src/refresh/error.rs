@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use super::outcome::Failure;
 use crate::{
     account::Account,
-    store::{KnownToken, Latch, StoreError},
+    store::{DeadGrant, KnownToken, StoreError},
 };
 
 /// Why there is no token. Everything in it may be shown to the caller.
@@ -110,9 +110,9 @@ fn known(KnownToken { account, spent }: &KnownToken) -> String {
     }
 }
 
-impl From<Latch> for RefreshError {
-    fn from(latch: Latch) -> Self {
-        Self::Reauth { answer_lost: latch.answer_lost, copied: latch.copied }
+impl From<DeadGrant> for RefreshError {
+    fn from(dead: DeadGrant) -> Self {
+        Self::Reauth { answer_lost: dead.answer_lost, copied: dead.copied }
     }
 }
 

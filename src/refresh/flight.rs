@@ -30,7 +30,7 @@ use crate::{
     clock::{Monotonic, Timestamp},
     grant::{Grant, Issued, Version},
     provider::Provider,
-    store::{Claim, Latch, Marks, Outcome, Presented, Record, Revision, StoreError},
+    store::{Claim, DeadGrant, Outcome, Presentation, Record, RefreshState, Revision, StoreError},
     timeouts::{LAST_PROVIDER_CALL_START, LEASE},
 };
 
@@ -49,12 +49,11 @@ const RETRY_PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs
 const MAX_CONSECUTIVE_REFUSALS: u32 = 5;
 
 /// Whether the provider has refused so often that only a new login will help. Not latched: a later try may succeed.
-pub(super) fn given_up(marks: &Marks, expired: bool) -> bool {
+pub(super) fn given_up(refresh_state: &RefreshState, expired: bool) -> bool {
     expired
-        && marks
-            .attempt
-            .as_ref()
-            .is_some_and(|attempt| attempt.outcome == Outcome::Refused && attempt.streak >= MAX_CONSECUTIVE_REFUSALS)
+        && refresh_state.attempt.as_ref().is_some_and(|attempt| {
+            attempt.outcome == Outcome::Refused && attempt.consecutive >= MAX_CONSECUTIVE_REFUSALS
+        })
 }
 
 #[derive(Debug, Clone)]
@@ -76,9 +75,9 @@ struct Claimed {
     snapshot: Arc<Snapshot>,
     revision: Revision,
     /// The mark of the presentation under way.
-    marked: Presented,
+    marked: Presentation,
     /// The mark of an earlier one whose outcome is not known.
-    uncertain: Option<Presented>,
+    uncertain: Option<Presentation>,
 }
 
 #[derive(Debug)]
@@ -164,9 +163,9 @@ impl Flight {
             let grant_lock = self.slot.grant_lock.lock().await;
             let base = self.slot.base(inner.store.epoch());
             let record = inner.store.load(&self.account).await?;
-            let snapshot = record
-                .as_ref()
-                .map(|record| inner.snapshot_in(&self.slot, &self.account, &record.grant, record.marks.clone()));
+            let snapshot = record.as_ref().map(|record| {
+                inner.snapshot_in(&self.slot, &self.account, &record.grant, record.refresh_state.clone())
+            });
             let Ok(seen) = self.slot.lock().fill(base, snapshot) else { continue };
             let (Some(record), Some(snapshot)) = (record, seen) else { return Err(RefreshError::NotFound) };
             let expired = snapshot.expired(&*inner.clock);
@@ -176,24 +175,24 @@ impl Flight {
                 return Ok(ClaimOutcome::Answer(snapshot));
             }
             inner.check_refreshable(&self.account, &snapshot.token)?;
-            if let Some(latch) = record.marks.latch {
-                return Err(latch.into());
+            if let Some(dead) = record.refresh_state.dead {
+                return Err(dead.into());
             }
             let own = self.slot.lock().ended;
-            inner.check_cooldown(&snapshot, &record.marks, own)?;
-            let uncertain = self.uncertain(record.marks.presented);
+            inner.check_cooldown(&snapshot, &record.refresh_state, own)?;
+            let uncertain = self.uncertain(record.refresh_state.presented);
             if uncertain.is_some_and(|mark| !self.may_try_again(mark, &snapshot)) {
                 return Ok(ClaimOutcome::Answer(snapshot));
             }
             // The other copy of the store may have spent the refresh token: nothing is risked for a token that is good.
-            if record.marks.copied_at.is_some() && !self.is_needed(&snapshot) {
+            if record.refresh_state.copied_at.is_some() && !self.is_needed(&snapshot) {
                 return Ok(ClaimOutcome::Answer(snapshot));
             }
             if inner.stopping.is_cancelled() {
                 return Err(RefreshError::ShuttingDown);
             }
             let count = uncertain.map_or(1, |mark| mark.count.saturating_add(1));
-            let marked = Presented { at: inner.clock.now(), count };
+            let marked = Presentation { at: inner.clock.now(), count };
             #[cfg(feature = "faults")]
             crate::faults::reach("after_load").await;
             self.slot.lock().unsent = Some((marked, uncertain));
@@ -228,7 +227,7 @@ impl Flight {
 
     /// The mark in the record, unless this process wrote it for a presentation that it never made: a store that failed in
     /// the middle of a claim may have taken it all the same.
-    fn uncertain(&self, found: Option<Presented>) -> Option<Presented> {
+    fn uncertain(&self, found: Option<Presentation>) -> Option<Presentation> {
         match self.slot.lock().unsent {
             Some((unsent, before)) if found == Some(unsent) => before,
             Some(_) | None => found,
@@ -248,8 +247,8 @@ impl Flight {
 
     /// Takes the mark of a presentation back that will not be made, and releases the lease.
     async fn withdraw(&self, claimed: Claimed, error: RefreshError) -> FlightResult {
-        let marks = &claimed.record.marks;
-        let settled = self.inner.store.settle(&self.account, claimed.record.grant.version, marks).await;
+        let refresh_state = &claimed.record.refresh_state;
+        let settled = self.inner.store.settle(&self.account, claimed.record.grant.version, refresh_state).await;
         if let Err(error) = self.inner.noted(settled) {
             // It stays, and makes the next presentation a second try, which it need not be.
             tracing::warn!(account = %self.account, %error, "could not take the mark of a presentation back");
@@ -258,7 +257,7 @@ impl Flight {
     }
 
     /// The rule for ambiguity, for a presentation that nobody knows the outcome of.
-    fn may_try_again(&self, mark: Presented, snapshot: &Snapshot) -> bool {
+    fn may_try_again(&self, mark: Presentation, snapshot: &Snapshot) -> bool {
         let now = self.inner.clock.now();
         // A mark in the future was made before the clock was set back: nobody knows how long ago.
         let in_grace = mark.at <= now && now.since(mark.at) < self.provider.rules().reuse_grace;
@@ -316,7 +315,7 @@ impl Flight {
                 Some(pause) if self.age().saturating_add(pause) < LAST_PROVIDER_CALL_START => self.pause(pause).await,
                 Some(_) | None => return self.fail(claimed, failure).await,
             }
-            let marked = Presented { at: self.inner.clock.now(), count: claimed.marked.count.saturating_add(1) };
+            let marked = Presentation { at: self.inner.clock.now(), count: claimed.marked.count.saturating_add(1) };
             let claim = self.inner.store.claim(&self.account, claimed.revision, marked).await;
             match self.inner.noted(claim) {
                 Ok(Claim::Taken(_)) if self.too_late().is_some() => return self.fail(claimed, failure).await,
@@ -336,20 +335,20 @@ impl Flight {
         let next = record.grant.refreshed(issued, asked_at);
         let result =
             AttemptResult { outcome: Outcome::Success, code: None, retry_after: None, expires_at: next.expires_at };
-        let attempt = cooldown::record_attempt(result, record.marks.attempt.as_ref(), inner.cooldown, now);
-        let marks = Marks { attempt: Some(attempt), ..Marks::default() };
-        let mut snapshot = Snapshot::of(&self.account, &next, marks, &self.provider.rules().expose);
+        let attempt = cooldown::record_attempt(result, record.refresh_state.attempt.as_ref(), inner.cooldown, now);
+        let refresh_state = RefreshState { attempt: Some(attempt), ..RefreshState::default() };
+        let mut snapshot = Snapshot::of(&self.account, &next, refresh_state, &self.provider.rules().expose);
         snapshot.ends = snapshot.token.lifetime().map(|lifetime| sent.plus(lifetime));
         let snapshot = Arc::new(snapshot);
         let base = self.end_attempt(&snapshot);
         #[cfg(feature = "faults")]
         crate::faults::reach("before_save").await;
-        match inner.noted(inner.store.save(&self.account, before, &next, &snapshot.marks).await) {
+        match inner.noted(inner.store.save(&self.account, before, &next, &snapshot.refresh_state).await) {
             Ok(true) => {
                 #[cfg(feature = "faults")]
                 crate::faults::reach("after_save").await;
                 self.slot.lock().publish(base, Arc::clone(&snapshot));
-                let won_back = record.marks.presented.is_some();
+                let won_back = record.refresh_state.presented.is_some();
                 tracing::info!(account = %self.account, generation = next.version.generation, won_back, "refreshed");
                 Ok(snapshot)
             }
@@ -362,18 +361,18 @@ impl Flight {
         }
     }
 
-    /// Marks the failure, and answers with it.
+    /// RefreshState the failure, and answers with it.
     async fn fail(&self, claimed: Claimed, failure: Failure) -> FlightResult {
         let inner = &self.inner;
         let now = inner.clock.now();
-        let (grant, marks) = (&claimed.record.grant, &claimed.record.marks);
+        let (grant, refresh_state) = (&claimed.record.grant, &claimed.record.refresh_state);
         let result = AttemptResult {
             outcome: failure.outcome,
             code: failure.code.clone(),
             retry_after: failure.retry_after,
             expires_at: None,
         };
-        let attempt = cooldown::record_attempt(result, marks.attempt.as_ref(), inner.cooldown, now);
+        let attempt = cooldown::record_attempt(result, refresh_state.attempt.as_ref(), inner.cooldown, now);
         let wait = attempt.not_before.since(now);
         let dead = failure.outcome == Outcome::Final;
         if let Some(lost) = claimed.uncertain.filter(|_| dead) {
@@ -384,24 +383,24 @@ impl Flight {
                 "the grant is dead, and the answer to an earlier presentation was lost, perhaps with the successor"
             );
         }
-        let (answer_lost, copied) = (claimed.uncertain.is_some(), marks.copied_at.is_some());
-        let marks = Marks {
+        let (answer_lost, copied) = (claimed.uncertain.is_some(), refresh_state.copied_at.is_some());
+        let refresh_state = RefreshState {
             presented: claimed.uncertain.filter(|_| !dead),
             attempt: Some(attempt),
-            latch: dead.then_some(Latch { at: now, answer_lost, copied }),
-            copied_at: marks.copied_at,
+            dead: dead.then_some(DeadGrant { at: now, answer_lost, copied }),
+            copied_at: refresh_state.copied_at,
         };
-        let snapshot = inner.snapshot_in(&self.slot, &self.account, grant, marks);
+        let snapshot = inner.snapshot_in(&self.slot, &self.account, grant, refresh_state);
         let base = self.end_attempt(&snapshot);
-        match inner.noted(inner.store.settle(&self.account, grant.version, &snapshot.marks).await) {
+        match inner.noted(inner.store.settle(&self.account, grant.version, &snapshot.refresh_state).await) {
             Ok(true) => self.slot.lock().publish(base, Arc::clone(&snapshot)),
             Ok(false) => return self.overtaken(grant.version, None).await,
             Err(error) => {
                 tracing::error!(account = %self.account, %error, "the outcome of a refresh could not be saved; it is kept in memory");
-                self.keep_unsaved(grant.version, Unsaved::Marks, &snapshot);
+                self.keep_unsaved(grant.version, Unsaved::RefreshState, &snapshot);
             }
         }
-        if dead || given_up(&snapshot.marks, snapshot.expired(&*inner.clock)) {
+        if dead || given_up(&snapshot.refresh_state, snapshot.expired(&*inner.clock)) {
             return Err(RefreshError::Reauth { answer_lost, copied });
         }
         Err(RefreshError::Failed { failure, wait })
@@ -413,7 +412,7 @@ impl Flight {
         let snapshot = loop {
             let base = self.slot.base(self.inner.store.epoch());
             let record = self.inner.store.load(&self.account).await?;
-            let snapshot = record.map(|record| self.inner.snapshot(&self.account, &record.grant, record.marks));
+            let snapshot = record.map(|record| self.inner.snapshot(&self.account, &record.grant, record.refresh_state));
             if let Ok(seen) = self.slot.lock().fill(base, snapshot) {
                 break seen;
             }
@@ -436,8 +435,11 @@ impl Flight {
         let mut state = self.slot.lock();
         // A flight that a put has detached must not slow the new grant down.
         if state.is_current_flight(&self.handle) {
-            state.ended =
-                snapshot.marks.attempt.as_ref().map(|attempt| OwnAttemptEnd { at: attempt.ended_at, monotonic });
+            state.ended = snapshot
+                .refresh_state
+                .attempt
+                .as_ref()
+                .map(|attempt| OwnAttemptEnd { at: attempt.ended_at, monotonic });
         }
         drop(state);
         base

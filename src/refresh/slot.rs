@@ -30,7 +30,7 @@ use crate::{
     account::Account,
     clock::{Clock, Monotonic},
     grant::{Grant, SanitizedToken, Version},
-    store::{Marks, Presented},
+    store::{Presentation, RefreshState},
 };
 
 /// What may be known of an account outside the store.
@@ -41,17 +41,17 @@ pub struct Snapshot {
     /// Its entity tag.
     pub tag: EntityTag,
     /// The record's marks.
-    pub marks: Marks,
+    pub refresh_state: RefreshState,
     /// When the access token ends, if this process saw it issued. The wall clock may have been set since.
     pub(super) ends: Option<Monotonic>,
 }
 
 impl Snapshot {
-    pub(super) fn of(account: &Account, grant: &Grant, marks: Marks, expose: &[String]) -> Self {
+    pub(super) fn of(account: &Account, grant: &Grant, refresh_state: RefreshState, expose: &[String]) -> Self {
         Self {
             token: SanitizedToken::of(grant, expose),
             tag: condition::tag(account, grant.version),
-            marks,
+            refresh_state,
             ends: None,
         }
     }
@@ -70,8 +70,8 @@ impl Snapshot {
     }
 
     /// The same grant with other marks.
-    fn with_state(&self, marks: Marks) -> Self {
-        Self { token: self.token.clone(), tag: self.tag.clone(), marks, ends: self.ends }
+    fn with_state(&self, refresh_state: RefreshState) -> Self {
+        Self { token: self.token.clone(), tag: self.tag.clone(), refresh_state, ends: self.ends }
     }
 }
 
@@ -170,7 +170,7 @@ pub(super) struct State {
     pub(super) ended: Option<OwnAttemptEnd>,
     /// A mark that the store may have taken although it said that it did not, and the mark before it: no presentation
     /// followed.
-    pub(super) unsent: Option<(Presented, Option<Presented>)>,
+    pub(super) unsent: Option<(Presentation, Option<Presentation>)>,
     /// What the store would hold if it had taken our last write.
     pub(super) unsaved: Option<Arc<Snapshot>>,
 }
@@ -232,9 +232,9 @@ impl State {
 
     /// A snapshot of the grant in this version, if its view was made before: to make one takes longer than to find the
     /// record.
-    pub(super) fn with_state(&self, version: Version, marks: &Marks) -> Option<Arc<Snapshot>> {
+    pub(super) fn with_state(&self, version: Version, refresh_state: &RefreshState) -> Option<Arc<Snapshot>> {
         let (_, cached) = self.cached.as_ref().filter(|(_, cached)| cached.token.version == version)?;
-        Some(Arc::new(cached.with_state(marks.clone())))
+        Some(Arc::new(cached.with_state(refresh_state.clone())))
     }
 
     /// Remembers what was read, and gives what a reader now sees: that, or what is kept for the store. An error when a
@@ -315,7 +315,7 @@ mod tests {
             extra: Extra::default(),
         };
         let grant = Grant::new(GrantId::from_bytes([id; 16]), issued, Timestamp::from_secs(0));
-        Arc::new(Snapshot::of(&"corp".parse().unwrap(), &grant, Marks::default(), &[]))
+        Arc::new(Snapshot::of(&"corp".parse().unwrap(), &grant, RefreshState::default(), &[]))
     }
 
     #[test]

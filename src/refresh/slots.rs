@@ -78,7 +78,7 @@ impl Inner {
                 Ok(Err(error)) => return last.ok_or(error.into()),
                 Err(_) => return last.ok_or(RefreshError::StoreStalled),
             };
-            let snapshot = record.map(|record| self.snapshot_in(slot, account, &record.grant, record.marks));
+            let snapshot = record.map(|record| self.snapshot_in(slot, account, &record.grant, record.refresh_state));
             if let Ok(seen) = slot.lock().fill(base, snapshot) {
                 return seen.ok_or(RefreshError::NotFound);
             }

@@ -8,7 +8,7 @@ use credproxy::{
     limits::{Rate, RefreshQuota},
     provider::{Provider, Rules},
     refresh::{CallerContext, Coordinator, RefreshError, condition::IfMatch},
-    store::{Store as _, memory::Memory},
+    store::{Store as _, memory::MemoryStore},
 };
 use tokio::task::JoinSet;
 
@@ -20,7 +20,7 @@ use crate::{
 /// Two providers that take one refresh at once, with accounts each.
 struct Pair {
     clock: Arc<WoundClock>,
-    store: Arc<Memory>,
+    store: Arc<MemoryStore>,
     slow: Arc<Scripted>,
     other: Arc<Scripted>,
     coordinator: Coordinator,
@@ -34,10 +34,10 @@ impl Pair {
             let provider: Arc<dyn Provider> = Arc::<Scripted>::clone(provider);
             (name.parse().unwrap(), provider)
         });
-        let (store, clock) = (Arc::new(Memory::new().unwrap()), WoundClock::new());
+        let (store, clock) = (Arc::new(MemoryStore::new().unwrap()), WoundClock::new());
         let shared: Arc<dyn Clock> = Arc::<WoundClock>::clone(&clock);
         let providers = providers.into_iter().collect();
-        let coordinator = Coordinator::new(Arc::<Memory>::clone(&store), providers, shared, cooldown);
+        let coordinator = Coordinator::new(Arc::<MemoryStore>::clone(&store), providers, shared, cooldown);
         let pair = Self { clock, store, slow, other, coordinator };
         for name in ["slow/b", "slow/a", "other/a"] {
             pair.log_in(name).await;
@@ -68,7 +68,7 @@ impl Pair {
     }
 
     async fn marked(&self, name: &str) -> bool {
-        self.store.load(&name.parse().unwrap()).await.unwrap().unwrap().marks.presented.is_some()
+        self.store.load(&name.parse().unwrap()).await.unwrap().unwrap().refresh_state.presented.is_some()
     }
 }
 
@@ -169,18 +169,18 @@ async fn a_socket_has_so_many_new_tokens_of_each_account_and_pays_for_nothing_el
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_joins_a_flight_pays_nothing_and_waits_for_its_call() {
+async fn joining_a_flight_costs_no_quota_and_waits_for_its_call() {
     let pair = Pair::new(Duration::ZERO).await;
     pair.log_in("slow/b").await;
     let quota = Arc::new(RefreshQuota::new(Rate::per_hour(1)));
     let callers: Vec<_> = (0..10).map(|_| CallerContext::with_quota(Some(Arc::clone(&quota)))).collect();
     pair.slow.shut();
-    let callers = callers.iter().map(|caller| pair.refresh("slow/b", caller));
+    let requests = callers.iter().map(|caller| pair.refresh("slow/b", caller));
     let opened = async {
         pair.presented(1).await;
         pair.slow.open();
     };
-    let (results, ()) = tokio::join!(futures_util::future::join_all(callers), opened);
+    let (results, ()) = tokio::join!(futures_util::future::join_all(requests), opened);
     assert!(results.iter().all(Result::is_ok), "{results:?}");
     assert_eq!(pair.slow.presentations(), 1);
     assert!(callers.iter().all(CallerContext::provider_called));

@@ -20,7 +20,7 @@ const SAVE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration:
 /// What the store did not take.
 #[derive(Debug)]
 pub(super) enum Unsaved {
-    Marks,
+    RefreshState,
     Grant(Box<Grant>),
 }
 
@@ -49,8 +49,10 @@ impl Flight {
             crate::faults::reach("late_save").await;
             let saving = async {
                 match &unsaved {
-                    Unsaved::Marks => inner.store.settle(&self.account, before, &snapshot.marks).await,
-                    Unsaved::Grant(next) => inner.store.save(&self.account, before, next, &snapshot.marks).await,
+                    Unsaved::RefreshState => inner.store.settle(&self.account, before, &snapshot.refresh_state).await,
+                    Unsaved::Grant(next) => {
+                        inner.store.save(&self.account, before, next, &snapshot.refresh_state).await
+                    }
                 }
             };
             let result = match stopping_since.map(|since| inner.clock.monotonic().since(since)) {
