@@ -138,7 +138,7 @@ impl Coordinator {
     #[must_use]
     pub fn at_hand(&self, account: AccountRef<'_>, min_validity: Option<Duration>) -> Option<Arc<Snapshot>> {
         let (_, known) = self.0.slots().get(&account)?.look(self.0.store.epoch());
-        known.filter(|snapshot| self.0.lasts(&snapshot, min_validity))
+        known.filter(|snapshot| self.0.lasts(snapshot, min_validity))
     }
 
     /// The account's token as it is, expired or not.
