@@ -138,7 +138,7 @@ impl Coordinator {
     #[must_use]
     pub fn cached(&self, account: AccountRef<'_>, min_validity: Option<Duration>) -> Option<Arc<Snapshot>> {
         let (_, known) = self.0.slots().get(&account)?.cached(self.0.store.epoch());
-        known.filter(|snapshot| self.0.has_enough_validity(&snapshot, min_validity))
+        known.filter(|snapshot| self.0.has_enough_validity(snapshot, min_validity))
     }
 
     /// The account's token as it is, expired or not.
