@@ -4,7 +4,7 @@
 //! built-in authorization server of `serve --dev`.
 //!
 //! Invariants:
-//! 1. Every answer has `Cache-Control: no-store` (`envelope.rs`); every refusal is a problem of the contract.
+//! 1. Every answer has `Cache-Control: no-store` (`finalize.rs`); every refusal is a problem of the contract.
 //! 2. Nothing leaves but sanitized views, statuses and problems.
 //! 3. Policy is asked before the coordinator, so that a refusal touches nothing and tells nothing.
 //! 4. Every request passes the admission first (`admission.rs`): limits, and one line in the audit log.
@@ -27,12 +27,12 @@ use crate::{
 };
 
 mod admission;
+mod body_monitor;
 mod capability;
 mod connection;
 mod connection_limiter;
 pub mod dev;
-mod envelope;
-mod hang_up;
+mod finalize;
 mod head_timer;
 pub mod listener;
 mod operations;
@@ -40,8 +40,8 @@ pub mod peer;
 pub mod problem;
 mod request;
 mod routes;
-mod stall;
-mod unread;
+mod shared_stream;
+mod write_timeout;
 
 pub use operations::OPERATIONS;
 
@@ -51,11 +51,11 @@ use routes::{document, health, keys, logins, providers, sandboxes, tokens};
 
 /// What a router needs. It is cloned several times per request, so it is one pointer.
 #[derive(Debug, Clone)]
-pub struct AppState(Arc<Parts>);
+pub struct AppState(Arc<AppStateInner>);
 
 /// The coordinator, the API keys, the logins under way, this socket's name and what it may do.
 #[derive(Debug, Clone)]
-struct Parts {
+struct AppStateInner {
     coordinator: Coordinator,
     keys: Keys,
     logins: Logins,
@@ -75,70 +75,70 @@ impl AppState {
         let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
         let admission = AdmissionLayer::new(Arc::clone(coordinator.clock()), Audit::default(), "");
         let (sandboxes, socket, policy) = (None, Arc::from(""), Arc::new(policy));
-        Self(Arc::new(Parts { coordinator, keys, logins, sandboxes, socket, policy, admission }))
+        Self(Arc::new(AppStateInner { coordinator, keys, logins, sandboxes, socket, policy, admission }))
     }
 
     /// The same for the socket of that name, beside others. Whoever made the logins ends them.
     #[must_use]
     pub fn beside_others(self, logins: Logins, socket: &str) -> Self {
-        self.with(|parts| (parts.logins, parts.socket) = (logins, Arc::from(socket)))
+        self.with(|inner| (inner.logins, inner.socket) = (logins, Arc::from(socket)))
     }
 
     /// The same with the sandboxes that a keeper keeps; without them there are none to ask for.
     #[must_use]
     pub fn with_sandboxes(self, sandboxes: Option<Sandboxes>) -> Self {
-        self.with(|parts| parts.sandboxes = sandboxes)
+        self.with(|inner| inner.sandboxes = sandboxes)
     }
 
     /// The same for peers that show a capability with every request.
     #[must_use]
     pub fn guarded_by(self, capability: Option<CapabilityHash>) -> Self {
-        self.with(|parts| parts.admission = parts.admission.guarded_by(capability))
+        self.with(|inner| inner.admission = inner.admission.guarded_by(capability))
     }
 
     /// The same with a line in `audit` for every request. The socket has its name before.
     #[must_use]
     pub fn audited(self, audit: Audit) -> Self {
-        self.with(|parts| {
-            let admission = AdmissionLayer::new(Arc::clone(parts.coordinator.clock()), audit, &parts.socket);
-            parts.admission = admission.guarded_by(parts.admission.capability());
+        self.with(|inner| {
+            let admission = AdmissionLayer::new(Arc::clone(inner.coordinator.clock()), audit, &inner.socket);
+            inner.admission = admission.guarded_by(inner.admission.capability());
         })
     }
 
-    fn with(self, change: impl FnOnce(&mut Parts)) -> Self {
-        let mut parts = Arc::unwrap_or_clone(self.0);
-        change(&mut parts);
-        Self(Arc::new(parts))
+    fn with(self, change: impl FnOnce(&mut AppStateInner)) -> Self {
+        let mut inner = Arc::unwrap_or_clone(self.0);
+        change(&mut inner);
+        Self(Arc::new(inner))
     }
 }
 
 impl FromRef<AppState> for Audit {
-    fn from_ref(AppState(parts): &AppState) -> Self {
-        parts.admission.audit().clone()
+    fn from_ref(AppState(inner): &AppState) -> Self {
+        inner.admission.audit().clone()
     }
 }
 
 impl FromRef<AppState> for Coordinator {
-    fn from_ref(AppState(parts): &AppState) -> Self {
-        parts.coordinator.clone()
+    fn from_ref(AppState(inner): &AppState) -> Self {
+        inner.coordinator.clone()
     }
 }
 
 impl FromRef<AppState> for Keys {
-    fn from_ref(AppState(parts): &AppState) -> Self {
-        parts.keys.clone()
+    fn from_ref(AppState(inner): &AppState) -> Self {
+        inner.keys.clone()
     }
 }
 
 impl FromRef<AppState> for Logins {
-    fn from_ref(AppState(parts): &AppState) -> Self {
-        parts.logins.clone()
+    fn from_ref(AppState(inner): &AppState) -> Self {
+        inner.logins.clone()
     }
 }
 
 impl FromRef<AppState> for Arc<Policy> {
-    fn from_ref(AppState(parts): &AppState) -> Self {
-        Arc::clone(&parts.policy)
+    fn from_ref(AppState(inner): &AppState) -> Self {
+        Arc::clone(&inner.policy)
     }
 }
 

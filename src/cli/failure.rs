@@ -92,7 +92,7 @@ impl Failure {
             }
             ClientError::Problem { .. }
             | ClientError::Unreachable { .. }
-            | ClientError::Stranger { .. }
+            | ClientError::UntrustedServer { .. }
             | ClientError::Protocol(_) => hint(&error, None),
         };
         Self { exit: exit(&error), error: error.into(), hint }
@@ -111,9 +111,9 @@ impl Failure {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        let no_place = matches!(error, ConfigError::NoPlace { .. });
+        let no_default_path = matches!(error, ConfigError::NoDefaultPath { .. });
         let failure = Self::new(Exit::Usage, error);
-        if no_place {
+        if no_default_path {
             failure.hint("set HOME; a client needs no more than its daemon's socket, in --socket or CREDPROXY_SOCKET")
         } else {
             failure
@@ -141,7 +141,7 @@ fn exit(error: &ClientError) -> Exit {
             "UNAUTHORIZED" => Exit::Unauthorized,
             _ => Exit::Failure,
         },
-        ClientError::Stranger { .. }
+        ClientError::UntrustedServer { .. }
         | ClientError::Interrupted(_)
         | ClientError::TimedOut
         | ClientError::Protocol(_) => Exit::Failure,
@@ -151,7 +151,7 @@ fn exit(error: &ClientError) -> Exit {
 fn hint(error: &ClientError, account: Option<&Account>) -> Option<String> {
     match error {
         ClientError::Unreachable { source, .. } => unreachable_hint(source.kind()).map(String::from),
-        ClientError::Stranger { uid, .. } => {
+        ClientError::UntrustedServer { uid, .. } => {
             Some(format!("if the daemon is meant to run as that user, say so: --trust-uid {uid}"))
         }
         ClientError::Problem { code, retry_after, .. } => match (code.as_str(), account, retry_after) {

@@ -179,8 +179,8 @@ impl Problem {
     /// The audit log cannot be written, and nothing is to be done without a line in it. It is a store that cannot be
     /// written, to a caller: nothing was done, and waiting may help; no fault of the program's (500), which waiting
     /// would not cure.
-    pub(super) fn unaudited() -> Self {
-        Self::new(Code::StoreUnavailable, "the audit log cannot be written").soon()
+    pub(super) fn audit_unwritable() -> Self {
+        Self::new(Code::StoreUnavailable, "the audit log cannot be written").retry_soon()
     }
 
     /// The same whether none was shown or a wrong one.
@@ -189,7 +189,7 @@ impl Problem {
     }
 
     /// A store or lease is usually back within seconds, and asking again costs no provider anything.
-    pub(crate) fn soon(self) -> Self {
+    pub(crate) fn retry_soon(self) -> Self {
         self.retry_after(Duration::from_secs(1))
     }
 
@@ -216,7 +216,7 @@ impl Problem {
             RefreshError::RateLimited { wait, .. } | RefreshError::QuotaExceeded { wait } => {
                 problem(Code::RateLimited).retry_after(*wait)
             }
-            RefreshError::ProviderBusy => problem(Code::RateLimited).soon(),
+            RefreshError::ProviderBusy => problem(Code::RateLimited).retry_soon(),
             RefreshError::Failed { failure, wait } => {
                 let detail = match &failure.code {
                     Some(code) => format!("{} ({code})", failure.reason),
@@ -233,7 +233,7 @@ impl Problem {
             RefreshError::StoreStalled
             | RefreshError::LeaseHeld
             | RefreshError::Unsaved
-            | RefreshError::ShuttingDown => problem(Code::StoreUnavailable).soon(),
+            | RefreshError::ShuttingDown => problem(Code::StoreUnavailable).retry_soon(),
             RefreshError::Internal => problem(Code::InternalError),
         }
     }
@@ -255,7 +255,7 @@ impl Problem {
             LoginError::Store(error) => {
                 account.map_or_else(|| problem(Code::StoreUnavailable), |account| Self::refresh(account, error))
             }
-            LoginError::ShuttingDown => problem(Code::StoreUnavailable).soon(),
+            LoginError::ShuttingDown => problem(Code::StoreUnavailable).retry_soon(),
             LoginError::Internal => problem(Code::InternalError),
         }
     }
@@ -268,7 +268,7 @@ impl Problem {
             SandboxError::NotFound => problem(Code::NotFound),
             SandboxError::NoProcess => problem(Code::InvalidRequest),
             SandboxError::Store(source) => Self::store(source),
-            SandboxError::ShuttingDown => problem(Code::StoreUnavailable).soon(),
+            SandboxError::ShuttingDown => problem(Code::StoreUnavailable).retry_soon(),
             SandboxError::NoSocket(_) | SandboxError::Internal => problem(Code::InternalError),
         }
     }
@@ -287,11 +287,11 @@ impl Problem {
 
     fn store(error: &StoreError) -> Self {
         let problem = Self::new(Code::StoreUnavailable, error.to_string());
-        if error.is_transient() { problem.soon() } else { problem }
+        if error.is_transient() { problem.retry_soon() } else { problem }
     }
 
     /// Code and detail, for an answer that tells of a refusal and is none.
-    pub(super) fn told(self) -> (Code, String) {
+    pub(super) fn into_parts(self) -> (Code, String) {
         (self.code, self.detail)
     }
 }

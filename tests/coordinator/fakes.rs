@@ -26,12 +26,12 @@ use tokio::sync::Semaphore;
 
 /// Follows tokio's clock, so that a paused test is in charge of it; the wall can be moved besides.
 #[derive(Debug)]
-pub(crate) struct WoundClock {
+pub(crate) struct ManualClock {
     start: tokio::time::Instant,
     wall: AtomicI64,
 }
 
-impl WoundClock {
+impl ManualClock {
     #[expect(clippy::disallowed_methods, reason = "a clock of a test's own")]
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self { start: tokio::time::Instant::now(), wall: AtomicI64::new(1_700_000_000_000) })
@@ -43,7 +43,7 @@ impl WoundClock {
     }
 }
 
-impl Clock for WoundClock {
+impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
         Timestamp::from_millis(self.wall.load(Ordering::SeqCst)).plus(self.start.elapsed())
     }
@@ -55,7 +55,7 @@ impl Clock for WoundClock {
 
 /// What the provider does with one presentation.
 #[derive(Debug)]
-pub(crate) enum Act {
+pub(crate) enum Step {
     /// Rotates and answers.
     Rotate,
     /// Rotates, and the answer is lost.
@@ -66,19 +66,19 @@ pub(crate) enum Act {
     Panic,
 }
 
-pub(crate) fn error(status: u16, code: &str) -> Act {
-    Act::Fail(Reply::Answered { status, body: Body::Error(ErrorCode::new(code, None)), retry_after: None })
+pub(crate) fn error(status: u16, code: &str) -> Step {
+    Step::Fail(Reply::Answered { status, body: Body::Error(ErrorCode::new(code, None)), retry_after: None })
 }
 
-pub(crate) fn lost() -> Act {
-    Act::Fail(Reply::Lost { timed_out: false })
+pub(crate) fn lost() -> Step {
+    Step::Fail(Reply::Lost { timed_out: false })
 }
 
 /// Rotates its one chain at every presentation; the reuse of a spent token kills it.
 #[derive(Debug)]
 pub(crate) struct Scripted {
     rules: Rules,
-    acts: Mutex<VecDeque<Act>>,
+    acts: Mutex<VecDeque<Step>>,
     state: Mutex<Chain>,
     /// One permit lets one presentation go on; there are plenty unless a test takes them away.
     gate: Semaphore,
@@ -113,7 +113,7 @@ impl Scripted {
         self.issue(&mut self.state.lock().unwrap())
     }
 
-    pub(crate) fn script(&self, acts: impl IntoIterator<Item = Act>) {
+    pub(crate) fn script(&self, acts: impl IntoIterator<Item = Step>) {
         self.acts.lock().unwrap().extend(acts);
     }
 
@@ -168,11 +168,11 @@ impl Provider for Scripted {
         let presented = grant.refresh_token.as_ref().unwrap().expose_secret().to_owned();
         self.state.lock().unwrap().presented.push(presented.clone());
         self.gate.acquire().await.unwrap().forget();
-        let act = self.acts.lock().unwrap().pop_front().unwrap_or(Act::Rotate);
-        if let Act::Fail(reply) = act {
+        let act = self.acts.lock().unwrap().pop_front().unwrap_or(Step::Rotate);
+        if let Step::Fail(reply) = act {
             return reply;
         }
-        assert!(!matches!(act, Act::Panic), "as the script says");
+        assert!(!matches!(act, Step::Panic), "as the script says");
         let mut chain = self.state.lock().unwrap();
         if chain.living.as_ref() != Some(&presented) {
             chain.living = None;
@@ -185,8 +185,8 @@ impl Provider for Scripted {
         chain.spent.push(presented);
         let issued = self.issue(&mut chain);
         match act {
-            Act::RotateAndLose => Reply::Lost { timed_out: true },
-            Act::Rotate | Act::Fail(_) | Act::Panic => {
+            Step::RotateAndLose => Reply::Lost { timed_out: true },
+            Step::Rotate | Step::Fail(_) | Step::Panic => {
                 Reply::Answered { status: 200, body: Body::Issued(Box::new(issued)), retry_after: None }
             }
         }
@@ -215,9 +215,9 @@ pub(crate) enum Step {
 
 /// A store whose kinds of access fail while a test says so.
 #[derive(Debug)]
-pub(crate) struct Frail<S> {
+pub(crate) struct FaultyStore<S> {
     pub(crate) inner: S,
-    /// The next of these steps are done, and do not return before [`Frail::release`].
+    /// The next of these steps are done, and do not return before [`FaultyStore::release`].
     held: Mutex<Vec<Step>>,
     released: Semaphore,
     pub(crate) no_reads: AtomicBool,
@@ -231,7 +231,7 @@ pub(crate) struct Frail<S> {
     pub(crate) usurped: AtomicBool,
 }
 
-impl<S> Frail<S> {
+impl<S> FaultyStore<S> {
     pub(crate) fn new(inner: S) -> Arc<Self> {
         let off = AtomicBool::default;
         Arc::new(Self {
@@ -280,7 +280,7 @@ fn unless(switch: &AtomicBool) -> Result<(), StoreError> {
 }
 
 #[async_trait]
-impl<S: Store> Store for Frail<S> {
+impl<S: Store> Store for FaultyStore<S> {
     async fn load(&self, account: &Account) -> Result<Option<Record>, StoreError> {
         unless(&self.no_reads)?;
         let loaded = self.inner.load(account).await;

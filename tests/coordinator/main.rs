@@ -19,7 +19,7 @@ use credproxy::{
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use fakes::{Act, Frail, Scripted, Step, WoundClock, error, lost, set};
+use fakes::{FaultyStore, ManualClock, Scripted, Step, error, lost, set};
 
 mod fakes;
 mod limits;
@@ -31,9 +31,9 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// One account, its provider and its store, and a coordinator on them.
 struct World {
-    clock: Arc<WoundClock>,
+    clock: Arc<ManualClock>,
     provider: Arc<Scripted>,
-    store: Arc<Frail<MemoryStore>>,
+    store: Arc<FaultyStore<MemoryStore>>,
     coordinator: Coordinator,
 }
 
@@ -43,8 +43,8 @@ impl World {
     }
 
     async fn with(rules: Rules, cooldown: Duration) -> Self {
-        let (clock, provider) = (WoundClock::new(), Scripted::new(rules));
-        let store = Frail::new(MemoryStore::new().unwrap());
+        let (clock, provider) = (ManualClock::new(), Scripted::new(rules));
+        let store = FaultyStore::new(MemoryStore::new().unwrap());
         let coordinator = coordinator(&store, &provider, &clock, cooldown);
         let world = Self { clock, provider, store, coordinator };
         world.log_in().await;
@@ -56,8 +56,8 @@ impl World {
     }
 
     /// Another daemon on the same store.
-    fn second(&self) -> (Arc<Frail<MemoryStore>>, Coordinator) {
-        let store = Frail::new(self.store.inner.second_owner());
+    fn second(&self) -> (Arc<FaultyStore<MemoryStore>>, Coordinator) {
+        let store = FaultyStore::new(self.store.inner.second_owner());
         let coordinator = coordinator(&store, &self.provider, &self.clock, COOLDOWN);
         (store, coordinator)
     }
@@ -102,14 +102,19 @@ impl World {
 }
 
 fn coordinator(
-    store: &Arc<Frail<MemoryStore>>,
+    store: &Arc<FaultyStore<MemoryStore>>,
     provider: &Arc<Scripted>,
-    clock: &Arc<WoundClock>,
+    clock: &Arc<ManualClock>,
     cooldown: Duration,
 ) -> Coordinator {
     let provider: Arc<dyn Provider> = Arc::<Scripted>::clone(provider);
     let providers: Providers = [("corp".parse().unwrap(), provider)].into_iter().collect();
-    Coordinator::new(Arc::<Frail<MemoryStore>>::clone(store), providers, Arc::<WoundClock>::clone(clock), cooldown)
+    Coordinator::new(
+        Arc::<FaultyStore<MemoryStore>>::clone(store),
+        providers,
+        Arc::<ManualClock>::clone(clock),
+        cooldown,
+    )
 }
 
 fn account() -> Account {
@@ -264,13 +269,13 @@ async fn a_dead_grant_is_latched_until_it_is_replaced() {
 
 #[tokio::test(start_paused = true)]
 async fn a_valid_token_outlives_every_kind_of_failure_to_its_last_second() {
-    let failures: [fn() -> Act; 6] = [
+    let failures: [fn() -> Step; 6] = [
         || error(400, "invalid_grant"),
         || error(400, "invalid_client"),
         || error(400, "odd"),
         || error(503, "temporarily_unavailable"),
         lost,
-        || Act::Fail(Reply::NotSent("no route")),
+        || Step::Fail(Reply::NotSent("no route")),
     ];
     for failure in failures {
         let world = World::new().await;
@@ -316,7 +321,7 @@ async fn no_min_validity_can_force_a_refresh_of_a_young_token() {
 #[tokio::test(start_paused = true)]
 async fn what_was_not_spent_is_tried_twice_more_and_then_left_to_the_cooldown() {
     let world = World::new().await;
-    world.provider.script((0..3).map(|_| Act::Fail(Reply::NotSent("no route"))));
+    world.provider.script((0..3).map(|_| Step::Fail(Reply::NotSent("no route"))));
     let result = world.refresh().await;
     assert!(matches!(result, Err(RefreshError::Failed { failure: Failure { outcome: Outcome::NotSpent, .. }, .. })));
     assert_eq!(world.provider.presentations(), 3);
@@ -330,7 +335,7 @@ async fn what_was_not_spent_is_tried_twice_more_and_then_left_to_the_cooldown() 
 async fn retry_after_lengthens_the_cooldown() {
     let world = World::new().await;
     let busy = || {
-        Act::Fail(Reply::Answered {
+        Step::Fail(Reply::Answered {
             status: 429,
             body: credproxy::provider::Body::Unreadable,
             retry_after: Some(SECOND * 120),
@@ -369,7 +374,7 @@ async fn further_lost_answers_never_latch_and_double_the_pause() {
 #[tokio::test(start_paused = true)]
 async fn a_dead_grant_after_a_lost_answer_says_that_one_was_lost() {
     let world = World::new().await;
-    world.provider.script([Act::RotateAndLose]);
+    world.provider.script([Step::RotateAndLose]);
     assert!(matches!(world.refresh().await, Err(RefreshError::Reauth { answer_lost: true, .. })));
     assert_eq!(world.refresh_state().await.dead.map(|dead| dead.answer_lost), Some(true));
 }
@@ -935,7 +940,7 @@ async fn a_dead_grant_has_no_presentation_in_doubt() {
 #[tokio::test(start_paused = true)]
 async fn what_was_not_spent_after_a_lost_answer_leaves_the_doubt() {
     let world = World::new().await;
-    let unsent = || Act::Fail(Reply::NotSent("no route"));
+    let unsent = || Step::Fail(Reply::NotSent("no route"));
     world.provider.script([lost(), unsent(), unsent(), error(400, "odd")]);
     assert!(matches!(world.refresh().await, Err(RefreshError::Failed { .. })));
     assert!(world.refresh_state().await.presented.is_some());
@@ -947,7 +952,7 @@ async fn what_was_not_spent_after_a_lost_answer_leaves_the_doubt() {
 #[tokio::test(start_paused = true)]
 async fn a_flight_makes_one_second_try_however_the_others_end() {
     let world = World::new().await;
-    world.provider.script([lost(), Act::Fail(Reply::NotSent("no route")), lost()]);
+    world.provider.script([lost(), Step::Fail(Reply::NotSent("no route")), lost()]);
     assert!(matches!(world.refresh().await, Err(RefreshError::Failed { .. })));
     assert_eq!(world.provider.presentations(), 3);
 }
@@ -1140,7 +1145,7 @@ async fn a_retry_after_past_the_end_of_the_flight_is_not_waited_for() {
     let world = World::new().await;
     let retry_after = Some(SECOND * 20);
     let busy = Reply::Answered { status: 429, body: credproxy::provider::Body::Unreadable, retry_after };
-    world.provider.script([Act::Fail(busy)]);
+    world.provider.script([Step::Fail(busy)]);
     let start = world.clock.monotonic();
     assert!(world.refresh().await.is_err());
     assert_eq!(world.clock.monotonic(), start);
@@ -1194,7 +1199,7 @@ async fn a_mark_left_by_a_crash_keeps_no_reader_of_an_expired_token_waiting() {
 #[tokio::test(start_paused = true)]
 async fn a_flight_that_panics_lands() {
     let world = World::new().await;
-    world.provider.script([Act::Panic]);
+    world.provider.script([Step::Panic]);
     assert!(matches!(world.refresh().await, Err(RefreshError::Internal)));
     assert_eq!(world.refresh().await.unwrap(), "canary-at-2-end");
 }

@@ -6,7 +6,7 @@ use credproxy::{
     clock::Clock as _,
     refresh::RefreshError,
     store::Store as _,
-    timeouts::{HEALTH, STORE_STALL},
+    timeouts::{HEALTH_CHECK_TIMEOUT, STALLED_STORE_TIMEOUT},
 };
 use tokio::task::JoinSet;
 
@@ -27,10 +27,10 @@ async fn a_good_token_is_served_while_the_store_does_not_answer() {
         let start = world.clock.monotonic();
         assert_eq!(world.get().await.unwrap(), "canary-at-1-end", "{step:?}");
         let waited = world.clock.monotonic().since(start);
-        assert!(waited <= 2 * STORE_STALL, "{step:?}: {waited:?}");
+        assert!(waited <= 2 * STALLED_STORE_TIMEOUT, "{step:?}: {waited:?}");
         world.store.release();
         while world.coordinator.peek(&account()).await.is_ok_and(|now| access(&now) == "canary-at-1-end") {
-            tokio::time::sleep(STORE_STALL).await;
+            tokio::time::sleep(STALLED_STORE_TIMEOUT).await;
         }
         assert_eq!((world.get().await.unwrap().as_str(), world.provider.presentations()), ("canary-at-2-end", 1));
     }
@@ -45,7 +45,7 @@ async fn a_provider_is_waited_for_longer_than_a_store() {
     let mut asking = JoinSet::new();
     asking.spawn(async move { coordinator.token(&account(), None).await.map(|snapshot| access(&snapshot)) });
     world.presented(1).await;
-    tokio::time::advance(4 * STORE_STALL).await;
+    tokio::time::advance(4 * STALLED_STORE_TIMEOUT).await;
     world.provider.open();
     assert_eq!(all(asking).await[0].as_deref().unwrap(), "canary-at-2-end");
 }
@@ -65,7 +65,7 @@ async fn what_is_remembered_is_served_while_the_store_cannot_be_read() {
     let start = world.clock.monotonic();
     world.store.hold(Step::Load);
     world.coordinator.health_problems().await;
-    assert!(world.clock.monotonic().since(start) <= HEALTH);
+    assert!(world.clock.monotonic().since(start) <= HEALTH_CHECK_TIMEOUT);
 }
 
 #[tokio::test(start_paused = true)]

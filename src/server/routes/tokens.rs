@@ -18,11 +18,11 @@ use super::{
         connection::RequestContext,
         problem::{Code, Problem},
         request::{
-            LARGEST_GRANT, Query, SMALL_BODY, Target, change_condition, if_match, json_body, members, none_match,
-            preferred_wait,
+            AccountTarget, MAX_GRANT_BYTES, MAX_SMALL_BODY_BYTES, Query, change_condition, if_match, json_body,
+            members, none_match, preferred_wait,
         },
     },
-    may_list, unlisted,
+    list_error, may_list,
 };
 use crate::{
     account::{Account, AccountRef, Bucket, ProviderName},
@@ -37,7 +37,7 @@ use crate::{
 const JSON: &str = "application/json";
 
 /// The longest long poll. Proxies and clients commonly give up after a minute without a byte.
-pub(super) const LONGEST_WAIT: Duration = Duration::from_mins(1);
+pub(super) const MAX_LONG_POLL: Duration = Duration::from_mins(1);
 
 /// `refreshToken`: a new token, whoever asks.
 pub(in crate::server) async fn refresh(
@@ -48,12 +48,12 @@ pub(in crate::server) async fn refresh(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let account = Target::parse(&uri, &["bucket"])?.account(&context)?;
+    let account = AccountTarget::parse(&uri, &["bucket"])?.account(&context)?;
     let if_match = if_match(&headers)?;
     if if_match.is_foreign() {
         return Err(Problem::invalid("if-match holds no entity tag of this daemon's"));
     }
-    let body = json_body(&headers, body, SMALL_BODY).await?;
+    let body = json_body(&headers, body, MAX_SMALL_BODY_BYTES).await?;
     if !body.is_empty() && !serde_json::from_slice::<Map<_, Value>>(&body).is_ok_and(|members| members.is_empty()) {
         return Err(Problem::invalid("a refresh takes no body but an empty JSON object"));
     }
@@ -67,33 +67,33 @@ pub(in crate::server) async fn refresh(
 
 /// `getToken`: a token that lasts a while; `HEAD` shows the headers of what there is and refreshes nothing.
 pub(in crate::server) async fn get(
-    State(AppState(parts)): State<AppState>,
+    State(AppState(inner)): State<AppState>,
     context: RequestContext,
     request: Request,
 ) -> Result<Response, Problem> {
-    let target = Target::parse(request.uri(), &["bucket", "min_validity"])?;
-    let account = target.named(&context)?;
+    let target = AccountTarget::parse(request.uri(), &["bucket", "min_validity"])?;
+    let account = target.account_ref(&context)?;
     let min_validity = target.query.get("min_validity").map(seconds).transpose()?;
     let headers = request.headers();
     none_match(headers, "")?;
-    permitted(&parts.policy, Operation::Read, account)?;
+    permitted(&inner.policy, Operation::Read, account)?;
     if request.method() == Method::HEAD {
-        let (account, coordinator) = (account.into(), &parts.coordinator);
+        let (account, coordinator) = (account.into(), &inner.coordinator);
         let peeked = Box::pin(coordinator.peek(&account)).await;
         return peeked.map(|snapshot| token(&snapshot)).map_err(|error| Problem::refresh(&account, &error));
     }
     if !headers.contains_key(header::IF_NONE_MATCH)
-        && let Some(snapshot) = parts.coordinator.cached(account, min_validity)
+        && let Some(snapshot) = inner.coordinator.cached(account, min_validity)
     {
         return Ok(token(&snapshot));
     }
     // Boxed, so that room for what seldom happens is not made for every request.
     let caller = context.caller();
-    Box::pin(get_with_patience(&parts.coordinator, account.into(), min_validity, headers, caller)).await
+    Box::pin(get_waiting(&inner.coordinator, account.into(), min_validity, headers, caller)).await
 }
 
 /// The same, where something is to be waited for, or nothing is to be sent.
-async fn get_with_patience(
+async fn get_waiting(
     coordinator: &Coordinator,
     account: Account,
     min_validity: Option<Duration>,
@@ -107,7 +107,7 @@ async fn get_with_patience(
     if none_match(headers, &snapshot.tag)?
         && let Some(wait) = preferred_wait(headers)
     {
-        coordinator.changed(&account, &snapshot.tag, LONGEST_WAIT.min(Duration::from_secs(wait))).await;
+        coordinator.changed(&account, &snapshot.tag, MAX_LONG_POLL.min(Duration::from_secs(wait))).await;
         snapshot = coordinator.token_with(&account, min_validity, caller).await.map_err(problem)?;
     }
     if none_match(headers, &snapshot.tag)? {
@@ -118,25 +118,25 @@ async fn get_with_patience(
 
 /// `putToken`: a whole grant, refresh token and all. The host's alone.
 pub(in crate::server) async fn put(
-    State(AppState(parts)): State<AppState>,
+    State(AppState(inner)): State<AppState>,
     context: RequestContext,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let account = Target::parse(&uri, &["bucket"])?.account(&context)?;
+    let account = AccountTarget::parse(&uri, &["bucket"])?.account(&context)?;
     let if_match = change_condition(&headers)?;
-    if !parts.policy.may_write() {
+    if !inner.policy.may_write() {
         return Err(Problem::unauthorized());
     }
-    let issued = grant(&json_body(&headers, body, LARGEST_GRANT).await?)?;
+    let issued = grant(&json_body(&headers, body, MAX_GRANT_BYTES).await?)?;
     if let Some(secret) = &issued.refresh_token
-        && parts.keys.reveal(secret).await.map_err(|error| Problem::key(&error))?
+        && inner.keys.reveal(secret).await.map_err(|error| Problem::key(&error))?
     {
         return Err(Problem::invalid("the refresh token is or is part of a stored API key: delete that key first"));
     }
     let (put, tag) =
-        parts.coordinator.put(&account, issued, &if_match).await.map_err(|error| Problem::refresh(&account, &error))?;
+        inner.coordinator.put(&account, issued, &if_match).await.map_err(|error| Problem::refresh(&account, &error))?;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = if put == Put::Created { StatusCode::CREATED } else { StatusCode::NO_CONTENT };
     response.headers_mut().insert(header::ETAG, tag_header(&tag));
@@ -166,11 +166,11 @@ pub(in crate::server) async fn rename(
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, Problem> {
-    let from = Target::parse(&uri, &["bucket"])?.account(&context)?;
+    let from = AccountTarget::parse(&uri, &["bucket"])?.account(&context)?;
     if !policy.may_write() {
         return Err(Problem::unauthorized());
     }
-    let NewName { provider, bucket } = members(&headers, body, SMALL_BODY, "provider").await?;
+    let NewName { provider, bucket } = members(&headers, body, MAX_SMALL_BODY_BYTES, "provider").await?;
     let to = Account::new(provider, bucket);
     coordinator.rename(&from, &to).await.map_err(|error| Problem::refresh(&from, &error))?;
     Ok(StatusCode::NO_CONTENT)
@@ -184,7 +184,7 @@ pub(in crate::server) async fn delete(
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Problem> {
-    let target = Target::parse(&uri, &["bucket", "revoke"])?;
+    let target = AccountTarget::parse(&uri, &["bucket", "revoke"])?;
     let account = target.account(&context)?;
     let revoke = match target.query.get("revoke") {
         None | Some("false") => false,
@@ -256,7 +256,7 @@ pub(in crate::server) async fn list(
         // Strings, numbers and truth values always serialize.
         serde_json::to_writer(&mut json, &Line::from(status)).unwrap_or_default();
     };
-    coordinator.overview(&|account| policy.sees(account), write).await.map_err(unlisted)?;
+    coordinator.overview(&|account| policy.sees(account), write).await.map_err(list_error)?;
     json.extend_from_slice(b"]}");
     Ok(([(header::CONTENT_TYPE, JSON)], json).into_response())
 }

@@ -15,7 +15,7 @@ use super::problem::{Code, Problem};
 pub(super) type Caught = Result<Result<Response, Infallible>, Box<dyn Any + Send>>;
 
 /// Puts an answer into its envelope.
-pub(super) fn enclose(caught: Caught) -> Response {
+pub(super) fn finalize(caught: Caught) -> Response {
     let Ok(mut response) = caught.unwrap_or_else(|_| {
         tracing::error!("a request handler panicked");
         Ok(Problem::new(Code::InternalError, "internal error").into_response())
