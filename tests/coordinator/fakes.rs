@@ -78,7 +78,7 @@ pub(crate) fn lost() -> Step {
 #[derive(Debug)]
 pub(crate) struct Scripted {
     rules: Rules,
-    acts: Mutex<VecDeque<Step>>,
+    steps: Mutex<VecDeque<Step>>,
     state: Mutex<Chain>,
     /// One permit lets one presentation go on; there are plenty unless a test takes them away.
     gate: Semaphore,
@@ -100,7 +100,7 @@ impl Scripted {
     pub(crate) fn new(rules: Rules) -> Arc<Self> {
         Arc::new(Self {
             rules,
-            acts: Mutex::default(),
+            steps: Mutex::default(),
             state: Mutex::default(),
             gate: Semaphore::new(PLENTY),
             revoked: Mutex::default(),
@@ -113,8 +113,8 @@ impl Scripted {
         self.issue(&mut self.state.lock().unwrap())
     }
 
-    pub(crate) fn script(&self, acts: impl IntoIterator<Item = Step>) {
-        self.acts.lock().unwrap().extend(acts);
+    pub(crate) fn script(&self, steps: impl IntoIterator<Item = Step>) {
+        self.steps.lock().unwrap().extend(steps);
     }
 
     /// From now on, presentations wait for [`Scripted::open`].
@@ -168,7 +168,7 @@ impl Provider for Scripted {
         let presented = grant.refresh_token.as_ref().unwrap().expose_secret().to_owned();
         self.state.lock().unwrap().presented.push(presented.clone());
         self.gate.acquire().await.unwrap().forget();
-        let act = self.acts.lock().unwrap().pop_front().unwrap_or(Step::Rotate);
+        let act = self.steps.lock().unwrap().pop_front().unwrap_or(Step::Rotate);
         if let Step::Fail(reply) = act {
             return reply;
         }
@@ -206,7 +206,7 @@ impl Provider for Scripted {
 
 /// Something that a store does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum StoreCall {
     Load,
     Claim,
     Save,
@@ -217,8 +217,8 @@ pub(crate) enum Step {
 #[derive(Debug)]
 pub(crate) struct FaultyStore<S> {
     pub(crate) inner: S,
-    /// The next of these steps are done, and do not return before [`FaultyStore::release`].
-    held: Mutex<Vec<Step>>,
+    /// The next of these calls are done, and do not return before [`FaultyStore::release`].
+    held: Mutex<Vec<StoreCall>>,
     released: Semaphore,
     pub(crate) no_reads: AtomicBool,
     pub(crate) no_claims: AtomicBool,
@@ -247,7 +247,7 @@ impl<S> FaultyStore<S> {
         })
     }
 
-    pub(crate) fn hold(&self, step: Step) {
+    pub(crate) fn hold(&self, step: StoreCall) {
         self.held.lock().unwrap().push(step);
     }
 
@@ -260,7 +260,7 @@ impl<S> FaultyStore<S> {
         self.released.add_permits(1);
     }
 
-    async fn after(&self, step: Step) {
+    async fn after(&self, step: StoreCall) {
         let held = {
             let mut held = self.held.lock().unwrap();
             held.iter().position(|of| *of == step).map(|place| held.remove(place)).is_some()
@@ -284,7 +284,7 @@ impl<S: Store> Store for FaultyStore<S> {
     async fn load(&self, account: &Account) -> Result<Option<Record>, StoreError> {
         unless(&self.no_reads)?;
         let loaded = self.inner.load(account).await;
-        self.after(Step::Load).await;
+        self.after(StoreCall::Load).await;
         loaded
     }
 
@@ -301,7 +301,7 @@ impl<S: Store> Store for FaultyStore<S> {
     async fn claim(&self, account: &Account, expected: Revision, presented: Presentation) -> Result<Claim, StoreError> {
         unless(&self.no_claims)?;
         let claimed = self.inner.claim(account, expected, presented).await;
-        self.after(Step::Claim).await;
+        self.after(StoreCall::Claim).await;
         unless(&self.denied_claims)?;
         claimed
     }
@@ -328,7 +328,7 @@ impl<S: Store> Store for FaultyStore<S> {
     ) -> Result<bool, StoreError> {
         unless(&self.no_saves)?;
         let saved = self.inner.save(account, version, next, refresh_state).await;
-        self.after(Step::Save).await;
+        self.after(StoreCall::Save).await;
         saved
     }
 
@@ -341,7 +341,7 @@ impl<S: Store> Store for FaultyStore<S> {
     ) -> Result<PutGrant, StoreError> {
         unless(&self.no_saves)?;
         let put = self.inner.put(account, grant, expect, siblings).await;
-        self.after(Step::Put).await;
+        self.after(StoreCall::Put).await;
         put
     }
 

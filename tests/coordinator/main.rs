@@ -19,7 +19,7 @@ use credproxy::{
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use fakes::{FaultyStore, ManualClock, Scripted, Step, error, lost, set};
+use fakes::{FaultyStore, ManualClock, Scripted, Step, StoreCall, error, lost, set};
 
 mod fakes;
 mod limits;
@@ -696,7 +696,7 @@ async fn who_wants_another_token_is_not_given_his_own_by_a_flight_that_others_be
     let seen = late.token(&account(), None).await.unwrap();
     world.refresh().await.unwrap();
     // A flight for the first token finds the second one, and is about to answer with it.
-    store.hold(Step::Load);
+    store.hold(StoreCall::Load);
     let mut tasks = JoinSet::new();
     spawn_refresh(&late, &mut tasks);
     while !store.holds() {
@@ -775,7 +775,7 @@ async fn a_put_that_returns_late_hides_no_flight_of_a_later_grant() {
         let coordinator = world.coordinator.clone();
         puts.spawn(async move { drop(coordinator.put(&account(), issued, &IfMatch::Absent).await.unwrap()) });
     };
-    world.store.hold(Step::Put);
+    world.store.hold(StoreCall::Put);
     put(&mut puts, world.provider.login());
     world.held().await;
     put(&mut puts, world.provider.login());
@@ -822,7 +822,7 @@ async fn a_mark_that_lies_in_the_future_is_in_no_grace() {
 #[tokio::test(start_paused = true)]
 async fn no_attempt_starts_once_shutdown_has_begun() {
     let world = World::new().await;
-    world.store.hold(Step::Claim);
+    world.store.hold(StoreCall::Claim);
     let mut tasks = JoinSet::new();
     spawn_refresh(&world.coordinator, &mut tasks);
     world.held().await;
@@ -839,7 +839,7 @@ async fn no_attempt_starts_once_shutdown_has_begun() {
 #[tokio::test(start_paused = true)]
 async fn no_attempt_starts_after_the_first_15_seconds() {
     let world = World::new().await;
-    world.store.hold(Step::Claim);
+    world.store.hold(StoreCall::Claim);
     let mut tasks = JoinSet::new();
     spawn_refresh(&world.coordinator, &mut tasks);
     world.held().await;
@@ -858,7 +858,7 @@ async fn a_retry_whose_claim_took_too_long_is_not_sent() {
     let mut tasks = JoinSet::new();
     spawn_refresh(&world.coordinator, &mut tasks);
     world.presented(1).await;
-    world.store.hold(Step::Claim);
+    world.store.hold(StoreCall::Claim);
     world.provider.open();
     while !world.store.holds() {
         tokio::time::sleep(SECOND).await;
@@ -880,7 +880,7 @@ async fn made_up_names_take_no_memory() {
     assert_eq!(remembered(), 0, "of one caller");
     let mut asking = JoinSet::new();
     for step in 0..10 {
-        world.store.hold(Step::Load);
+        world.store.hold(StoreCall::Load);
         let coordinator = world.coordinator.clone();
         asking.spawn(async move { drop(coordinator.peek(&made_up(step)).await) });
     }
@@ -1177,7 +1177,7 @@ async fn a_shutdown_cuts_the_pause_between_two_tries_short() {
 #[tokio::test(start_paused = true)]
 async fn a_put_is_carried_out_when_its_caller_hangs_up() {
     let world = World::new().await;
-    world.store.hold(Step::Put);
+    world.store.hold(StoreCall::Put);
     let (coordinator, login) = (world.coordinator.clone(), world.provider.login());
     let mut putting = JoinSet::new();
     putting.spawn(async move { drop(coordinator.put(&account(), login, &IfMatch::Absent).await) });
@@ -1209,7 +1209,7 @@ async fn what_was_read_before_a_change_is_not_served_after_it() {
     let world = World::new().await;
     for change in ["put", "refresh"] {
         world.log_in_elsewhere().await;
-        world.store.hold(Step::Load);
+        world.store.hold(StoreCall::Load);
         let coordinator = world.coordinator.clone();
         let mut reading = JoinSet::new();
         reading.spawn(async move { coordinator.peek(&account()).await.map(|token| token.token.version) });

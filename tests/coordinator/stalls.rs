@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     SECOND, World, access, account, all,
-    fakes::{Step, lost, set},
+    fakes::{StoreCall, lost, set},
 };
 
 /// Good for so long that a reader wants it refreshed, and can use it.
@@ -20,7 +20,7 @@ const NEAR_THE_END: Duration = Duration::from_secs(3590);
 
 #[tokio::test(start_paused = true)]
 async fn a_good_token_is_served_while_the_store_does_not_answer() {
-    for step in [Step::Claim, Step::Save] {
+    for step in [StoreCall::Claim, StoreCall::Save] {
         let world = World::new().await;
         tokio::time::advance(NEAR_THE_END).await;
         world.store.hold(step);
@@ -58,12 +58,12 @@ async fn what_is_remembered_is_served_while_the_store_cannot_be_read() {
     let version = world.coordinator.peek(&account()).await.unwrap().token.version;
     // Another daemon's change: what is remembered is to be read again.
     assert!(other.inner.settle(&account(), version, &refresh_state).await.unwrap());
-    world.store.hold(Step::Load);
+    world.store.hold(StoreCall::Load);
     assert_eq!(world.get().await.unwrap(), "canary-at-1-end");
-    world.store.hold(Step::Load);
+    world.store.hold(StoreCall::Load);
     assert!(!world.coordinator.health_problems().await.is_empty());
     let start = world.clock.monotonic();
-    world.store.hold(Step::Load);
+    world.store.hold(StoreCall::Load);
     world.coordinator.health_problems().await;
     assert!(world.clock.monotonic().since(start) <= HEALTH_CHECK_TIMEOUT);
 }
