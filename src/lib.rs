@@ -10,7 +10,8 @@
 //! ([`grant::SanitizedToken`]); a refresh token leaves towards its own provider alone.
 //!
 //! # Rooms
-//! Imports run from the right to the left, never back; `tests/house.rs` holds the sources against that.
+//! Imports run from the right to the left, never back;
+//! `tests/repository/architecture.rs` holds the sources against that.
 //! `secret, clock, timeouts, private, socket_path <- account <- grant, item, registration, limits, audit <-
 //! provider, store (the traits) <-
 //! refresh, policy, keys <- login, sandbox <- provider::*, store::*, server, client, config, cli <- lifecycle <- main`
