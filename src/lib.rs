@@ -12,7 +12,7 @@
 //! # Rooms
 //! Imports run from the right to the left, never back;
 //! `tests/repository/architecture.rs` holds the sources against that.
-//! `secret, clock, timeouts, private, socket_path <- account <- grant, item, registration, limits, audit <-
+//! `secret, clock, timeouts, private, problem_code, socket_path <- account <- grant, item, registration, limits, audit <-
 //! provider, store (the traits) <-
 //! refresh, policy, keys <- login, sandbox <- provider::*, store::*, server, client, config, cli <- lifecycle <- main`
 //!
@@ -37,6 +37,7 @@ pub mod limits;
 pub mod login;
 pub mod policy;
 mod private;
+pub mod problem_code;
 pub mod provider;
 pub mod refresh;
 pub mod registration;
