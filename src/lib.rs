@@ -12,7 +12,7 @@
 //! # Rooms
 //! Imports run from the right to the left, never back;
 //! `tests/repository/architecture.rs` holds the sources against that.
-//! `secret, clock, timeouts, private, problem_code, socket_path <- account <- grant, item, registration, limits, audit <-
+//! `secret, clock, timeouts, private, problem_code, socket_path <- account <- grant, item, dialect, limits, audit <-
 //! provider, store (the traits) <-
 //! refresh, policy, keys <- login, sandbox <- provider::*, store::*, server, client, config, cli <- lifecycle <- main`
 //!
@@ -24,6 +24,7 @@ pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod dialect;
 #[cfg(feature = "faults")]
 mod faults;
 #[cfg(feature = "fuzzing")]
@@ -40,7 +41,6 @@ mod private;
 pub mod problem_code;
 pub mod provider;
 pub mod refresh;
-pub mod registration;
 pub mod sandbox;
 pub mod secret;
 pub mod server;

@@ -12,7 +12,7 @@ use credproxy::{
         condition::{IfMatch, Tag},
         outcome::Failure,
     },
-    store::{Outcome, Presented, Revision, Store as _, memory::Memory},
+    store::{Outcome, Presentation, Revision, Store as _, memory::MemoryStore},
 };
 use serde_json::Value;
 use tokio::task::JoinSet;
@@ -31,7 +31,7 @@ const SECOND: Duration = Duration::from_secs(1);
 struct World {
     clock: Arc<WoundClock>,
     provider: Arc<Scripted>,
-    store: Arc<Frail<Memory>>,
+    store: Arc<Frail<MemoryStore>>,
     coordinator: Coordinator,
 }
 
@@ -42,7 +42,7 @@ impl World {
 
     async fn with(rules: Rules, cooldown: Duration) -> Self {
         let (clock, provider) = (WoundClock::new(), Scripted::new(rules));
-        let store = Frail::new(Memory::new().unwrap());
+        let store = Frail::new(MemoryStore::new().unwrap());
         let coordinator = coordinator(&store, &provider, &clock, cooldown);
         let world = Self { clock, provider, store, coordinator };
         world.log_in().await;
@@ -54,7 +54,7 @@ impl World {
     }
 
     /// Another daemon on the same store.
-    fn second(&self) -> (Arc<Frail<Memory>>, Coordinator) {
+    fn second(&self) -> (Arc<Frail<MemoryStore>>, Coordinator) {
         let store = Frail::new(self.store.inner.second_owner());
         let coordinator = coordinator(&store, &self.provider, &self.clock, COOLDOWN);
         (store, coordinator)
@@ -68,8 +68,8 @@ impl World {
         self.coordinator.token(&account(), None).await.map(|snapshot| access(&snapshot))
     }
 
-    async fn marks(&self) -> credproxy::store::Marks {
-        self.store.inner.load(&account()).await.unwrap().unwrap().marks
+    async fn refresh_state(&self) -> credproxy::store::RefreshState {
+        self.store.inner.load(&account()).await.unwrap().unwrap().refresh_state
     }
 
     async fn state(&self) -> AccountState {
@@ -100,14 +100,14 @@ impl World {
 }
 
 fn coordinator(
-    store: &Arc<Frail<Memory>>,
+    store: &Arc<Frail<MemoryStore>>,
     provider: &Arc<Scripted>,
     clock: &Arc<WoundClock>,
     cooldown: Duration,
 ) -> Coordinator {
     let provider: Arc<dyn Provider> = Arc::<Scripted>::clone(provider);
     let providers: Providers = [("corp".parse().unwrap(), provider)].into_iter().collect();
-    Coordinator::new(Arc::<Frail<Memory>>::clone(store), providers, Arc::<WoundClock>::clone(clock), cooldown)
+    Coordinator::new(Arc::<Frail<MemoryStore>>::clone(store), providers, Arc::<WoundClock>::clone(clock), cooldown)
 }
 
 fn account() -> Account {
@@ -318,7 +318,7 @@ async fn what_was_not_spent_is_tried_twice_more_and_then_left_to_the_cooldown() 
     let result = world.refresh().await;
     assert!(matches!(result, Err(RefreshError::Failed { failure: Failure { outcome: Outcome::NotSpent, .. }, .. })));
     assert_eq!(world.provider.presentations(), 3);
-    assert_eq!(world.marks().await.presented, None);
+    assert_eq!(world.refresh_state().await.presented, None);
     assert_eq!(rate_limited(&world.refresh().await), 30);
     tokio::time::advance(COOLDOWN).await;
     assert!(world.refresh().await.is_ok());
@@ -344,7 +344,7 @@ async fn a_lost_answer_is_tried_once_more_when_a_new_token_was_asked_for() {
     let world = World::new().await;
     world.provider.script([lost()]);
     assert_eq!(world.refresh().await.unwrap(), "canary-at-2-end");
-    assert_eq!((world.provider.presentations(), world.marks().await.presented), (2, None));
+    assert_eq!((world.provider.presentations(), world.refresh_state().await.presented), (2, None));
 }
 
 #[tokio::test(start_paused = true)]
@@ -369,7 +369,7 @@ async fn a_dead_grant_after_a_lost_answer_says_that_one_was_lost() {
     let world = World::new().await;
     world.provider.script([Act::RotateAndLose]);
     assert!(matches!(world.refresh().await, Err(RefreshError::Reauth { answer_lost: true, .. })));
-    assert_eq!(world.marks().await.latch.map(|latch| latch.answer_lost), Some(true));
+    assert_eq!(world.refresh_state().await.dead.map(|dead| dead.answer_lost), Some(true));
 }
 
 #[tokio::test(start_paused = true)]
@@ -403,7 +403,7 @@ async fn a_mark_left_by_a_crash_follows_the_rule_for_ambiguity() {
     let record = world.store.inner.load(&account()).await.unwrap().unwrap();
     {
         let crashed = world.store.inner.second_owner();
-        let mark = Presented { at: Timestamp::from_secs(1_700_000_000), count: 1 };
+        let mark = Presentation { at: Timestamp::from_secs(1_700_000_000), count: 1 };
         crashed.claim(&account(), record.revision, mark).await.unwrap();
     }
     let (_store, restarted) = world.second();
@@ -419,10 +419,10 @@ async fn the_store_is_found_broken_before_the_token_is_spent() {
     let world = World::new().await;
     set(&world.store.no_claims, true);
     assert!(matches!(world.refresh().await, Err(RefreshError::Store(_))));
-    assert_eq!((world.provider.presentations(), world.coordinator.ailments().await.len()), (0, 1));
+    assert_eq!((world.provider.presentations(), world.coordinator.health_problems().await.len()), (0, 1));
     set(&world.store.no_claims, false);
     assert!(world.refresh().await.is_ok());
-    assert!(world.coordinator.ailments().await.is_empty());
+    assert!(world.coordinator.health_problems().await.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -433,12 +433,12 @@ async fn a_successor_that_cannot_be_saved_is_served_and_saved_when_the_store_hea
     tokio::time::sleep(SECOND * 60).await;
     assert_eq!(world.get().await.unwrap(), "canary-at-2-end");
     assert!(matches!(world.refresh().await, Err(RefreshError::Unsaved)));
-    assert!(!world.coordinator.ailments().await.is_empty());
+    assert!(!world.coordinator.health_problems().await.is_empty());
     let (_store, second) = world.second();
     assert!(matches!(refresh(&second).await, Err(RefreshError::LeaseHeld)), "the lease is held all the while");
     set(&world.store.no_saves, false);
     tokio::time::sleep(SECOND * 2).await;
-    assert!(world.coordinator.ailments().await.is_empty());
+    assert!(world.coordinator.health_problems().await.is_empty());
     assert_eq!(world.store.inner.load(&account()).await.unwrap().unwrap().grant.version.generation, 2);
     assert_eq!(world.refresh().await.unwrap(), "canary-at-3-end");
     assert_eq!((world.provider.presentations(), world.provider.reuses()), (2, 0));
@@ -555,7 +555,7 @@ async fn a_daemon_that_dies_in_mid_flight_leaves_the_lease_free() {
     let world = World::new().await;
     let record = world.store.inner.load(&account()).await.unwrap().unwrap();
     let dying = world.store.inner.second_owner();
-    let mark = Presented { at: Timestamp::from_secs(1_700_000_000), count: 1 };
+    let mark = Presentation { at: Timestamp::from_secs(1_700_000_000), count: 1 };
     dying.claim(&account(), record.revision, mark).await.unwrap();
     assert!(matches!(world.refresh().await, Err(RefreshError::LeaseHeld)));
     drop(dying);
@@ -741,7 +741,7 @@ async fn a_flight_that_a_put_overtook_presents_nothing_of_the_new_grant() {
     let world = World::new().await;
     let record = world.store.inner.load(&account()).await.unwrap().unwrap();
     let elsewhere = world.store.inner.second_owner();
-    let mark = Presented { at: Timestamp::from_secs(1_700_000_000), count: 1 };
+    let mark = Presentation { at: Timestamp::from_secs(1_700_000_000), count: 1 };
     elsewhere.claim(&account(), record.revision, mark).await.unwrap();
     let mut tasks = JoinSet::new();
     spawn_refresh(&world.coordinator, &mut tasks);
@@ -805,7 +805,7 @@ async fn a_grant_that_a_flight_found_deleted_is_served_no_more() {
 async fn a_mark_that_lies_in_the_future_is_in_no_grace() {
     let world = World::with(Rules { reuse_grace: SECOND * 30, ..Rules::default() }, COOLDOWN).await;
     let record = world.store.inner.load(&account()).await.unwrap().unwrap();
-    let mark = Presented { at: Timestamp::from_secs(1_800_000_000), count: 1 };
+    let mark = Presentation { at: Timestamp::from_secs(1_800_000_000), count: 1 };
     world.store.inner.second_owner().claim(&account(), record.revision, mark).await.unwrap();
     tokio::time::advance(SECOND * 2000).await;
     world.coordinator.token(&account(), Some(SECOND * 1800)).await.unwrap();
@@ -825,7 +825,7 @@ async fn no_attempt_starts_once_shutdown_has_begun() {
     settle_down().await;
     world.store.release();
     assert!(matches!(all(tasks).await[0], Err(RefreshError::ShuttingDown)));
-    assert_eq!((world.provider.presentations(), world.marks().await.presented), (0, None));
+    assert_eq!((world.provider.presentations(), world.refresh_state().await.presented), (0, None));
     assert_eq!(refresh(&world.second().1).await.unwrap(), "canary-at-2-end", "the lease is free");
 }
 
@@ -839,7 +839,7 @@ async fn no_attempt_starts_after_the_first_15_seconds() {
     tokio::time::advance(SECOND * 15).await;
     world.store.release();
     assert!(matches!(all(tasks).await[0], Err(RefreshError::Store(_))));
-    assert_eq!((world.provider.presentations(), world.marks().await.presented), (0, None));
+    assert_eq!((world.provider.presentations(), world.refresh_state().await.presented), (0, None));
     assert_eq!(refresh(&world.second().1).await.unwrap(), "canary-at-2-end", "the lease is free");
 }
 
@@ -859,7 +859,7 @@ async fn a_retry_whose_claim_took_too_long_is_not_sent() {
     tokio::time::advance(SECOND * 15).await;
     world.store.release();
     assert!(matches!(all(tasks).await[0], Err(RefreshError::Failed { .. })));
-    assert_eq!((world.provider.presentations(), world.marks().await.presented), (1, None));
+    assert_eq!((world.provider.presentations(), world.refresh_state().await.presented), (1, None));
 }
 
 #[tokio::test(start_paused = true)]
@@ -894,7 +894,7 @@ impl World {
     /// As a daemon leaves it that was killed after the mark and before the end.
     async fn crash_in_mid_flight(&self, count: u32) {
         let record = self.store.inner.load(&account()).await.unwrap().unwrap();
-        let mark = Presented { at: self.clock.now(), count };
+        let mark = Presentation { at: self.clock.now(), count };
         self.store.inner.second_owner().claim(&account(), record.revision, mark).await.unwrap();
     }
 
@@ -914,12 +914,12 @@ async fn a_mark_goes_with_the_success_and_counts_until_then() {
     world.crash_in_mid_flight(1).await;
     world.provider.script([lost()]);
     assert!(world.refresh().await.is_err());
-    assert_eq!(world.marks().await.presented.map(|mark| mark.count), Some(2), "the crash's and one more");
+    assert_eq!(world.refresh_state().await.presented.map(|mark| mark.count), Some(2), "the crash's and one more");
     assert_eq!(world.refresh().await.unwrap(), "canary-at-2-end");
-    assert_eq!(world.marks().await.presented, None);
+    assert_eq!(world.refresh_state().await.presented, None);
     world.provider.script([lost(), lost()]);
     assert!(world.refresh().await.is_err());
-    assert_eq!(world.marks().await.presented.map(|mark| mark.count), Some(2), "two tries in one flight");
+    assert_eq!(world.refresh_state().await.presented.map(|mark| mark.count), Some(2), "two tries in one flight");
 }
 
 #[tokio::test(start_paused = true)]
@@ -927,7 +927,7 @@ async fn a_dead_grant_has_no_presentation_in_doubt() {
     let world = World::new().await;
     world.provider.script([lost(), error(400, "invalid_grant")]);
     assert!(matches!(world.refresh().await, Err(RefreshError::Reauth { answer_lost: true, .. })));
-    assert_eq!(world.marks().await.presented, None);
+    assert_eq!(world.refresh_state().await.presented, None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -936,7 +936,7 @@ async fn what_was_not_spent_after_a_lost_answer_leaves_the_doubt() {
     let unsent = || Act::Fail(Reply::NotSent("no route"));
     world.provider.script([lost(), unsent(), unsent(), error(400, "odd")]);
     assert!(matches!(world.refresh().await, Err(RefreshError::Failed { .. })));
-    assert!(world.marks().await.presented.is_some());
+    assert!(world.refresh_state().await.presented.is_some());
     tokio::time::advance(COOLDOWN).await;
     world.provider.script([error(400, "invalid_grant")]);
     assert!(matches!(world.refresh().await, Err(RefreshError::Reauth { answer_lost: true, .. })));
@@ -1029,7 +1029,7 @@ async fn a_reader_does_not_wait_for_another_daemons_lease() {
     let world = World::new().await;
     let record = world.store.inner.load(&account()).await.unwrap().unwrap();
     let elsewhere = world.store.inner.second_owner();
-    elsewhere.claim(&account(), record.revision, Presented { at: world.clock.now(), count: 1 }).await.unwrap();
+    elsewhere.claim(&account(), record.revision, Presentation { at: world.clock.now(), count: 1 }).await.unwrap();
     tokio::time::advance(SECOND * 3550).await;
     let start = world.clock.monotonic();
     assert_eq!(world.get().await.unwrap(), "canary-at-1-end");
@@ -1051,7 +1051,7 @@ async fn a_failure_that_cannot_be_saved_is_heeded_and_saved_when_the_store_heals
     assert_eq!((world.get().await.unwrap().as_str(), world.provider.presentations()), ("canary-at-1-end", 1));
     set(&world.store.no_saves, false);
     tokio::time::sleep(SECOND * 2).await;
-    assert!(world.marks().await.latch.is_some());
+    assert!(world.refresh_state().await.dead.is_some());
 }
 
 #[tokio::test(start_paused = true)]

@@ -19,7 +19,7 @@ use credproxy::{
     grant::{Grant, GrantId, Issued, SanitizedToken},
     lifecycle,
     provider::{Body, DevicePoll, Provider as _, Reply, oauth2::OAuth2},
-    refresh::outcome::{Sorted, sort},
+    refresh::outcome::{Classified, classify},
     secret::{AuthorizationCode, CodeVerifier, DeviceCode, LOGIN_BYTES, LoginState},
 };
 use serde_json::{Map, Value, json};
@@ -262,8 +262,8 @@ async fn grants_are_refreshed_again_and_again_and_lose_nothing() {
             script(&issuer, &record, raw(answer));
             let reply = client.refresh(&grant).await;
             check_request(&name, &issuer.requests().pop().unwrap(), &record, good);
-            let sorted = sort(reply, client.rules(), &grant);
-            let Sorted::Success(tokens) = sorted else { panic!("{name}: {sorted:?}") };
+            let classified = classify(reply, client.rules(), &grant);
+            let Classified::Success(tokens) = classified else { panic!("{name}: {classified:?}") };
             grant = grant.refreshed(*tokens, Timestamp::from_secs(NOW));
             check_grant(&name, &grant, &client, answer);
             good = &answer.good;
@@ -288,8 +288,8 @@ async fn answers_without_tokens_are_sorted_into_their_classes() {
         let grant = log_in(&issuer, &client, &record).await;
         for failure in &record.failures {
             script(&issuer, &record, Raw::new(failure.status, &failure.content_type, failure.body.as_str()));
-            let sorted = sort(client.refresh(&grant).await, client.rules(), &grant);
-            let Sorted::Failure(found) = sorted else { panic!("{name}: {}", failure.body) };
+            let classified = classify(client.refresh(&grant).await, client.rules(), &grant);
+            let Classified::Failure(found) = classified else { panic!("{name}: {}", failure.body) };
             let class = format!("{:?}", found.outcome).to_lowercase();
             assert_eq!(class, failure.outcome.replace('_', ""), "{name}: {} {}", failure.status, failure.body);
         }

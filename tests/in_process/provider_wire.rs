@@ -3,12 +3,12 @@ use std::{sync::Arc, time::Duration};
 
 use credproxy::{
     clock::{SystemClock, Timestamp},
+    dialect::{Dialect, RequestForm, RequestFormat, SecretPlace},
     grant::{Extra, Grant, GrantId, Issued, Lifetime},
     provider::{
         Body, Provider as _, Reply, Rules,
         oauth2::{Authentication, Endpoints, LoginSettings, OAuth2, Settings, endpoint},
     },
-    registration::{Dialect, RequestForm, RequestFormat, SecretPlace},
     secret::{AccessToken, ClientSecret, RefreshToken},
 };
 use url::Url;

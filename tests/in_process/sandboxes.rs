@@ -15,11 +15,14 @@ use credproxy::{
     grant::{Grant, Version},
     item::{Item, ItemKind, ItemTag},
     policy::Allowed,
-    sandbox::{Doors, Keeper, Lifetime, MOST, Sandbox, SandboxError, SandboxId, SandboxRoot, Sandboxes, Wanted},
+    sandbox::{
+        DEFAULT_MAX_SANDBOXES, Sandbox, SandboxActor, SandboxError, SandboxId, SandboxLifetime, SandboxRequest,
+        SandboxRoot, Sandboxes, SocketHost,
+    },
     secret::{CapabilityHash, Content},
     store::{
-        self, Claim, Deleted, Expect, ItemEntry, Marks, Presented, Put, PutGrant, Record, Removed, Renamed, Revision,
-        Shelf, Store, StoreError, Visitor, memory::Memory,
+        self, Claim, Deleted, Expect, ItemEntry, ItemStore, Presentation, Put, PutGrant, Record, RefreshState, Removed,
+        Renamed, Revision, Store, StoreError, Visitor, memory::MemoryStore,
     },
 };
 use futures_util::FutureExt as _;
@@ -65,7 +68,7 @@ enum Writes {
 /// A store in memory whose writes of items a test stalls.
 #[derive(Debug)]
 struct Stalling {
-    memory: Memory,
+    memory: MemoryStore,
     writes: watch::Sender<Writes>,
 }
 
@@ -84,7 +87,7 @@ fn failed() -> StoreError {
 }
 
 #[async_trait]
-impl Shelf for Stalling {
+impl ItemStore for Stalling {
     async fn item(&self, kind: ItemKind, name: &ItemName) -> Result<Option<Item>, StoreError> {
         self.memory.item(kind, name).await
     }
@@ -134,19 +137,19 @@ impl Store for Stalling {
         unreachable!()
     }
 
-    async fn visit(&self, _: &store::Wanted<'_>, _: &mut Visitor<'_>) -> Result<(), StoreError> {
+    async fn visit(&self, _: &store::AccountFilter<'_>, _: &mut Visitor<'_>) -> Result<(), StoreError> {
         unreachable!()
     }
 
-    async fn claim(&self, _: &Account, _: Revision, _: Presented) -> Result<Claim, StoreError> {
+    async fn claim(&self, _: &Account, _: Revision, _: Presentation) -> Result<Claim, StoreError> {
         unreachable!()
     }
 
-    async fn settle(&self, _: &Account, _: Version, _: &Marks) -> Result<bool, StoreError> {
+    async fn settle(&self, _: &Account, _: Version, _: &RefreshState) -> Result<bool, StoreError> {
         unreachable!()
     }
 
-    async fn save(&self, _: &Account, _: Version, _: &Grant, _: &Marks) -> Result<bool, StoreError> {
+    async fn save(&self, _: &Account, _: Version, _: &Grant, _: &RefreshState) -> Result<bool, StoreError> {
         unreachable!()
     }
 
@@ -191,9 +194,9 @@ impl Noted {
     }
 }
 
-impl Doors for Noted {
+impl SocketHost for Noted {
     type Bound = SandboxId;
-    type Door = SandboxId;
+    type OpenSocket = SandboxId;
 
     async fn bind(&self, sandbox: &Sandbox) -> Result<SandboxId, String> {
         if self.broken.load(Ordering::Relaxed) {
@@ -208,15 +211,15 @@ impl Doors for Noted {
         bound
     }
 
-    async fn cut(&self, door: SandboxId) {
+    async fn close_now(&self, door: SandboxId) {
         self.note("cut", door);
     }
 
-    async fn leave(&self, door: SandboxId) {
+    async fn drain(&self, door: SandboxId) {
         self.note("leave", door);
     }
 
-    async fn clear(&self, sandbox: &Sandbox) {
+    async fn remove_files(&self, sandbox: &Sandbox) {
         self.note("clear", sandbox.id);
     }
 }
@@ -230,18 +233,18 @@ struct Daemon {
 
 impl Daemon {
     fn start(times: &Arc<Times>, doors: &Noted, root: &str) -> Self {
-        let shelf: Arc<dyn Shelf> = Arc::<Stalling>::clone(&doors.shelf);
+        let shelf: Arc<dyn ItemStore> = Arc::<Stalling>::clone(&doors.shelf);
         let clock: Arc<dyn Clock> = Arc::<Times>::clone(times);
         let root = SandboxRoot { name: root.into(), directory: root.into() };
-        let (sandboxes, keeper) = Keeper::new(shelf, clock, root, doors.clone(), MOST);
+        let (sandboxes, keeper) = SandboxActor::new(shelf, clock, root, doors.clone(), DEFAULT_MAX_SANDBOXES);
         let (stop, mut running) = (CancellationToken::new(), JoinSet::new());
         running.spawn(keeper.run(stop.clone()));
         Self { sandboxes, stop, running }
     }
 
     async fn make(&self, seconds: u64) -> Sandbox {
-        let lifetime = Some(Lifetime::of_secs(seconds).unwrap());
-        let wanted = Wanted { allowed: Allowed::default(), capability: false, lifetime, process: None };
+        let lifetime = Some(SandboxLifetime::of_secs(seconds).unwrap());
+        let wanted = SandboxRequest { allowed: Allowed::default(), capability: false, lifetime, process: None };
         self.sandboxes.create(wanted).await.unwrap().sandbox
     }
 
@@ -257,7 +260,7 @@ impl Daemon {
 }
 
 fn doors() -> Noted {
-    let shelf = Stalling { memory: Memory::new().unwrap(), writes: watch::Sender::new(Writes::Done) };
+    let shelf = Stalling { memory: MemoryStore::new().unwrap(), writes: watch::Sender::new(Writes::Done) };
     Noted { shelf: Arc::new(shelf), broken: Arc::default(), notes: Arc::default() }
 }
 
@@ -377,7 +380,7 @@ async fn a_store_that_does_not_answer_keeps_no_sandbox_alive() {
     let sandboxes = daemon.sandboxes.clone();
     let mut asking = JoinSet::new();
     asking.spawn(async move {
-        let wanted = Wanted { allowed: Allowed::default(), capability: false, lifetime: None, process: None };
+        let wanted = SandboxRequest { allowed: Allowed::default(), capability: false, lifetime: None, process: None };
         sandboxes.create(wanted).await.map(drop)
     });
     until(&doors, "bind").await;
@@ -424,7 +427,7 @@ async fn what_could_not_be_made_is_not_there_after_the_next_start() {
         assert_eq!(daemon.count().await, 0);
         doors.broken.store(broken, Ordering::Relaxed);
         doors.shelf.set(writes);
-        let wanted = Wanted { allowed: Allowed::default(), capability: false, lifetime: None, process: None };
+        let wanted = SandboxRequest { allowed: Allowed::default(), capability: false, lifetime: None, process: None };
         let refused = daemon.sandboxes.create(wanted).await.unwrap_err();
         assert_eq!(matches!(refused, SandboxError::NoSocket(_)), broken, "{writes:?}: {refused}");
         assert_eq!(daemon.count().await, 0);

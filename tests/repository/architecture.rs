@@ -25,7 +25,7 @@ const RANKS: [(&str, u8); 29] = [
     ("limits", 2),
     ("audit", 2),
     ("item", 2),
-    ("registration", 2),
+    ("dialect", 2),
     ("provider", 3),
     ("store", 3),
     ("policy", 4),

@@ -13,10 +13,10 @@ use credproxy::{
     refresh::Coordinator,
     server::{
         Api, AppState,
-        listener::{Ending, Listener, Terms},
+        listener::{Listener, ServeOptions, Shutdown},
         peer::Peers,
     },
-    store::{Shelf, memory::Memory},
+    store::{ItemStore, memory::MemoryStore},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -417,7 +417,7 @@ async fn so_many_sandboxes_are_there_at_once_and_each_has_a_sandboxs_limits() {
 /// A listener in this process, whose time can be paused.
 struct Served {
     socket: PathBuf,
-    ending: Ending,
+    shutdown: Shutdown,
     serving: JoinSet<()>,
     _home: tempfile::TempDir,
 }
@@ -426,17 +426,17 @@ impl Served {
     fn new() -> Self {
         let home = tempfile::tempdir().unwrap();
         let socket = home.path().join("run/s");
-        let (store, clock): (Arc<dyn Shelf>, Arc<dyn Clock>) =
-            (Arc::new(Memory::new().unwrap()), Arc::new(SystemClock::new()));
+        let (store, clock): (Arc<dyn ItemStore>, Arc<dyn Clock>) =
+            (Arc::new(MemoryStore::new().unwrap()), Arc::new(SystemClock::new()));
         let keys = Keys::new(Arc::clone(&store), Arc::clone(&clock));
         let coordinator = Coordinator::new(store, Providers::default(), clock, Duration::ZERO);
         let api = Api::new(AppState::new(coordinator, keys, Policy::host()));
         let listener = Listener::bind("s", &socket, Peers::own()).unwrap();
-        let terms = Terms { limits: SocketLimits::HOST, share: 100, audit: Audit::default() };
-        let (ending, mut serving) = (Ending::default(), JoinSet::new());
-        let ends = ending.clone();
-        serving.spawn(async move { listener.serve(api, terms, &ends).await });
-        Self { socket, ending, serving, _home: home }
+        let options = ServeOptions { limits: SocketLimits::HOST, share: 100, audit: Audit::default() };
+        let (shutdown, mut serving) = (Shutdown::default(), JoinSet::new());
+        let ends = shutdown.clone();
+        serving.spawn(async move { listener.serve(api, options, &ends).await });
+        Self { socket, shutdown, serving, _home: home }
     }
 
     /// Sends this and nothing more. What is answered, and after how many seconds the connection is closed.
@@ -452,7 +452,7 @@ impl Served {
     }
 
     async fn end(mut self) {
-        self.ending.orderly.cancel();
+        self.shutdown.graceful.cancel();
         while self.serving.join_next().await.is_some() {}
     }
 }

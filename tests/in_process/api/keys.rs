@@ -9,7 +9,7 @@ use credproxy::{
     keys::{KeyError, Keys},
     policy::{Allowed, Operation, Policy},
     secret::{ApiKey, RefreshToken},
-    store::{Expect, Shelf as _, StoreError, memory::Memory},
+    store::{Expect, ItemStore as _, StoreError, memory::MemoryStore},
 };
 use futures_util::FutureExt as _;
 use serde_json::json;
@@ -252,9 +252,9 @@ async fn bad_requests_are_refused_and_touch_nothing() {
 }
 
 /// A room of keys alone, and the store below it.
-fn room() -> (Arc<Memory>, Keys) {
-    let store = Arc::new(Memory::new().unwrap());
-    let keys = Keys::new(Arc::<Memory>::clone(&store), Arc::new(SystemClock::new()));
+fn room() -> (Arc<MemoryStore>, Keys) {
+    let store = Arc::new(MemoryStore::new().unwrap());
+    let keys = Keys::new(Arc::<MemoryStore>::clone(&store), Arc::new(SystemClock::new()));
     (store, keys)
 }
 

@@ -153,11 +153,11 @@ async fn every_answer_of_a_provider_has_its_class() {
             let retry_after = got.header("retry-after").map(|seconds| seconds.parse::<u64>().unwrap());
             assert_eq!(retry_after, expected.retry_after, "{name}");
             assert_eq!(world.issuer.presentations().len(), expected.presentations, "{name}");
-            let (marks, generation) = world.kept().await;
-            let attempt = marks.attempt.unwrap();
+            let (refresh_state, generation) = world.kept().await;
+            let attempt = refresh_state.attempt.unwrap();
             assert_eq!((attempt.outcome, attempt.code.as_deref()), (expected.outcome, expected.shown), "{name}");
-            assert_eq!(marks.latch.is_some(), expected.outcome == Outcome::Final, "{name}");
-            assert_eq!(marks.presented.is_some(), expected.outcome == Outcome::Ambiguous, "{name}");
+            assert_eq!(refresh_state.dead.is_some(), expected.outcome == Outcome::Final, "{name}");
+            assert_eq!(refresh_state.presented.is_some(), expected.outcome == Outcome::Ambiguous, "{name}");
             assert_eq!(generation, 1, "{name}");
             let after = world.host.get("/v1/tokens/corp").await;
             assert_eq!((after.access_token(), after.etag()), (before.access_token(), before.etag()), "{name}");

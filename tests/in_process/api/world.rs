@@ -8,6 +8,7 @@ use axum_test::TestServer;
 use credproxy::{
     account::Account,
     clock::{Clock, SystemClock},
+    dialect::Dialect,
     keys::Keys,
     login::Logins,
     policy::{Allowed, Operation, Policy},
@@ -16,9 +17,8 @@ use credproxy::{
         oauth2::{Authentication, Endpoints, LoginSettings, OAuth2, Settings, endpoint},
     },
     refresh::Coordinator,
-    registration::Dialect,
     server::{AppState, peer::Peer, router},
-    store::{Marks, Store as _, memory::Memory},
+    store::{RefreshState, Store as _, memory::MemoryStore},
 };
 use http::{HeaderName, HeaderValue, Method};
 use serde_json::{Value, json};
@@ -33,7 +33,7 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(crate) struct World {
     pub(crate) issuer: Issuer,
-    pub(crate) store: Arc<Memory>,
+    pub(crate) store: Arc<MemoryStore>,
     pub(crate) coordinator: Coordinator,
     keys: Keys,
     pub(crate) host: Api,
@@ -216,9 +216,9 @@ impl World {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let provider: Arc<dyn Provider> = Arc::new(OAuth2::new(settings, Arc::clone(&clock)).unwrap());
         let providers = [("corp".parse().unwrap(), provider)].into_iter().collect();
-        let store = Arc::new(Memory::new().unwrap());
-        let keys = Keys::new(Arc::<Memory>::clone(&store), Arc::clone(&clock));
-        let coordinator = Coordinator::new(Arc::<Memory>::clone(&store), providers, clock, cooldown);
+        let store = Arc::new(MemoryStore::new().unwrap());
+        let keys = Keys::new(Arc::<MemoryStore>::clone(&store), Arc::clone(&clock));
+        let coordinator = Coordinator::new(Arc::<MemoryStore>::clone(&store), providers, clock, cooldown);
         let host = Api::of(AppState::new(coordinator.clone(), keys.clone(), Policy::host()));
         let world = Self { issuer, store, coordinator, keys, host };
         assert_eq!(world.log_in("corp").await.status, 201);
@@ -240,9 +240,9 @@ impl World {
     }
 
     /// What stands beside the grant, and its generation.
-    pub(crate) async fn kept(&self) -> (Marks, u64) {
+    pub(crate) async fn kept(&self) -> (RefreshState, u64) {
         let account: Account = "corp".parse().unwrap();
         let record = self.store.load(&account).await.unwrap().unwrap();
-        (record.marks, record.grant.version.generation)
+        (record.refresh_state, record.grant.version.generation)
     }
 }

@@ -17,8 +17,8 @@ use credproxy::{
     provider::{Body, ErrorCode, Provider, Reply, Rules},
     secret::{AccessToken, RefreshToken},
     store::{
-        Claim, Deleted, Expect, Marks, Presented, PutGrant, Record, Renamed, Revision, Store, StoreError, Visitor,
-        Wanted,
+        AccountFilter, Claim, Deleted, Expect, Presentation, PutGrant, Record, RefreshState, Renamed, Revision, Store,
+        StoreError, Visitor,
     },
 };
 use secrecy::ExposeSecret as _;
@@ -293,12 +293,12 @@ impl<S: Store> Store for Frail<S> {
         self.inner.names().await
     }
 
-    async fn visit(&self, wanted: &Wanted<'_>, each: &mut Visitor<'_>) -> Result<(), StoreError> {
+    async fn visit(&self, wanted: &AccountFilter<'_>, each: &mut Visitor<'_>) -> Result<(), StoreError> {
         unless(&self.no_reads)?;
         self.inner.visit(wanted, each).await
     }
 
-    async fn claim(&self, account: &Account, expected: Revision, presented: Presented) -> Result<Claim, StoreError> {
+    async fn claim(&self, account: &Account, expected: Revision, presented: Presentation) -> Result<Claim, StoreError> {
         unless(&self.no_claims)?;
         let claimed = self.inner.claim(account, expected, presented).await;
         self.after(Step::Claim).await;
@@ -306,17 +306,28 @@ impl<S: Store> Store for Frail<S> {
         claimed
     }
 
-    async fn settle(&self, account: &Account, version: Version, marks: &Marks) -> Result<bool, StoreError> {
+    async fn settle(
+        &self,
+        account: &Account,
+        version: Version,
+        refresh_state: &RefreshState,
+    ) -> Result<bool, StoreError> {
         unless(&self.no_saves)?;
         if self.usurped.load(Ordering::SeqCst) {
             return Ok(false);
         }
-        self.inner.settle(account, version, marks).await
+        self.inner.settle(account, version, refresh_state).await
     }
 
-    async fn save(&self, account: &Account, version: Version, next: &Grant, marks: &Marks) -> Result<bool, StoreError> {
+    async fn save(
+        &self,
+        account: &Account,
+        version: Version,
+        next: &Grant,
+        refresh_state: &RefreshState,
+    ) -> Result<bool, StoreError> {
         unless(&self.no_saves)?;
-        let saved = self.inner.save(account, version, next, marks).await;
+        let saved = self.inner.save(account, version, next, refresh_state).await;
         self.after(Step::Save).await;
         saved
     }

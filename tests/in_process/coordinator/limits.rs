@@ -5,10 +5,10 @@ use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 use credproxy::{
     account::Account,
     clock::Clock,
-    limits::{Rate, Spending},
+    limits::{Rate, RefreshQuota},
     provider::{Provider, Rules},
-    refresh::{Coordinator, RefreshError, Ticket, condition::IfMatch},
-    store::{Store as _, memory::Memory},
+    refresh::{CallerContext, Coordinator, RefreshError, condition::IfMatch},
+    store::{Store as _, memory::MemoryStore},
 };
 use tokio::task::JoinSet;
 
@@ -20,7 +20,7 @@ use crate::coordinator::{
 /// Two providers that take one refresh at once, with accounts each.
 struct Pair {
     clock: Arc<WoundClock>,
-    store: Arc<Memory>,
+    store: Arc<MemoryStore>,
     slow: Arc<Scripted>,
     other: Arc<Scripted>,
     coordinator: Coordinator,
@@ -34,10 +34,10 @@ impl Pair {
             let provider: Arc<dyn Provider> = Arc::<Scripted>::clone(provider);
             (name.parse().unwrap(), provider)
         });
-        let (store, clock) = (Arc::new(Memory::new().unwrap()), WoundClock::new());
+        let (store, clock) = (Arc::new(MemoryStore::new().unwrap()), WoundClock::new());
         let shared: Arc<dyn Clock> = Arc::<WoundClock>::clone(&clock);
         let providers = providers.into_iter().collect();
-        let coordinator = Coordinator::new(Arc::<Memory>::clone(&store), providers, shared, cooldown);
+        let coordinator = Coordinator::new(Arc::<MemoryStore>::clone(&store), providers, shared, cooldown);
         let pair = Self { clock, store, slow, other, coordinator };
         for name in ["slow/b", "slow/a", "other/a"] {
             pair.log_in(name).await;
@@ -51,9 +51,9 @@ impl Pair {
         self.coordinator.put(&name.parse().unwrap(), provider.login(), &IfMatch::Absent).await.unwrap();
     }
 
-    async fn refresh(&self, name: &str, ticket: &Ticket) -> Result<(), RefreshError> {
+    async fn refresh(&self, name: &str, caller: &CallerContext) -> Result<(), RefreshError> {
         let account: Account = name.parse().unwrap();
-        self.coordinator.refresh_with(&account, &IfMatch::Absent, ticket).await.map(drop)
+        self.coordinator.refresh_with(&account, &IfMatch::Absent, caller).await.map(drop)
     }
 
     fn spawn(&self, name: &str, tasks: &mut JoinSet<Result<(), RefreshError>>) {
@@ -68,7 +68,7 @@ impl Pair {
     }
 
     async fn marked(&self, name: &str) -> bool {
-        self.store.load(&name.parse().unwrap()).await.unwrap().unwrap().marks.presented.is_some()
+        self.store.load(&name.parse().unwrap()).await.unwrap().unwrap().refresh_state.presented.is_some()
     }
 }
 
@@ -98,11 +98,11 @@ async fn a_provider_that_hangs_keeps_its_own_accounts_waiting_and_no_other() {
     pair.presented(1).await;
     let start = pair.clock.monotonic();
     let elapsed = || pair.clock.monotonic().since(start);
-    pair.refresh("other/a", &Ticket::default()).await.unwrap();
+    pair.refresh("other/a", &CallerContext::default()).await.unwrap();
     assert_eq!(elapsed(), Duration::ZERO, "the other provider's account does not wait");
 
-    let refused = pair.refresh("slow/b", &Ticket::default()).await;
-    assert!(matches!(refused, Err(RefreshError::Crowded)), "{refused:?}");
+    let refused = pair.refresh("slow/b", &CallerContext::default()).await;
+    assert!(matches!(refused, Err(RefreshError::ProviderBusy)), "{refused:?}");
     assert_eq!(elapsed(), SECOND * 10);
     assert!(!pair.marked("slow/b").await);
     pair.coordinator.token(&"slow/b".parse().unwrap(), None).await.expect("the valid token is served");
@@ -110,7 +110,9 @@ async fn a_provider_that_hangs_keeps_its_own_accounts_waiting_and_no_other() {
     pair.slow.open();
     tasks.join_next().await.unwrap().unwrap().unwrap();
     pair.log_in("slow/b").await;
-    pair.refresh("slow/b", &Ticket::default()).await.expect("there is room, and no cooldown of an attempt never made");
+    pair.refresh("slow/b", &CallerContext::default())
+        .await
+        .expect("there is room, and no cooldown of an attempt never made");
 }
 
 #[tokio::test(start_paused = true)]
@@ -139,77 +141,77 @@ async fn who_waits_for_a_place_does_not_hold_up_the_end() {
 async fn a_socket_has_so_many_new_tokens_of_each_account_and_pays_for_nothing_else() {
     let pair = Pair::new(Duration::ZERO).await;
     pair.log_in("slow/b").await;
-    let spending = Arc::new(Spending::new(Rate::per_hour(2)));
-    let ticket = || Ticket::paid_from(Some(Arc::clone(&spending)));
+    let quota = Arc::new(RefreshQuota::new(Rate::per_hour(2)));
+    let caller = || CallerContext::with_quota(Some(Arc::clone(&quota)));
     let account: Account = "slow/b".parse().unwrap();
     let first = pair.coordinator.peek(&account).await.unwrap().tag.clone();
     for _ in 0..2 {
-        pair.refresh("slow/b", &ticket()).await.unwrap();
+        pair.refresh("slow/b", &caller()).await.unwrap();
     }
     let calls = pair.slow.presentations();
-    match pair.refresh("slow/b", &ticket()).await {
-        Err(RefreshError::Spent { wait }) => assert_eq!(wait, SECOND * 1800),
+    match pair.refresh("slow/b", &caller()).await {
+        Err(RefreshError::QuotaExceeded { wait }) => assert_eq!(wait, SECOND * 1800),
         other => panic!("{other:?}"),
     }
     assert_eq!(pair.slow.presentations(), calls);
 
     // What is done already costs nothing, nor does a token that is read; another account has its own.
     let moved = IfMatch::Tags(vec![credproxy::refresh::condition::Tag::parse(&first)]);
-    pair.coordinator.refresh_with(&account, &moved, &ticket()).await.unwrap();
-    pair.coordinator.token_with(&account, None, &ticket()).await.unwrap();
-    pair.refresh("other/a", &ticket()).await.unwrap();
+    pair.coordinator.refresh_with(&account, &moved, &caller()).await.unwrap();
+    pair.coordinator.token_with(&account, None, &caller()).await.unwrap();
+    pair.refresh("other/a", &caller()).await.unwrap();
     // Nor is anybody else held to it.
-    pair.refresh("slow/b", &Ticket::default()).await.unwrap();
+    pair.refresh("slow/b", &CallerContext::default()).await.unwrap();
 
     tokio::time::sleep(SECOND * 1800).await;
-    pair.refresh("slow/b", &ticket()).await.unwrap();
-    assert!(matches!(pair.refresh("slow/b", &ticket()).await, Err(RefreshError::Spent { .. })));
+    pair.refresh("slow/b", &caller()).await.unwrap();
+    assert!(matches!(pair.refresh("slow/b", &caller()).await, Err(RefreshError::QuotaExceeded { .. })));
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_joins_a_flight_pays_nothing_and_waits_for_its_call() {
+async fn joining_a_flight_costs_no_quota_and_waits_for_its_call() {
     let pair = Pair::new(Duration::ZERO).await;
     pair.log_in("slow/b").await;
-    let spending = Arc::new(Spending::new(Rate::per_hour(1)));
-    let tickets: Vec<_> = (0..10).map(|_| Ticket::paid_from(Some(Arc::clone(&spending)))).collect();
+    let quota = Arc::new(RefreshQuota::new(Rate::per_hour(1)));
+    let callers: Vec<_> = (0..10).map(|_| CallerContext::with_quota(Some(Arc::clone(&quota)))).collect();
     pair.slow.shut();
-    let callers = tickets.iter().map(|ticket| pair.refresh("slow/b", ticket));
+    let requests = callers.iter().map(|caller| pair.refresh("slow/b", caller));
     let opened = async {
         pair.presented(1).await;
         pair.slow.open();
     };
-    let (results, ()) = tokio::join!(futures_util::future::join_all(callers), opened);
+    let (results, ()) = tokio::join!(futures_util::future::join_all(requests), opened);
     assert!(results.iter().all(Result::is_ok), "{results:?}");
     assert_eq!(pair.slow.presentations(), 1);
-    assert!(tickets.iter().all(Ticket::called));
+    assert!(callers.iter().all(CallerContext::provider_called));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_ticket_tells_whether_the_provider_was_called() {
+async fn a_caller_context_tells_whether_the_provider_was_called() {
     let pair = Pair::new(COOLDOWN).await;
     pair.log_in("slow/b").await;
     let account: Account = "slow/b".parse().unwrap();
-    let read = Ticket::default();
+    let read = CallerContext::default();
     pair.coordinator.token_with(&account, None, &read).await.unwrap();
-    assert!(!read.called());
+    assert!(!read.provider_called());
 
     pair.slow.script([lost(), lost()]);
-    let failed = Ticket::default();
+    let failed = CallerContext::default();
     pair.refresh("slow/b", &failed).await.unwrap_err();
-    assert!(failed.called(), "a call that failed is one");
-    let limited = Ticket::default();
+    assert!(failed.provider_called(), "a call that failed is one");
+    let limited = CallerContext::default();
     assert!(matches!(pair.refresh("slow/b", &limited).await, Err(RefreshError::RateLimited { .. })));
-    assert!(!limited.called());
+    assert!(!limited.provider_called());
 
-    let (kept, revoked) = (Ticket::default(), Ticket::default());
+    let (kept, revoked) = (CallerContext::default(), CallerContext::default());
     assert!(!pair.coordinator.delete_with(&"slow/a".parse().unwrap(), &IfMatch::Absent, false, &kept).await.unwrap());
     assert!(pair.coordinator.delete_with(&account, &IfMatch::Absent, true, &revoked).await.unwrap());
-    assert_eq!((kept.called(), revoked.called()), (false, true));
+    assert_eq!((kept.provider_called(), revoked.provider_called()), (false, true));
 
     pair.log_in("slow/a").await;
     let calls = pair.slow.presentations();
     let account: Account = "slow/a".parse().unwrap();
-    let (refresh, delete) = (Ticket::default(), Ticket::default());
+    let (refresh, delete) = (CallerContext::default(), CallerContext::default());
     pair.slow.shut();
     let deleted = async {
         pair.presented(calls + 1).await;
@@ -222,5 +224,5 @@ async fn a_ticket_tells_whether_the_provider_was_called() {
     };
     let (refreshed, deleted) = tokio::join!(pair.refresh("slow/a", &refresh), deleted);
     assert!(refreshed.is_ok() && deleted.is_ok(), "{refreshed:?} {deleted:?}");
-    assert!(delete.called(), "it waited for the flight");
+    assert!(delete.provider_called(), "it waited for the flight");
 }

@@ -54,17 +54,17 @@ async fn a_provider_is_waited_for_longer_than_a_store() {
 async fn what_is_remembered_is_served_while_the_store_cannot_be_read() {
     let world = World::new().await;
     let (other, _) = world.second();
-    let marks = world.marks().await;
+    let refresh_state = world.refresh_state().await;
     let version = world.coordinator.peek(&account()).await.unwrap().token.version;
     // Another daemon's change: what is remembered is to be read again.
-    assert!(other.inner.settle(&account(), version, &marks).await.unwrap());
+    assert!(other.inner.settle(&account(), version, &refresh_state).await.unwrap());
     world.store.hold(Step::Load);
     assert_eq!(world.get().await.unwrap(), "canary-at-1-end");
     world.store.hold(Step::Load);
-    assert!(!world.coordinator.ailments().await.is_empty());
+    assert!(!world.coordinator.health_problems().await.is_empty());
     let start = world.clock.monotonic();
     world.store.hold(Step::Load);
-    world.coordinator.ailments().await;
+    world.coordinator.health_problems().await;
     assert!(world.clock.monotonic().since(start) <= HEALTH);
 }
 
@@ -86,7 +86,7 @@ async fn a_claim_that_was_made_and_denied_leaves_no_doubt() {
     set(&world.store.denied_claims, true);
     assert!(matches!(world.refresh().await, Err(RefreshError::Store(_))));
     set(&world.store.denied_claims, false);
-    assert_eq!(world.marks().await.presented.map(|mark| mark.count), Some(1), "the store has the mark");
+    assert_eq!(world.refresh_state().await.presented.map(|mark| mark.count), Some(1), "the store has the mark");
     // With a doubt, one lost answer would be the second.
     world.provider.script([lost()]);
     assert_eq!(world.refresh().await.unwrap(), "canary-at-2-end");

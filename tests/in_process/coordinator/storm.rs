@@ -19,8 +19,8 @@ use credproxy::{
     refresh::{Coordinator, RefreshError, Snapshot, condition::IfMatch},
     secret::{AccessToken, RefreshToken, StoreKey},
     store::{
-        Claim, Deleted, Expect, Marks, Presented, PutGrant, Record, Renamed, Revision, Store, StoreError, Visitor,
-        Wanted, memory::Memory, sqlite::Sqlite,
+        AccountFilter, Claim, Deleted, Expect, Presentation, PutGrant, Record, RefreshState, Renamed, Revision, Store,
+        StoreError, Visitor, memory::MemoryStore, sqlite::Sqlite,
     },
 };
 use secrecy::ExposeSecret as _;
@@ -142,23 +142,34 @@ impl Store for Slow {
         self.inner.names().await
     }
 
-    async fn visit(&self, wanted: &Wanted<'_>, each: &mut Visitor<'_>) -> Result<(), StoreError> {
+    async fn visit(&self, wanted: &AccountFilter<'_>, each: &mut Visitor<'_>) -> Result<(), StoreError> {
         self.inner.visit(wanted, each).await
     }
 
-    async fn claim(&self, account: &Account, expected: Revision, presented: Presented) -> Result<Claim, StoreError> {
+    async fn claim(&self, account: &Account, expected: Revision, presented: Presentation) -> Result<Claim, StoreError> {
         self.around(self.inner.claim(account, expected, presented)).await
     }
 
-    async fn settle(&self, account: &Account, version: Version, marks: &Marks) -> Result<bool, StoreError> {
-        self.around(self.inner.settle(account, version, marks)).await
+    async fn settle(
+        &self,
+        account: &Account,
+        version: Version,
+        refresh_state: &RefreshState,
+    ) -> Result<bool, StoreError> {
+        self.around(self.inner.settle(account, version, refresh_state)).await
     }
 
-    async fn save(&self, account: &Account, version: Version, next: &Grant, marks: &Marks) -> Result<bool, StoreError> {
+    async fn save(
+        &self,
+        account: &Account,
+        version: Version,
+        next: &Grant,
+        refresh_state: &RefreshState,
+    ) -> Result<bool, StoreError> {
         if self.dice.below(60) == 0 {
             return Err(StoreError::Unavailable("disk full".into()));
         }
-        self.around(self.inner.save(account, version, next, marks)).await
+        self.around(self.inner.save(account, version, next, refresh_state)).await
     }
 
     async fn put(
@@ -258,9 +269,9 @@ async fn storm(stores: &[Arc<dyn Store>], seed: u64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn in_a_storm_of_callers_nothing_is_spent_twice_or_lost() {
     for seed in 0..3 {
-        let first = Memory::new().unwrap();
+        let first = MemoryStore::new().unwrap();
         let second = first.second_owner();
-        storm(&[Arc::new(Memory::new().unwrap())], seed).await;
+        storm(&[Arc::new(MemoryStore::new().unwrap())], seed).await;
         storm(&[Arc::new(first), Arc::new(second)], seed).await;
     }
 }

@@ -5,11 +5,11 @@ use std::collections::HashSet;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use credproxy::{
     clock::{Clock as _, SystemClock},
+    dialect::{Algorithm, Dialect, MemberNames, RequestForm, RequestFormat},
     provider::{
         Provider as _,
         oauth2::{Assertions, Authentication, KeyError, OAuth2, Settings},
     },
-    registration::{Algorithm, Dialect, MemberNames, RequestForm, RequestFormat},
     secret::{AuthorizationCode, ClientKey, DeviceCode},
 };
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PublicKeyData as _};

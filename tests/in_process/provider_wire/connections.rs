@@ -11,11 +11,11 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use credproxy::{
     clock::SystemClock,
+    dialect::{Additions, Dialect, Headers, RequestForm, RequestFormat, SecondExchange},
     provider::{
         Provider as _,
         oauth2::{Authentication, Endpoints, OAuth2, Settings, SetupError},
     },
-    registration::{Additions, Dialect, Headers, RequestForm, RequestFormat, SecondExchange},
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use serde_json::json;

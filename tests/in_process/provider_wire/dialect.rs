@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use credproxy::{
+    dialect::{Additions, Dialect, Headers, MemberNames, Parameters, Request, RequestForm, RequestFormat},
     provider::{Provider as _, oauth2::Settings},
-    registration::{Additions, Dialect, Headers, MemberNames, Parameters, Request, RequestForm, RequestFormat},
     secret::{AuthorizationCode, DeviceCode, LOGIN_BYTES, LoginState},
 };
 use serde_json::{Value, json};

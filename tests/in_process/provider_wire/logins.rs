@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use credproxy::{
+    dialect::RequestFormat,
     provider::{
         DevicePoll, Flow, Provider as _,
         oauth2::{Endpoints, LoginSettings, Settings},
     },
-    registration::RequestFormat,
     secret::{AuthorizationCode, CodeVerifier, DeviceCode, LOGIN_BYTES, LoginState},
 };
 use serde_json::{Value, json};

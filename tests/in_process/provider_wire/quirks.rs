@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use credproxy::{
+    dialect::{AnswerForm, Dialect, MemberNames},
     grant::{Grant, SanitizedToken},
     provider::{Provider as _, Rules, oauth2::Settings},
-    refresh::outcome::{Sorted, sort},
-    registration::{AnswerForm, Dialect, MemberNames},
+    refresh::outcome::{Classified, classify},
     store::Outcome,
 };
 use serde_json::{Value, json};
@@ -24,9 +24,9 @@ async fn outcome(issuer: &Issuer, dialect: Dialect, rules: Rules, answer: &Raw) 
     issuer.script(Answer::Raw(answer.clone()));
     let provider = provider(Settings { dialect, rules, ..settings(&issuer.token_endpoint()) });
     let current = grant("canary-at-current", Some(PRESENTED));
-    match sort(provider.refresh(&current).await, provider.rules(), &current) {
-        Sorted::Success(tokens) => Ok(current.refreshed(*tokens, NOW)),
-        Sorted::Failure(failure) => {
+    match classify(provider.refresh(&current).await, provider.rules(), &current) {
+        Classified::Success(tokens) => Ok(current.refreshed(*tokens, NOW)),
+        Classified::Failure(failure) => {
             assert!(!format!("{failure:?}").contains("canary"), "{failure:?}");
             Err(failure.outcome)
         }

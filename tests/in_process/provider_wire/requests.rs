@@ -2,11 +2,11 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use credproxy::{
+    dialect::{RequestFormat, SecretPlace},
     provider::{
         Provider as _,
         oauth2::{Authentication, OAuth2, Settings},
     },
-    registration::{RequestFormat, SecretPlace},
 };
 use serde_json::{Value, json};
 use url::Url;

@@ -2,9 +2,9 @@
 
 use credproxy::{
     clock::{Clock as _, SystemClock, Timestamp},
+    dialect::{Additions, Dialect, Headers, MemberNames, Parameters, Request, RequestForm, SecondExchange},
     grant::{Issued, Lifetime},
     provider::{Body, DevicePoll, Provider as _, Reply, Rules, oauth2::Settings},
-    registration::{Additions, Dialect, Headers, MemberNames, Parameters, Request, RequestForm, SecondExchange},
     secret::{AuthorizationCode, DeviceCode, RefreshToken},
 };
 use serde_json::{Value, json};

@@ -16,8 +16,8 @@ use credproxy::{
     item::{Item, ItemKind, ItemTag},
     secret::{AccessToken, Content, RefreshToken, StoreKey},
     store::{
-        Attempt, Claim, Deleted, Expect, Latch, Marks, Outcome, Presented, Put, PutGrant, Record, Removed, Revision,
-        Shelf, Store, StoreError, key, memory::Memory, random_grant_id, sqlite::Sqlite,
+        Attempt, Claim, DeadGrant, Deleted, Expect, ItemStore, Outcome, Presentation, Put, PutGrant, Record,
+        RefreshState, Removed, Revision, Store, StoreError, key, memory::MemoryStore, random_grant_id, sqlite::Sqlite,
     },
 };
 use futures_util::{FutureExt as _, future::join_all};
@@ -29,17 +29,17 @@ use tokio::task::JoinSet;
 /// One store under test. An owner that is dropped has died.
 trait Bench {
     async fn new() -> Self;
-    async fn owner(&self) -> Arc<dyn Shelf>;
+    async fn owner(&self) -> Arc<dyn ItemStore>;
 }
 
-struct InMemory(Memory);
+struct InMemory(MemoryStore);
 
 impl Bench for InMemory {
     async fn new() -> Self {
-        Self(Memory::new().unwrap())
+        Self(MemoryStore::new().unwrap())
     }
 
-    async fn owner(&self) -> Arc<dyn Shelf> {
+    async fn owner(&self) -> Arc<dyn ItemStore> {
         Arc::new(self.0.second_owner())
     }
 }
@@ -76,7 +76,7 @@ impl Bench for OnDisk {
         Self(tempfile::tempdir().unwrap())
     }
 
-    async fn owner(&self) -> Arc<dyn Shelf> {
+    async fn owner(&self) -> Arc<dyn ItemStore> {
         Arc::new(self.open().await)
     }
 }
@@ -91,8 +91,8 @@ fn at(seconds: i64) -> Timestamp {
     Timestamp::from_secs(seconds)
 }
 
-fn presented(count: u32) -> Presented {
-    Presented { at: at(1_700_000_000), count }
+fn presented(count: u32) -> Presentation {
+    Presentation { at: at(1_700_000_000), count }
 }
 
 fn grant(id: u8, generation: u64) -> Grant {
@@ -128,11 +128,11 @@ fn assert_item(found: Option<Item>, tag: u8) {
     assert_eq!((found.tag, found.content.expose_secret()), (expected.tag, expected.content.expose_secret()));
 }
 
-async fn put_item(store: &dyn Shelf, name: &ItemName, tag: u8) {
+async fn put_item(store: &dyn ItemStore, name: &ItemName, tag: u8) {
     store.put_item(ItemKind::ApiKey, name, &item(tag), &Expect::Whatever).await.unwrap();
 }
 
-async fn load_item(store: &dyn Shelf, name: &ItemName) -> Option<Item> {
+async fn load_item(store: &dyn ItemStore, name: &ItemName) -> Option<Item> {
     store.item(ItemKind::ApiKey, name).await.unwrap()
 }
 
@@ -140,17 +140,17 @@ fn bare_grant() -> Grant {
     Grant { expires_at: None, scope: None, refresh_token: None, extra: Extra::default(), ..grant(3, u64::MAX) }
 }
 
-fn marks() -> Marks {
-    Marks {
+fn refresh_state() -> RefreshState {
+    RefreshState {
         presented: Some(presented(u32::MAX)),
         attempt: Some(Attempt {
             ended_at: at(-1),
             outcome: Outcome::NotSpent,
             code: Some("slow_down".into()),
-            streak: 3,
+            consecutive: 3,
             not_before: Timestamp::from_millis(i64::MAX),
         }),
-        latch: Some(Latch { at: at(7), answer_lost: true, copied: true }),
+        dead: Some(DeadGrant { at: at(7), answer_lost: true, copied: true }),
         copied_at: Some(at(8)),
     }
 }
@@ -207,7 +207,7 @@ async fn every_field_comes_back(bench: &impl Bench) {
         for reader in [&store, &other] {
             let record = load(&**reader, &account(name)).await;
             assert_same(&record.grant, &grant);
-            assert_eq!(record.marks, Marks::default());
+            assert_eq!(record.refresh_state, RefreshState::default());
         }
     }
     assert!(store.load(&account("corp")).await.unwrap().is_none());
@@ -267,16 +267,16 @@ async fn a_claim_at_an_earlier_revision_changes_nothing(bench: &impl Bench) {
             assert_eq!(claim, Claim::Changed, "after a {what}");
         }
         let after = load(&*store, &corp).await;
-        assert_eq!((after.revision, after.marks), (now.revision, now.marks));
+        assert_eq!((after.revision, after.refresh_state), (now.revision, now.refresh_state));
         seen.push(now.revision);
     };
 
     let Claim::Taken(revision) = claim(&*store, &corp).await else { panic!("not taken") };
     assert_eq!(load(&*store, &corp).await.revision, revision);
     check("claim").await;
-    assert!(store.settle(&corp, grant(1, 1).version, &Marks::default()).await.unwrap());
+    assert!(store.settle(&corp, grant(1, 1).version, &RefreshState::default()).await.unwrap());
     check("settle").await;
-    assert!(store.save(&corp, grant(1, 1).version, &grant(1, 2), &Marks::default()).await.unwrap());
+    assert!(store.save(&corp, grant(1, 1).version, &grant(1, 2), &RefreshState::default()).await.unwrap());
     check("save").await;
     put(&*store, &corp, &grant(2, 1)).await;
     check("put").await;
@@ -293,8 +293,12 @@ async fn a_living_owner_keeps_its_lease_and_a_dead_one_loses_it(bench: &impl Ben
     let before = load(&*second, &corp).await;
     assert_eq!(claim(&*second, &corp).await, Claim::Held);
     let after = load(&*second, &corp).await;
-    assert_eq!(after.marks.presented, Some(presented(1)));
-    assert_eq!((before.revision, before.marks), (after.revision, after.marks), "a claim refused changes nothing");
+    assert_eq!(after.refresh_state.presented, Some(presented(1)));
+    assert_eq!(
+        (before.revision, before.refresh_state),
+        (after.revision, after.refresh_state),
+        "a claim refused changes nothing"
+    );
 
     drop(first);
     assert!(is_taken(claim(&*second, &corp).await));
@@ -308,7 +312,7 @@ async fn the_holder_may_claim_again(bench: &impl Bench) {
     let Claim::Taken(first) = claim(&*store, &corp).await else { panic!("not taken") };
     let Claim::Taken(second) = store.claim(&corp, first, presented(2)).await.unwrap() else { panic!("not taken") };
     let record = load(&*other, &corp).await;
-    assert_eq!((record.revision, record.marks.presented), (second, Some(presented(2))));
+    assert_eq!((record.revision, record.refresh_state.presented), (second, Some(presented(2))));
     assert_eq!(store.claim(&corp, first, presented(3)).await.unwrap(), Claim::Changed);
     assert_eq!(claim(&*other, &corp).await, Claim::Held);
 }
@@ -317,10 +321,10 @@ async fn a_claim_leaves_the_other_marks(bench: &impl Bench) {
     let store = bench.owner().await;
     let corp = account("corp");
     put(&*store, &corp, &grant(1, 1)).await;
-    assert!(store.settle(&corp, grant(1, 1).version, &marks()).await.unwrap());
+    assert!(store.settle(&corp, grant(1, 1).version, &refresh_state()).await.unwrap());
     assert!(is_taken(claim(&*store, &corp).await));
     let record = load(&*store, &corp).await;
-    assert_eq!(record.marks, Marks { presented: Some(presented(1)), ..marks() });
+    assert_eq!(record.refresh_state, RefreshState { presented: Some(presented(1)), ..refresh_state() });
     assert_same(&record.grant, &grant(1, 1));
 }
 
@@ -329,16 +333,16 @@ async fn settling_and_saving_release_the_lease(bench: &impl Bench) {
     let corp = account("corp");
     put(&*store, &corp, &grant(1, 1)).await;
     assert!(is_taken(claim(&*store, &corp).await));
-    assert!(store.settle(&corp, grant(1, 1).version, &marks()).await.unwrap());
+    assert!(store.settle(&corp, grant(1, 1).version, &refresh_state()).await.unwrap());
     let record = load(&*other, &corp).await;
-    assert_eq!(record.marks, marks());
+    assert_eq!(record.refresh_state, refresh_state());
     assert_same(&record.grant, &grant(1, 1));
 
     assert!(is_taken(claim(&*other, &corp).await));
-    let attempted = Marks { presented: None, ..marks() };
+    let attempted = RefreshState { presented: None, ..refresh_state() };
     assert!(other.save(&corp, grant(1, 1).version, &grant(1, 2), &attempted).await.unwrap());
     let record = load(&*store, &corp).await;
-    assert_eq!(record.marks, attempted);
+    assert_eq!(record.refresh_state, attempted);
     assert_same(&record.grant, &grant(1, 2));
     assert!(is_taken(claim(&*store, &corp).await));
 }
@@ -348,11 +352,11 @@ async fn a_late_result_changes_nothing(bench: &impl Bench) {
     let corp = account("corp");
     let late = async || {
         let before = store.load(&corp).await.unwrap();
-        assert!(!store.settle(&corp, grant(1, 1).version, &marks()).await.unwrap());
-        assert!(!store.save(&corp, grant(1, 1).version, &grant(1, 2), &marks()).await.unwrap());
+        assert!(!store.settle(&corp, grant(1, 1).version, &refresh_state()).await.unwrap());
+        assert!(!store.save(&corp, grant(1, 1).version, &grant(1, 2), &refresh_state()).await.unwrap());
         let after = store.load(&corp).await.unwrap();
         let seen = |record: &Option<Record>| {
-            record.as_ref().map(|record| (record.grant.version, record.revision, record.marks.clone()))
+            record.as_ref().map(|record| (record.grant.version, record.revision, record.refresh_state.clone()))
         };
         assert_eq!(seen(&before), seen(&after));
     };
@@ -362,7 +366,7 @@ async fn a_late_result_changes_nothing(bench: &impl Bench) {
     assert!(is_taken(claim(&*store, &corp).await));
     // Another grant of the same generation: a login or a put does not wait for the lease.
     put(&*other, &corp, &grant(2, 1)).await;
-    assert_eq!(load(&*store, &corp).await.marks, Marks::default());
+    assert_eq!(load(&*store, &corp).await.refresh_state, RefreshState::default());
     late().await;
     assert!(is_taken(claim(&*other, &corp).await), "a put leaves no lease");
     late().await;
@@ -380,10 +384,10 @@ async fn a_late_success_wins_over_a_settled_failure(bench: &impl Bench) {
     let corp = account("corp");
     put(&*store, &corp, &grant(1, 1)).await;
     assert!(is_taken(claim(&*store, &corp).await));
-    assert!(store.settle(&corp, grant(1, 1).version, &marks()).await.unwrap());
-    assert!(store.save(&corp, grant(1, 1).version, &grant(1, 2), &Marks::default()).await.unwrap());
+    assert!(store.settle(&corp, grant(1, 1).version, &refresh_state()).await.unwrap());
+    assert!(store.save(&corp, grant(1, 1).version, &grant(1, 2), &RefreshState::default()).await.unwrap());
     let record = load(&*store, &corp).await;
-    assert_eq!(record.marks, Marks::default());
+    assert_eq!(record.refresh_state, RefreshState::default());
     assert_same(&record.grant, &grant(1, 2));
 }
 
@@ -395,7 +399,7 @@ async fn a_probe_changes_nothing_that_a_caller_sees(bench: &impl Bench) {
     let before = load(&*store, &corp).await;
     store.probe().await.unwrap();
     let after = load(&*store, &corp).await;
-    assert_eq!((before.revision, before.marks), (after.revision, after.marks));
+    assert_eq!((before.revision, before.refresh_state), (after.revision, after.refresh_state));
     assert_same(&before.grant, &after.grant);
     assert!(store.list().await.unwrap().len() == 1);
 }
@@ -405,12 +409,12 @@ async fn grant_and_marks_outlive_their_owner(bench: &impl Bench) {
     let keeper = bench.owner().await;
     let store = bench.owner().await;
     put(&*store, &corp, &grant(1, 1)).await;
-    assert!(store.save(&corp, grant(1, 1).version, &grant(1, 2), &marks()).await.unwrap());
+    assert!(store.save(&corp, grant(1, 1).version, &grant(1, 2), &refresh_state()).await.unwrap());
     let before = load(&*store, &corp).await.revision;
     drop((store, keeper));
     let record = load(&*bench.owner().await, &corp).await;
     assert_same(&record.grant, &grant(1, 2));
-    assert_eq!((record.marks, record.revision), (marks(), before));
+    assert_eq!((record.refresh_state, record.revision), (refresh_state(), before));
 }
 
 async fn the_epoch_tells_of_others_changes_only(bench: &impl Bench) {
@@ -425,7 +429,7 @@ async fn the_epoch_tells_of_others_changes_only(bench: &impl Bench) {
     assert_eq!(store.epoch(), own);
     assert!(is_taken(claim(&*other, &corp).await));
     let after_claim = epoch_after(&*store, own).await;
-    assert!(other.settle(&corp, grant(1, 3).version, &marks()).await.unwrap());
+    assert!(other.settle(&corp, grant(1, 3).version, &refresh_state()).await.unwrap());
     let after_settle = epoch_after(&*store, after_claim).await;
     other.delete(&corp, &Expect::Whatever).await.unwrap();
     epoch_after(&*store, after_settle).await;
@@ -714,7 +718,7 @@ async fn no_secret_reaches_the_disk_in_clear() {
     let corp = account("corp");
     put(&store, &corp, &grant(1, 1)).await;
     assert!(is_taken(claim(&store, &corp).await));
-    assert!(store.save(&corp, grant(1, 1).version, &grant(1, 2), &marks()).await.unwrap());
+    assert!(store.save(&corp, grant(1, 1).version, &grant(1, 2), &refresh_state()).await.unwrap());
     put_item(&store, &name("one"), 1).await;
     let clean = |path: &Path| {
         let content = fs::read(path).unwrap();
@@ -770,7 +774,7 @@ async fn brought_up_to_date(format: u32, older: &'static str) {
     let corp = account("corp");
     let store = bench.open().await;
     put(&store, &corp, &grant(1, 1)).await;
-    assert!(store.settle(&corp, grant(1, 1).version, &marks()).await.unwrap());
+    assert!(store.settle(&corp, grant(1, 1).version, &refresh_state()).await.unwrap());
     let revision = load(&store, &corp).await.revision;
     store.close().await.unwrap();
     // As the version before made it.
@@ -784,7 +788,11 @@ async fn brought_up_to_date(format: u32, older: &'static str) {
     for store in &stores {
         let record = load(store, &corp).await;
         assert_same(&record.grant, &grant(1, 1));
-        assert_eq!((record.revision, record.marks), (revision, Marks { copied_at: None, ..marks() }), "{format}");
+        assert_eq!(
+            (record.revision, record.refresh_state),
+            (revision, RefreshState { copied_at: None, ..refresh_state() }),
+            "{format}"
+        );
         let again = store.put(&account("corp/again"), &grant(1, 1), &Expect::Whatever, &[]).await.unwrap();
         assert!(matches!(again, PutGrant::Known(known) if known.account == corp && !known.spent), "{format}");
         assert!(store.items(ItemKind::ApiKey).await.unwrap().is_empty());
@@ -953,8 +961,8 @@ async fn a_write_that_failed_changes_nothing_and_the_next_one_works() {
         let failures = [
             store.put(&corp, &grant(2, 1), &Expect::Whatever, &[]).await.unwrap_err(),
             store.delete(&corp, &Expect::Whatever).await.unwrap_err(),
-            store.save(&corp, grant(1, 1).version, &grant(1, 2), &marks()).await.unwrap_err(),
-            store.settle(&corp, grant(1, 1).version, &marks()).await.unwrap_err(),
+            store.save(&corp, grant(1, 1).version, &grant(1, 2), &refresh_state()).await.unwrap_err(),
+            store.settle(&corp, grant(1, 1).version, &refresh_state()).await.unwrap_err(),
             store.put_item(ItemKind::ApiKey, &one, &item(2), &Expect::Whatever).await.unwrap_err(),
             store.delete_item(ItemKind::ApiKey, &one, &Expect::Whatever).await.unwrap_err(),
         ];
@@ -964,7 +972,7 @@ async fn a_write_that_failed_changes_nothing_and_the_next_one_works() {
     assert_item(load_item(&store, &one).await, 1);
     bench.sql("DROP TRIGGER no_put; DROP TRIGGER no_save; DROP TRIGGER no_delete").await;
     put(&other, &corp, &grant(1, 2)).await;
-    assert!(store.save(&corp, grant(1, 2).version, &grant(1, 3), &marks()).await.unwrap());
+    assert!(store.save(&corp, grant(1, 2).version, &grant(1, 3), &refresh_state()).await.unwrap());
     assert_same(&load(&other, &corp).await.grant, &grant(1, 3));
 }
 
@@ -980,9 +988,9 @@ async fn a_lease_outlives_the_loss_of_the_owner_files_while_nobody_takes_it() {
     while !is_taken(claim(&other, &account("corp/lost")).await) {
         fs::remove_dir_all(bench.directory().join("owners")).ok();
     }
-    let settled = store.settle(&account("corp/lost"), grant(1, 1).version, &Marks::default()).await.unwrap();
+    let settled = store.settle(&account("corp/lost"), grant(1, 1).version, &RefreshState::default()).await.unwrap();
     assert!(!settled, "the mark of who took the lease stands");
-    assert_eq!(load(&store, &account("corp/lost")).await.marks.presented, Some(presented(1)));
+    assert_eq!(load(&store, &account("corp/lost")).await.refresh_state.presented, Some(presented(1)));
     assert_eq!(claim(&store, &account("corp/lost")).await, Claim::Held);
     assert_eq!(claim(&other, &account("corp/kept")).await, Claim::Held, "it came back to life with its next claim");
 }

@@ -9,8 +9,8 @@ use credproxy::{
     grant::{Grant, GrantId, Version},
     secret::{AccessToken, RefreshToken, StoreKey},
     store::{
-        Attempt, Claim, Deleted, Expect, KnownToken, Latch, Marks, Outcome, Presented, Put, PutGrant, Renamed,
-        Revision, Store, memory::Memory, sqlite::Sqlite,
+        Attempt, Claim, DeadGrant, Deleted, Expect, KnownToken, Outcome, Presentation, Put, PutGrant, RefreshState,
+        Renamed, Revision, Store, memory::MemoryStore, sqlite::Sqlite,
     },
 };
 use proptest::{collection::vec, prelude::*};
@@ -47,8 +47,8 @@ enum Change {
     Put(Wanting, Brought),
     Rename,
     Claim(Seen, i64, u32),
-    Settle(Seen, Marks),
-    Save(Seen, Marks),
+    Settle(Seen, RefreshState),
+    Save(Seen, RefreshState),
     Delete(Wanting),
     /// The owner dies, and another comes in its place.
     Die,
@@ -74,19 +74,19 @@ fn brought() -> impl Strategy<Value = Brought> {
 }
 
 prop_compose! {
-    fn marks()(
+    fn refresh_state()(
         presented in proptest::option::of((any::<i64>(), any::<u32>())),
         attempt in proptest::option::of((any::<i64>(), any::<u32>(), proptest::option::of(".{0,6}"))),
-        latch in proptest::option::of((any::<i64>(), any::<bool>())),
+        dead in proptest::option::of((any::<i64>(), any::<bool>())),
         copied in proptest::option::of(any::<i64>()),
-    ) -> Marks {
+    ) -> RefreshState {
         let at = Timestamp::from_millis;
-        Marks {
-            presented: presented.map(|(millis, count)| Presented { at: at(millis), count }),
-            attempt: attempt.map(|(millis, streak, code)| Attempt {
-                ended_at: at(millis), outcome: Outcome::Refused, code, streak, not_before: at(millis.saturating_neg()),
+        RefreshState {
+            presented: presented.map(|(millis, count)| Presentation { at: at(millis), count }),
+            attempt: attempt.map(|(millis, consecutive, code)| Attempt {
+                ended_at: at(millis), outcome: Outcome::Refused, code, consecutive, not_before: at(millis.saturating_neg()),
             }),
-            latch: latch.map(|(millis, answer_lost)| Latch { at: at(millis), answer_lost, copied: !answer_lost }),
+            dead: dead.map(|(millis, answer_lost)| DeadGrant { at: at(millis), answer_lost, copied: !answer_lost }),
             copied_at: copied.map(at),
         }
     }
@@ -98,8 +98,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (wanting(), brought()).prop_map(|(wanting, brought)| Change::Put(wanting, brought)),
         1 => Just(Change::Rename),
         6 => (seen(), any::<i64>(), any::<u32>()).prop_map(|(seen, at, count)| Change::Claim(seen, at, count)),
-        4 => (seen(), marks()).prop_map(|(seen, marks)| Change::Settle(seen, marks)),
-        3 => (seen(), marks()).prop_map(|(seen, marks)| Change::Save(seen, marks)),
+        4 => (seen(), refresh_state()).prop_map(|(seen, refresh_state)| Change::Settle(seen, refresh_state)),
+        3 => (seen(), refresh_state()).prop_map(|(seen, refresh_state)| Change::Save(seen, refresh_state)),
         1 => wanting().prop_map(Change::Delete),
         1 => Just(Change::Die),
     ];
@@ -111,7 +111,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 struct Row {
     version: Version,
     revision: Revision,
-    marks: Marks,
+    refresh_state: RefreshState,
     lease: Option<u32>,
     /// In which version it came.
     token: Version,
@@ -188,7 +188,7 @@ impl Model {
         let token = token.unwrap_or(new);
         if held(account) == Some(token) {
             let row = self.rows[account].as_ref().unwrap();
-            return (token, row.marks.latch.is_none().then_some(Known::Held(row.version)));
+            return (token, row.refresh_state.dead.is_none().then_some(Known::Held(row.version)));
         }
         if held(1 - account) == Some(token) {
             return (token, Some(Known::By(1 - account, false)));
@@ -200,7 +200,7 @@ impl Model {
     /// The refresh token of a record that goes, if it has been presented.
     fn spend(&mut self, account: usize, next: Option<Version>) {
         if let Some(row) = &self.rows[account]
-            && row.marks.presented.is_some()
+            && row.refresh_state.presented.is_some()
             && next != Some(row.token)
         {
             self.spent.retain(|(_, token)| *token != row.token);
@@ -239,11 +239,11 @@ trait Bench {
     async fn owner(&self) -> Arc<dyn Store>;
 }
 
-struct InMemory(Memory);
+struct InMemory(MemoryStore);
 
 impl Bench for InMemory {
     async fn new() -> Self {
-        Self(Memory::new().unwrap())
+        Self(MemoryStore::new().unwrap())
     }
 
     async fn owner(&self) -> Arc<dyn Store> {
@@ -291,14 +291,15 @@ async fn make(model: &mut Model, store: &dyn Store, step: &Step, accounts: &[Acc
             }
             if written {
                 model.spend(slot, Some(token));
-                let new = Row { version, revision: Revision(0), marks: Marks::default(), lease: None, token };
+                let new =
+                    Row { version, revision: Revision(0), refresh_state: RefreshState::default(), lease: None, token };
                 model.rows[slot] = Some(new);
             }
             written
         }
         Change::Rename => rename(model, store, step, accounts).await,
         Change::Claim(seen, at, count) => {
-            let presented = Presented { at: Timestamp::from_millis(*at), count: *count };
+            let presented = Presentation { at: Timestamp::from_millis(*at), count: *count };
             let revision = model.revision(slot, *seen);
             let claim = store.claim(account, revision, presented).await.unwrap();
             let Some(row) = row.filter(|row| row.revision == revision) else {
@@ -310,31 +311,32 @@ async fn make(model: &mut Model, store: &dyn Store, step: &Step, accounts: &[Acc
                 return false;
             }
             let Claim::Taken(revision) = claim else { panic!("{claim:?} of {row:?}") };
-            let marks = Marks { presented: Some(presented), ..row.marks };
-            model.rows[slot] = Some(Row { lease: Some(own), marks, revision, ..row });
+            let refresh_state = RefreshState { presented: Some(presented), ..row.refresh_state };
+            model.rows[slot] = Some(Row { lease: Some(own), refresh_state, revision, ..row });
             true
         }
-        Change::Settle(seen, marks) => {
+        Change::Settle(seen, refresh_state) => {
             let version = model.version(slot, *seen);
-            let settled = store.settle(account, version, marks).await.unwrap();
+            let settled = store.settle(account, version, refresh_state).await.unwrap();
             let free = |row: &Row| row.lease.is_none_or(|owner| owner == own);
             let row = row.filter(|row| row.version == version && free(row));
             assert_eq!(settled, row.is_some());
             row.is_some_and(|row| {
-                model.rows[slot] = Some(Row { lease: None, marks: marks.clone(), ..row });
+                model.rows[slot] = Some(Row { lease: None, refresh_state: refresh_state.clone(), ..row });
                 true
             })
         }
-        Change::Save(seen, marks) => {
+        Change::Save(seen, refresh_state) => {
             let version = model.version(slot, *seen);
             let next = Version { generation: version.generation + 1, ..version };
-            let saved = store.save(account, version, &grant(next), marks).await.unwrap();
+            let saved = store.save(account, version, &grant(next), refresh_state).await.unwrap();
             let row = row.filter(|row| row.version == version);
             assert_eq!(saved, row.is_some());
             row.is_some_and(|row| {
                 model.spent.retain(|(_, token)| *token != row.token);
                 model.spent.push((slot, row.token));
-                model.rows[slot] = Some(Row { version: next, lease: None, marks: marks.clone(), token: next, ..row });
+                model.rows[slot] =
+                    Some(Row { version: next, lease: None, refresh_state: refresh_state.clone(), token: next, ..row });
                 true
             })
         }
@@ -414,7 +416,7 @@ async fn play<B: Bench>(steps: Vec<Step>) {
                 };
                 let record = record.as_ref().expect("a record is gone");
                 assert_eq!((record.revision, record.grant.version), (row.revision, row.version), "{step:?}");
-                assert_eq!(record.marks, row.marks, "{step:?}");
+                assert_eq!(record.refresh_state, row.refresh_state, "{step:?}");
                 let expected = grant_with(row.version, row.token).refresh_token.unwrap();
                 assert!(record.grant.refresh_token.as_ref().unwrap().same_as(&expected));
             }

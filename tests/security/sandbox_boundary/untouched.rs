@@ -22,8 +22,8 @@ use credproxy::{
     refresh::Coordinator,
     server::{AppState, router},
     store::{
-        Claim, Deleted, Expect, ItemEntry, Marks, Presented, Put, PutGrant, Record, Removed, Renamed, Revision, Shelf,
-        Store, StoreError, Visitor, Wanted, memory::Memory,
+        AccountFilter, Claim, Deleted, Expect, ItemEntry, ItemStore, Presentation, Put, PutGrant, Record, RefreshState,
+        Removed, Renamed, Revision, Store, StoreError, Visitor, memory::MemoryStore,
     },
 };
 use http::Method;
@@ -40,12 +40,12 @@ const ROUNDS: usize = 500;
 /// Counts what a store is asked for.
 #[derive(Debug)]
 struct Counting {
-    store: Memory,
+    store: MemoryStore,
     asked: AtomicUsize,
 }
 
 impl Counting {
-    fn asked(&self) -> &Memory {
+    fn asked(&self) -> &MemoryStore {
         self.asked.fetch_add(1, Ordering::SeqCst);
         &self.store
     }
@@ -61,20 +61,31 @@ impl Store for Counting {
         self.asked().names().await
     }
 
-    async fn visit(&self, wanted: &Wanted<'_>, each: &mut Visitor<'_>) -> Result<(), StoreError> {
+    async fn visit(&self, wanted: &AccountFilter<'_>, each: &mut Visitor<'_>) -> Result<(), StoreError> {
         self.asked().visit(wanted, each).await
     }
 
-    async fn claim(&self, account: &Account, expected: Revision, presented: Presented) -> Result<Claim, StoreError> {
+    async fn claim(&self, account: &Account, expected: Revision, presented: Presentation) -> Result<Claim, StoreError> {
         self.asked().claim(account, expected, presented).await
     }
 
-    async fn settle(&self, account: &Account, version: Version, marks: &Marks) -> Result<bool, StoreError> {
-        self.asked().settle(account, version, marks).await
+    async fn settle(
+        &self,
+        account: &Account,
+        version: Version,
+        refresh_state: &RefreshState,
+    ) -> Result<bool, StoreError> {
+        self.asked().settle(account, version, refresh_state).await
     }
 
-    async fn save(&self, account: &Account, version: Version, next: &Grant, marks: &Marks) -> Result<bool, StoreError> {
-        self.asked().save(account, version, next, marks).await
+    async fn save(
+        &self,
+        account: &Account,
+        version: Version,
+        next: &Grant,
+        refresh_state: &RefreshState,
+    ) -> Result<bool, StoreError> {
+        self.asked().save(account, version, next, refresh_state).await
     }
 
     async fn put(
@@ -105,7 +116,7 @@ impl Store for Counting {
 }
 
 #[async_trait]
-impl Shelf for Counting {
+impl ItemStore for Counting {
     async fn item(&self, kind: ItemKind, name: &ItemName) -> Result<Option<Item>, StoreError> {
         self.asked().item(kind, name).await
     }
@@ -136,7 +147,7 @@ impl Shelf for Counting {
 
 #[tokio::test]
 async fn a_refusal_asks_the_store_for_nothing() {
-    let store = Arc::new(Counting { store: Memory::new().unwrap(), asked: AtomicUsize::new(0) });
+    let store = Arc::new(Counting { store: MemoryStore::new().unwrap(), asked: AtomicUsize::new(0) });
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let keys = Keys::new(Arc::<Counting>::clone(&store), Arc::clone(&clock));
     let coordinator = Coordinator::new(Arc::<Counting>::clone(&store), [].into_iter().collect(), clock, Duration::ZERO);

@@ -56,8 +56,8 @@ pub fn overlaps(config: &Config, environment: &Environment) -> Vec<Overlap> {
 }
 
 fn overlap(socket: &SocketConfig, config: &Config, environment: &Environment) -> Option<Overlap> {
-    let directory = Place::of(socket.path.parent()?);
-    let found = |other: String, place: Place, above| Overlap {
+    let directory = Location::of(socket.path.parent()?);
+    let found = |other: String, place: Location, above| Overlap {
         socket: socket.name.clone(),
         directory: directory.path.clone(),
         other,
@@ -65,7 +65,7 @@ fn overlap(socket: &SocketConfig, config: &Config, environment: &Environment) ->
         above,
     };
     for other in config.sockets.iter().filter(|other| other.policy != socket.policy) {
-        let place = Place::of(other.path.parent()?);
+        let place = Location::of(other.path.parent()?);
         let role = if other.policy.role() == Role::Host { "host" } else { "sandbox" };
         let name = format!("the socket {} of role {role}", other.name);
         if directory.holds(&place) {
@@ -74,20 +74,21 @@ fn overlap(socket: &SocketConfig, config: &Config, environment: &Environment) ->
             return Some(found(name, place, true));
         }
     }
-    let mut kept = vec![("the store".to_owned(), config.store.path.clone())];
+    let mut protected_paths = vec![("the store".to_owned(), config.store.path.clone())];
     if let KeySource::File(path) = &config.store.key {
-        kept.push(("the store's key".to_owned(), path.clone()));
+        protected_paths.push(("the store's key".to_owned(), path.clone()));
     }
-    kept.extend(config.audit.file().map(|path| ("the audit log".to_owned(), path.to_owned())));
-    kept.extend(config.files_read().into_iter().map(|path| ("a file that a provider's table names".to_owned(), path)));
+    protected_paths.extend(config.audit.file().map(|path| ("the audit log".to_owned(), path.to_owned())));
+    protected_paths
+        .extend(config.files_read().into_iter().map(|path| ("a file that a provider's table names".to_owned(), path)));
     let root = config.host_socket().map(|host| environment.sandbox_root(&host.path));
-    kept.extend(root.map(|root| ("the place of the sandboxes made at run time".to_owned(), root.directory)));
-    let held = kept.into_iter().map(|(name, path)| (name, Place::of(&path)));
-    held.into_iter().find(|(_, place)| directory.holds(place)).map(|(name, place)| found(name, place, false))
+    protected_paths.extend(root.map(|root| ("the place of the sandboxes made at run time".to_owned(), root.directory)));
+    let protected = protected_paths.into_iter().map(|(name, path)| (name, Location::of(&path)));
+    protected.into_iter().find(|(_, place)| directory.holds(place)).map(|(name, place)| found(name, place, false))
 }
 
 /// Where something is, whether or not it is there yet.
-struct Place {
+struct Location {
     /// Links are followed as far as there is something.
     path: PathBuf,
     /// Device and inode, if it is there.
@@ -96,7 +97,7 @@ struct Place {
     above: Vec<(u64, u64)>,
 }
 
-impl Place {
+impl Location {
     fn of(path: &Path) -> Self {
         let path = resolved(path);
         let identity = |path: &Path| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));

@@ -5,7 +5,7 @@ use std::{fs, io};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
-use super::{Parts, chain};
+use super::{Services, chain};
 use crate::{
     limits::SocketLimits,
     policy::Policy,
@@ -13,40 +13,40 @@ use crate::{
     secret::CapabilityHash,
     server::{
         Api,
-        listener::{Ending, Listener, Occupant, Terms},
+        listener::{Listener, ServeOptions, Shutdown, SocketState},
         peer::Peers,
     },
 };
 
 /// Serves what the daemon's other sockets serve.
 #[derive(Debug)]
-pub(super) struct Doors {
-    pub(super) parts: Parts,
+pub(super) struct SandboxSockets {
+    pub(super) services: Services,
     /// Connections at once to each.
     pub(super) share: usize,
     /// The daemon's end.
-    pub(super) ending: Ending,
+    pub(super) shutdown: Shutdown,
 }
 
 /// A sandbox's socket, served by a task that ends with this value.
 #[derive(Debug)]
-pub(super) struct Door {
+pub(super) struct OpenSocket {
     name: String,
     serving: JoinSet<()>,
-    at_once: CancellationToken,
+    immediate: CancellationToken,
 }
 
-impl Door {
-    async fn closed(&mut self) {
+impl OpenSocket {
+    async fn wait_closed(&mut self) {
         while self.serving.join_next().await.is_some() {}
     }
 }
 
 /// A container may have a sandbox's directory, so every call of the file system in it is made on a thread that answers
 /// nobody.
-impl sandbox::Doors for Doors {
+impl sandbox::SocketHost for SandboxSockets {
     type Bound = Listener;
-    type Door = Door;
+    type OpenSocket = OpenSocket;
 
     async fn bind(&self, sandbox: &Sandbox) -> Result<Listener, String> {
         let (name, path) = (sandbox.socket_name(), sandbox.socket());
@@ -54,41 +54,42 @@ impl sandbox::Doors for Doors {
         bound.map_err(|error| error.to_string())?.map_err(|error| chain(&error))
     }
 
-    fn open(&self, listener: Listener, sandbox: &Sandbox, capability: Option<CapabilityHash>) -> Door {
+    fn open(&self, listener: Listener, sandbox: &Sandbox, capability: Option<CapabilityHash>) -> OpenSocket {
         let name = sandbox.socket_name();
-        let state = self.parts.state(Policy::sandbox(sandbox.allowed.clone()), &name).guarded_by(capability);
-        let terms = Terms { limits: SocketLimits::SANDBOX, share: self.share, audit: self.parts.audit.clone() };
+        let state = self.services.state(Policy::sandbox(sandbox.allowed.clone()), &name).guarded_by(capability);
+        let options =
+            ServeOptions { limits: SocketLimits::SANDBOX, share: self.share, audit: self.services.audit.clone() };
         let api = Api::new(state);
-        let at_once = self.ending.at_once.child_token();
-        let ending = Ending { orderly: self.ending.orderly.clone(), at_once: at_once.clone() };
+        let immediate = self.shutdown.immediate.child_token();
+        let shutdown = Shutdown { graceful: self.shutdown.graceful.clone(), immediate: immediate.clone() };
         let mut serving = JoinSet::new();
-        serving.spawn(async move { listener.serve(api, terms, &ending).await });
-        Door { name, serving, at_once }
+        serving.spawn(async move { listener.serve(api, options, &shutdown).await });
+        OpenSocket { name, serving, immediate }
     }
 
-    async fn cut(&self, mut door: Door) {
-        door.at_once.cancel();
-        self.parts.logins.abandon(&door.name);
-        door.closed().await;
+    async fn close_now(&self, mut socket: OpenSocket) {
+        socket.immediate.cancel();
+        self.services.logins.abandon(&socket.name);
+        socket.wait_closed().await;
         // What was begun by a request that was just being carried out.
-        self.parts.logins.abandon(&door.name);
+        self.services.logins.abandon(&socket.name);
     }
 
-    async fn leave(&self, mut door: Door) {
-        door.closed().await;
+    async fn drain(&self, mut socket: OpenSocket) {
+        socket.wait_closed().await;
     }
 
-    async fn clear(&self, sandbox: &Sandbox) {
+    async fn remove_files(&self, sandbox: &Sandbox) {
         let sandbox = sandbox.clone();
         // It logs by itself what stays behind.
-        spawn_blocking(move || clear(&sandbox)).await.ok();
+        spawn_blocking(move || remove_files(&sandbox)).await.ok();
     }
 }
 
-fn clear(sandbox: &Sandbox) {
-    let removed = match Listener::look(&sandbox.socket(), &Peers::own()) {
-        Ok(Occupant::Dead) => fs::remove_file(sandbox.socket()),
-        Ok(Occupant::Nobody | Occupant::Living) | Err(_) => Ok(()),
+fn remove_files(sandbox: &Sandbox) {
+    let removed = match Listener::inspect(&sandbox.socket(), &Peers::own()) {
+        Ok(SocketState::Stale) => fs::remove_file(sandbox.socket()),
+        Ok(SocketState::Absent | SocketState::Live) | Err(_) => Ok(()),
     };
     match removed.and_then(|()| fs::remove_dir(&sandbox.directory)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -29,25 +29,25 @@ use super::{LoginError, Progress, response::Expected, session::Session};
 use crate::account::Account;
 
 /// A browser opens a few; more is nobody's browser.
-const MOST_CONNECTIONS: usize = 32;
+const MAX_CONNECTIONS: usize = 32;
 
 /// A browser that has connected asks at once.
-const HEAD: Duration = Duration::from_secs(10);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// For a page that is loaded twice. A person who begins again must not wait long for a port that is set.
-const LINGER: Duration = Duration::from_secs(2);
+const LINGER_AFTER_END: Duration = Duration::from_secs(2);
 
 /// For the last answers to be written.
-const LAST_ANSWERS: Duration = Duration::from_secs(1);
+const LAST_RESPONSES_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Between two tries at a port that the login before may still hold.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 const PAGE: &str = include_str!("page.html");
 
 /// A bound listener.
 #[derive(Debug)]
-pub(super) struct Landing {
+pub(super) struct RedirectListener {
     listener: TcpListener,
     path: String,
     account: Account,
@@ -63,7 +63,7 @@ pub(super) fn reserve(address: IpAddr) -> Result<TcpSocket, LoginError> {
     })
 }
 
-impl Landing {
+impl RedirectListener {
     /// Listens at `place` for requests to `path`. While somebody else does, `taken` is called at each try.
     pub(super) async fn bind(
         place: SocketAddr,
@@ -76,19 +76,19 @@ impl Landing {
                 match TcpListener::bind(place).await {
                     Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                         taken();
-                        tokio::time::sleep(LOOK_AGAIN).await;
+                        tokio::time::sleep(RETRY_INTERVAL).await;
                     }
                     bound => return bound,
                 }
             }
         };
-        match tokio::time::timeout(LINGER + LAST_ANSWERS, listening).await {
+        match tokio::time::timeout(LINGER_AFTER_END + LAST_RESPONSES_TIMEOUT, listening).await {
             Ok(Ok(listener)) => Ok(Self { listener, path: path.to_owned(), account: account.clone() }),
             Ok(Err(error)) => {
                 tracing::warn!(%error, %place, "cannot listen on loopback");
                 Err(LoginError::Internal)
             }
-            Err(_) => Err(LoginError::PortTaken { wait: LINGER + LAST_ANSWERS }),
+            Err(_) => Err(LoginError::PortTaken { wait: LINGER_AFTER_END + LAST_RESPONSES_TIMEOUT }),
         }
     }
 
@@ -100,32 +100,32 @@ impl Landing {
     /// Answers until the login has ended, and a moment longer unless it was cancelled.
     pub(super) async fn serve(self, session: &Arc<Session>) {
         let Self { listener, path, account } = self;
-        let desk = Arc::new(Desk { path, account, session: Arc::clone(session) });
+        let handler = Arc::new(RedirectHandler { path, account, session: Arc::clone(session) });
         let mut connections = JoinSet::new();
         let over = async {
             session.ended().await;
-            session.cancelled.run_until_cancelled(tokio::time::sleep(LINGER)).await;
+            session.cancelled.run_until_cancelled(tokio::time::sleep(LINGER_AFTER_END)).await;
         };
         tokio::pin!(over);
         loop {
             let accepted = tokio::select! {
                 () = &mut over => break,
                 Some(_) = connections.join_next() => continue,
-                accepted = listener.accept(), if connections.len() < MOST_CONNECTIONS => accepted,
+                accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => accepted,
             };
             let Ok((stream, _)) = accepted else {
-                tokio::time::sleep(LOOK_AGAIN).await;
+                tokio::time::sleep(RETRY_INTERVAL).await;
                 continue;
             };
-            let desk = Arc::clone(&desk);
+            let handler = Arc::clone(&handler);
             connections.spawn(async move {
                 let service = service_fn(move |request| {
-                    let desk = Arc::clone(&desk);
-                    async move { Ok::<_, Infallible>(desk.answer(&request).await) }
+                    let handler = Arc::clone(&handler);
+                    async move { Ok::<_, Infallible>(handler.answer(&request).await) }
                 });
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
-                    .header_read_timeout(HEAD)
+                    .header_read_timeout(HEAD_TIMEOUT)
                     .keep_alive(false)
                     .serve_connection(TokioIo::new(stream), service);
                 if let Err(error) = connection.await {
@@ -136,18 +136,18 @@ impl Landing {
         drop(listener);
         let last = async { while connections.join_next().await.is_some() {} };
         // Who has not read the page by now does not want it.
-        tokio::time::timeout(LAST_ANSWERS, last).await.ok();
+        tokio::time::timeout(LAST_RESPONSES_TIMEOUT, last).await.ok();
     }
 }
 
 /// What every connection needs.
-struct Desk {
+struct RedirectHandler {
     path: String,
     account: Account,
     session: Arc<Session>,
 }
 
-impl Desk {
+impl RedirectHandler {
     async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if request.uri().path() != self.path {
             return page(StatusCode::NOT_FOUND, "Nothing here", "This address is for logins alone.", "");

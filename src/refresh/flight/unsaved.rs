@@ -19,20 +19,20 @@ const SAVE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration:
 
 /// What the store did not take.
 #[derive(Debug)]
-pub(super) enum Late {
-    Marks,
+pub(super) enum Unsaved {
+    RefreshState,
     Grant(Box<Grant>),
 }
 
 impl Flight {
     /// Serves what the store did not take, unless it was overtaken, and tries to save it until it is durable.
-    pub(super) fn keep(&self, before: Version, late: Late, snapshot: &Arc<Snapshot>) {
-        self.slot.lock().keep(&self.handle, Arc::clone(snapshot));
+    pub(super) fn keep_unsaved(&self, before: Version, unsaved: Unsaved, snapshot: &Arc<Snapshot>) {
+        self.slot.lock().keep_unsaved(&self.handle, Arc::clone(snapshot));
         let (flight, snapshot) = (self.clone(), Arc::clone(snapshot));
-        self.inner.tasks.spawn(async move { flight.save_late(before, late, snapshot).await });
+        self.inner.tasks.spawn(async move { flight.retry_save(before, unsaved, snapshot).await });
     }
 
-    async fn save_late(self, before: Version, late: Late, snapshot: Arc<Snapshot>) {
+    async fn retry_save(self, before: Version, unsaved: Unsaved, snapshot: Arc<Snapshot>) {
         let inner = &self.inner;
         let mut pause = SAVE_PAUSES.0;
         let mut stopping_since = None;
@@ -48,9 +48,11 @@ impl Flight {
             #[cfg(feature = "faults")]
             crate::faults::reach("late_save").await;
             let saving = async {
-                match &late {
-                    Late::Marks => inner.store.settle(&self.account, before, &snapshot.marks).await,
-                    Late::Grant(next) => inner.store.save(&self.account, before, next, &snapshot.marks).await,
+                match &unsaved {
+                    Unsaved::RefreshState => inner.store.settle(&self.account, before, &snapshot.refresh_state).await,
+                    Unsaved::Grant(next) => {
+                        inner.store.save(&self.account, before, next, &snapshot.refresh_state).await
+                    }
                 }
             };
             let result = match stopping_since.map(|since| inner.clock.monotonic().since(since)) {
@@ -68,8 +70,8 @@ impl Flight {
                     return;
                 }
                 Ok(false) => {
-                    self.slot.lock().let_go(&snapshot);
-                    if let Late::Grant(next) = &late {
+                    self.slot.lock().discard_unsaved(&snapshot);
+                    if let Unsaved::Grant(next) = &unsaved {
                         drop(self.overtaken(before, Some(next)).await);
                     }
                     return;

@@ -34,13 +34,13 @@ use super::super::peer::Peers;
 use crate::socket_path::{AncestorError, LONGEST_PATH, check_ancestors};
 
 /// Below the host's socket, the directory of those that are made at run time. It is in nobody's way there.
-pub const SANDBOXES: &str = "sandboxes";
+pub const SANDBOXES_DIRECTORY: &str = "sandboxes";
 
 /// How long to try for the lock of those who bind. They hold it for milliseconds; who holds it for longer is no daemon.
-const BINDING: Duration = Duration::from_secs(1);
+const BIND_LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Between two tries for it.
-const BINDING_PAUSE: Duration = Duration::from_millis(20);
+const BIND_LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How many connections may wait to be accepted; the kernel has a limit of its own.
 const BACKLOG: i32 = 1024;
@@ -95,13 +95,13 @@ pub enum BindError {
 
 /// Who is at a socket's path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Occupant {
+pub enum SocketState {
     /// Nobody.
-    Nobody,
+    Absent,
     /// A socket whose daemon is gone.
-    Dead,
+    Stale,
     /// A listening daemon.
-    Living,
+    Live,
 }
 
 /// Binds `path` for `peers`; gives the socket, and the device and inode of its file.
@@ -109,10 +109,10 @@ pub(super) fn bind(path: &Path, peers: &Peers) -> Result<(UnixListener, (u64, u6
     let directory = directory(path)?;
     let failed = |source| BindError::Io { path: path.to_owned(), source };
     let opened = prepare(directory, path, directory_mode(peers))?;
-    match occupant(path)? {
-        Occupant::Nobody => {}
-        Occupant::Dead => fs::remove_file(path).map_err(failed)?,
-        Occupant::Living => return Err(BindError::Live(path.to_owned())),
+    match socket_state(path)? {
+        SocketState::Absent => {}
+        SocketState::Stale => fs::remove_file(path).map_err(failed)?,
+        SocketState::Live => return Err(BindError::Live(path.to_owned())),
     }
     let mode = Mode::from_raw_mode(if peers.beyond_own() { 0o666 } else { 0o600 });
     let accepting = listen(path, mode).map_err(failed)?;
@@ -121,14 +121,14 @@ pub(super) fn bind(path: &Path, peers: &Peers) -> Result<(UnixListener, (u64, u6
 }
 
 /// Whether [`bind`] would be refused, or whom it would find. Changes nothing.
-pub(super) fn look(path: &Path, peers: &Peers) -> Result<Occupant, BindError> {
+pub(super) fn inspect(path: &Path, peers: &Peers) -> Result<SocketState, BindError> {
     let directory = directory(path)?;
-    lead_safely(directory.parent(), path)?;
+    check_path(directory.parent(), path)?;
     // One that is not there yet will be ours.
     if directory.exists() {
-        unfit(directory, path, directory_mode(peers))?;
+        needs_mode_change(directory, path, directory_mode(peers))?;
     }
-    occupant(path)
+    socket_state(path)
 }
 
 fn directory(socket: &Path) -> Result<&Path, BindError> {
@@ -150,13 +150,13 @@ fn directory_mode(peers: &Peers) -> u32 {
 fn prepare(directory: &Path, socket: &Path, mode: u32) -> Result<OwnedFd, BindError> {
     let failed = |source| BindError::Io { path: socket.to_owned(), source };
     let refuse = |reason| BindError::Directory { directory: directory.to_owned(), reason };
-    lead_safely(directory.parent(), socket)?;
+    check_path(directory.parent(), socket)?;
     match DirBuilder::new().recursive(true).mode(0o700).create(directory) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(refuse("is not a directory")),
         Err(error) => return Err(failed(error)),
     }
-    let change = unfit(directory, socket, mode)?;
+    let change = needs_mode_change(directory, socket, mode)?;
     let opened = OwnedFd::from(File::open(directory).map_err(failed)?);
     if change {
         fchmod(&opened, Mode::from_raw_mode(mode)).map_err(|error| failed(error.into()))?;
@@ -164,13 +164,13 @@ fn prepare(directory: &Path, socket: &Path, mode: u32) -> Result<OwnedFd, BindEr
     Ok(opened)
 }
 
-fn lead_safely(directory: Option<&Path>, socket: &Path) -> Result<(), BindError> {
+fn check_path(directory: Option<&Path>, socket: &Path) -> Result<(), BindError> {
     let checked = directory.map_or(Ok(()), check_ancestors);
     checked.map_err(|source| BindError::Ancestor { path: socket.to_owned(), source })
 }
 
 /// Whether the directory's mode is to be changed. An error when it is not ours to change.
-fn unfit(directory: &Path, socket: &Path, mode: u32) -> Result<bool, BindError> {
+fn needs_mode_change(directory: &Path, socket: &Path, mode: u32) -> Result<bool, BindError> {
     let failed = |source| BindError::Io { path: socket.to_owned(), source };
     let refuse = |reason| BindError::Directory { directory: directory.to_owned(), reason };
     let metadata = fs::metadata(directory).map_err(failed)?;
@@ -186,7 +186,7 @@ fn unfit(directory: &Path, socket: &Path, mode: u32) -> Result<bool, BindError> 
     }
     if link.is_symlink() {
         let place = fs::canonicalize(directory).map_err(failed)?;
-        lead_safely(place.parent(), socket)?;
+        check_path(place.parent(), socket)?;
     }
     if found == mode {
         return Ok(false);
@@ -197,7 +197,7 @@ fn unfit(directory: &Path, socket: &Path, mode: u32) -> Result<bool, BindError> 
     }
     for entry in fs::read_dir(directory).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
-        if Some(name.as_os_str()) != socket.file_name() && name != SANDBOXES {
+        if Some(name.as_os_str()) != socket.file_name() && name != SANDBOXES_DIRECTORY {
             return Err(refuse("is open to others and holds other files"));
         }
     }
@@ -246,12 +246,12 @@ impl BindLock {
         let trying = async {
             loop {
                 match flock(opened.as_fd(), FlockOperation::NonBlockingLockExclusive) {
-                    Err(Errno::AGAIN | Errno::INTR) => tokio::time::sleep(BINDING_PAUSE).await,
+                    Err(Errno::AGAIN | Errno::INTR) => tokio::time::sleep(BIND_LOCK_RETRY_INTERVAL).await,
                     done => break done,
                 }
             }
         };
-        match tokio::time::timeout(BINDING, trying).await {
+        match tokio::time::timeout(BIND_LOCK_TIMEOUT, trying).await {
             Ok(Ok(())) => return Ok(Self(Some(opened))),
             Ok(Err(error)) => tracing::debug!(%error, "the directory of the host's socket cannot be locked"),
             Err(_) => {
@@ -263,24 +263,24 @@ impl BindLock {
 }
 
 /// Invariant 2.
-fn occupant(path: &Path) -> Result<Occupant, BindError> {
+fn socket_state(path: &Path) -> Result<SocketState, BindError> {
     let failed = |source| BindError::Io { path: path.to_owned(), source };
     match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Occupant::Nobody),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(SocketState::Absent),
         Err(error) => return Err(failed(error)),
         Ok(metadata) if !metadata.file_type().is_socket() => return Err(BindError::NotASocket(path.to_owned())),
         Ok(_) => {}
     }
-    match knock(path) {
+    match try_connect(path) {
         // Its queue is full, or it answers: it lives.
-        Ok(()) | Err(Errno::AGAIN) => Ok(Occupant::Living),
-        Err(Errno::CONNREFUSED) => Ok(Occupant::Dead),
+        Ok(()) | Err(Errno::AGAIN) => Ok(SocketState::Live),
+        Err(Errno::CONNREFUSED) => Ok(SocketState::Stale),
         Err(error) => Err(failed(error.into())),
     }
 }
 
 /// Tries to connect, without waiting: a stopped daemon would keep us for ever.
-fn knock(path: &Path) -> rustix::io::Result<()> {
+fn try_connect(path: &Path) -> rustix::io::Result<()> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     connect(&socket, &SocketAddrUnix::new(path)?)

@@ -28,7 +28,7 @@ use tower::{Layer, Service};
 
 use super::{
     capability::is_shown,
-    connection::{Connection, Errand},
+    connection::{Connection, RequestContext},
     envelope::enclose,
     operations,
     peer::Peer,
@@ -39,16 +39,16 @@ use crate::{
     clock::{Clock, Monotonic},
     limits::{Delay, TooFast},
     problem_code::ProblemCode,
-    refresh::Ticket,
+    refresh::CallerContext,
     secret::CapabilityHash,
 };
 
-/// One socket's gate.
+/// One socket's admission.
 #[derive(Debug, Clone)]
-pub(super) struct Gate(Arc<Post>);
+pub(super) struct AdmissionLayer(Arc<AdmissionShared>);
 
 #[derive(Debug)]
-struct Post {
+struct AdmissionShared {
     clock: Arc<dyn Clock>,
     audit: Audit,
     /// For requests without a connection.
@@ -57,17 +57,17 @@ struct Post {
     capability: Option<CapabilityHash>,
 }
 
-impl Gate {
+impl AdmissionLayer {
     pub(super) fn new(clock: Arc<dyn Clock>, audit: Audit, socket: &str) -> Self {
         let origin = Origin::of_peer(socket, Peer::own().uid, None);
-        Self(Arc::new(Post { clock, audit, origin, capability: None }))
+        Self(Arc::new(AdmissionShared { clock, audit, origin, capability: None }))
     }
 
     /// The same for peers that show this capability.
     pub(super) fn guarded_by(&self, capability: Option<CapabilityHash>) -> Self {
-        let Post { clock, audit, origin, .. } = &*self.0;
+        let AdmissionShared { clock, audit, origin, .. } = &*self.0;
         let (clock, audit, origin) = (Arc::clone(clock), audit.clone(), origin.clone());
-        Self(Arc::new(Post { clock, audit, origin, capability }))
+        Self(Arc::new(AdmissionShared { clock, audit, origin, capability }))
     }
 
     pub(super) fn capability(&self) -> Option<CapabilityHash> {
@@ -79,21 +79,21 @@ impl Gate {
     }
 
     /// The refusal of a request that does not show the socket's capability.
-    fn unshown(&self, headers: &HeaderMap) -> Option<Refusal> {
+    fn check_capability(&self, headers: &HeaderMap) -> Option<Refusal> {
         let missing = self.0.capability.is_some_and(|capability| !is_shown(capability, headers));
         missing.then(|| Refusal { answer: Problem::wrong_capability().into_response(), delay: None })
     }
 }
 
 /// What a request is refused for before anything else of it is looked at.
-fn refusal<B>(request: &Request<B>, errand: &Errand, now: Monotonic) -> Option<Refusal> {
-    let connection = errand.connection()?;
+fn refusal<B>(request: &Request<B>, context: &RequestContext, now: Monotonic) -> Option<Refusal> {
+    let connection = context.connection()?;
     if let Err(TooFast { retry_after, delay }) = connection.ask(now) {
         let mut answer = Problem::too_fast(retry_after).into_response();
         if delay.is_none() {
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        let delay = delay.map(|delay| Delayed { until: Box::pin(sleep(delay.length())), _place: delay });
+        let delay = delay.map(|delay| ResponseDelay { until: Box::pin(sleep(delay.length())), _place: delay });
         return Some(Refusal { answer, delay });
     }
     // RFC 9112 section 3.2. What it says does not matter on a Unix socket.
@@ -105,31 +105,31 @@ fn refusal<B>(request: &Request<B>, errand: &Errand, now: Monotonic) -> Option<R
 /// An answer without an operation.
 struct Refusal {
     answer: Response,
-    delay: Option<Delayed>,
+    delay: Option<ResponseDelay>,
 }
 
 /// How long an answer is held back.
-struct Delayed {
+struct ResponseDelay {
     until: Pin<Box<Sleep>>,
     _place: Delay,
 }
 
-impl<S> Layer<S> for Gate {
-    type Service = Gated<S>;
+impl<S> Layer<S> for AdmissionLayer {
+    type Service = AdmissionService<S>;
 
-    fn layer(&self, inner: S) -> Gated<S> {
-        Gated { gate: self.clone(), inner }
+    fn layer(&self, inner: S) -> AdmissionService<S> {
+        AdmissionService { admission: self.clone(), inner }
     }
 }
 
-/// A service behind a gate.
+/// A service behind a admission.
 #[derive(Debug, Clone)]
-pub(super) struct Gated<S> {
-    gate: Gate,
+pub(super) struct AdmissionService<S> {
+    admission: AdmissionLayer,
     inner: S,
 }
 
-impl<S, B> Service<Request<B>> for Gated<S>
+impl<S, B> Service<Request<B>> for AdmissionService<S>
 where
     S: Service<Request<B>, Response = Response, Error = Infallible> + Clone + Send + 'static,
     S::Future: Unpin + Send,
@@ -137,49 +137,50 @@ where
 {
     type Response = Response;
     type Error = Infallible;
-    type Future = Passing<S::Future>;
+    type Future = AdmissionFuture<S::Future>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(context)
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let Post { clock, audit, .. } = &*self.gate.0;
+        let AdmissionShared { clock, audit, .. } = &*self.admission.0;
         let audited = audit.is_on();
-        let errand = request.extensions().get().cloned().unwrap_or_else(|| {
-            let errand = if audited { Errand::in_process() } else { Errand::default() };
-            request.extensions_mut().insert(errand.clone());
-            errand
+        let context = request.extensions().get().cloned().unwrap_or_else(|| {
+            let context = if audited { RequestContext::in_process() } else { RequestContext::default() };
+            request.extensions_mut().insert(context.clone());
+            context
         });
         // Where nobody asks for it, the time is not looked at.
-        let timed = audited || errand.connection().is_some_and(Connection::is_paced);
+        let timed = audited || context.connection().is_some_and(Connection::is_paced);
         let started = if timed { clock.monotonic() } else { Monotonic::new(Duration::ZERO) };
         let operation = if audited { operations::of(&request) } else { words::UNKNOWN };
-        let stage = match refusal(&request, &errand, started).or_else(|| self.gate.unshown(request.headers())) {
-            Some(refusal) => Stage::Refused(Some(refusal)),
-            None if audit.must_admit() && !operations::is_harmless(operation) => {
-                let (audit, mut inner) = (audit.clone(), self.inner.clone());
-                Stage::Admitting(Box::pin(async move {
-                    if !audit.admits().await {
-                        return Problem::unaudited().into_response();
-                    }
-                    enclose(AssertUnwindSafe(inner.call(request)).catch_unwind().await)
-                }))
-            }
-            None => Stage::Running(AssertUnwindSafe(self.inner.call(request)).catch_unwind()),
-        };
-        let entry = audited.then(|| Entry { gate: self.gate.clone(), operation, errand, started });
-        Passing { stage, entry }
+        let state =
+            match refusal(&request, &context, started).or_else(|| self.admission.check_capability(request.headers())) {
+                Some(refusal) => AdmissionState::Refused(Some(refusal)),
+                None if audit.must_admit() && !operations::is_harmless(operation) => {
+                    let (audit, mut inner) = (audit.clone(), self.inner.clone());
+                    AdmissionState::Admitting(Box::pin(async move {
+                        if !audit.admits().await {
+                            return Problem::unaudited().into_response();
+                        }
+                        enclose(AssertUnwindSafe(inner.call(request)).catch_unwind().await)
+                    }))
+                }
+                None => AdmissionState::Running(AssertUnwindSafe(self.inner.call(request)).catch_unwind()),
+            };
+        let entry = audited.then(|| AuditEntry { admission: self.admission.clone(), operation, context, started });
+        AdmissionFuture { state, entry }
     }
 }
 
 /// A request on its way through.
-pub(super) struct Passing<F> {
-    stage: Stage<F>,
-    entry: Option<Entry>,
+pub(super) struct AdmissionFuture<F> {
+    state: AdmissionState<F>,
+    entry: Option<AuditEntry>,
 }
 
-enum Stage<F> {
+enum AdmissionState<F> {
     /// The answer is taken out when its time has come.
     Refused(Option<Refusal>),
     /// Carried out if the audit log takes lines.
@@ -189,15 +190,15 @@ enum Stage<F> {
     Writing(BoxFuture<'static, Response>),
 }
 
-impl<F: Future<Output = Result<Response, Infallible>> + Unpin> Future for Passing<F> {
+impl<F: Future<Output = Result<Response, Infallible>> + Unpin> Future for AdmissionFuture<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let answer = match &mut self.stage {
-            Stage::Running(running) => enclose(ready!(Pin::new(running).poll(context))),
-            Stage::Admitting(running) => ready!(running.as_mut().poll(context)),
-            Stage::Writing(writing) => return writing.as_mut().poll(context).map(Ok),
-            Stage::Refused(refusal) => {
+        let answer = match &mut self.state {
+            AdmissionState::Running(running) => enclose(ready!(Pin::new(running).poll(context))),
+            AdmissionState::Admitting(running) => ready!(running.as_mut().poll(context)),
+            AdmissionState::Writing(writing) => return writing.as_mut().poll(context).map(Ok),
+            AdmissionState::Refused(refusal) => {
                 if let Some(delayed) = refusal.as_mut().and_then(|refusal| refusal.delay.as_mut()) {
                     ready!(delayed.until.as_mut().poll(context));
                 }
@@ -211,7 +212,7 @@ impl<F: Future<Output = Result<Response, Infallible>> + Unpin> Future for Passin
             Ok(answer) => Poll::Ready(Ok(answer)),
             Err(mut writing) => {
                 let polled = writing.as_mut().poll(context).map(Ok);
-                self.stage = Stage::Writing(writing);
+                self.state = AdmissionState::Writing(writing);
                 polled
             }
         }
@@ -219,23 +220,23 @@ impl<F: Future<Output = Result<Response, Infallible>> + Unpin> Future for Passin
 }
 
 /// It ends before there is an answer.
-impl<F> Drop for Passing<F> {
+impl<F> Drop for AdmissionFuture<F> {
     fn drop(&mut self) {
         if let Some(entry) = self.entry.take() {
-            entry.gate.0.audit.note(&entry.event(words::ABANDONED, None, &Subject::default()));
+            entry.admission.0.audit.note(&entry.event(words::ABANDONED, None, &Subject::default()));
         }
     }
 }
 
 /// A line that is still to be written.
-struct Entry {
-    gate: Gate,
+struct AuditEntry {
+    admission: AdmissionLayer,
     operation: &'static str,
-    errand: Errand,
+    context: RequestContext,
     started: Monotonic,
 }
 
-impl Entry {
+impl AuditEntry {
     /// Writes what was answered; gives the answer, or what it waits for.
     fn close(self, answer: Response) -> Result<Response, BoxFuture<'static, Response>> {
         let code = answer.extensions().get::<ProblemCode>();
@@ -243,10 +244,10 @@ impl Entry {
         let outcome = code.map_or(words::OK, |code| code.as_str());
         let event = self.event(outcome, Some(answer.status().as_u16()), &nothing);
         if operations::is_harmless(self.operation) {
-            self.gate.0.audit.note(&event);
+            self.admission.0.audit.note(&event);
             return Ok(answer);
         }
-        let Some(waiting) = self.gate.0.audit.write(&event) else { return Ok(answer) };
+        let Some(waiting) = self.admission.0.audit.write(&event) else { return Ok(answer) };
         Err(Box::pin(async move {
             match waiting.settled().await {
                 Ok(()) => answer,
@@ -256,15 +257,15 @@ impl Entry {
     }
 
     fn event<'a>(&'a self, outcome: &'static str, status: Option<u16>, nothing: &'a Subject) -> Event<'a> {
-        let connection = self.errand.connection();
-        let provider_called = self.errand.ticket().is_some_and(Ticket::called);
+        let connection = self.context.connection();
+        let provider_called = self.context.caller().is_some_and(CallerContext::provider_called);
         Event {
-            origin: connection.and_then(|connection| connection.origin.as_ref()).unwrap_or(&self.gate.0.origin),
+            origin: connection.and_then(|connection| connection.origin.as_ref()).unwrap_or(&self.admission.0.origin),
             operation: self.operation,
-            subject: self.errand.subject().unwrap_or(nothing),
+            subject: self.context.subject().unwrap_or(nothing),
             outcome,
             status,
-            latency: self.gate.0.clock.monotonic().since(self.started),
+            latency: self.admission.0.clock.monotonic().since(self.started),
             provider_called,
             own_line: outcome == words::OK && operations::is_change(self.operation, provider_called),
         }
@@ -289,8 +290,8 @@ mod tests {
         let settings = Settings { to, on_failure: OnFailure::Open };
         let audit = Audit::start(&settings, Arc::new(SystemClock::new())).unwrap();
         let hangs = tower::service_fn(|_: Request| std::future::pending::<Result<Response, Infallible>>());
-        let gate = Gate::new(Arc::new(SystemClock::new()), audit.clone(), "s");
-        let mut passing = gate.layer(hangs).call(Request::default());
+        let admission = AdmissionLayer::new(Arc::new(SystemClock::new()), audit.clone(), "s");
+        let mut passing = admission.layer(hangs).call(Request::default());
         assert!(futures_util::poll!(&mut passing).is_pending());
         drop(passing);
         audit.close().await;
@@ -304,8 +305,8 @@ mod tests {
         let panics = tower::service_fn(|_: Request| -> BoxFuture<'static, Result<Response, Infallible>> {
             Box::pin(async { panic!("canary-in-a-panic") })
         });
-        let gate = Gate::new(Arc::new(SystemClock::new()), Audit::default(), "s");
-        let answer = gate.layer(panics).call(Request::default()).await.unwrap();
+        let admission = AdmissionLayer::new(Arc::new(SystemClock::new()), Audit::default(), "s");
+        let answer = admission.layer(panics).call(Request::default()).await.unwrap();
         assert_eq!(answer.status(), 500);
         assert_eq!(answer.headers()["cache-control"], "no-store");
         let body = axum::body::to_bytes(answer.into_body(), 1024).await.unwrap();

@@ -1,5 +1,5 @@
-//! How many logins may wait for their person at once, and how many a sandbox may begin. One that has ended takes no seat;
-//! that it was begun is counted all the same: its provider was asked.
+//! How many logins may wait for their person at once, and how many a sandbox may begin. One that has ended takes no permit;
+//! that it was started is counted all the same: its provider was asked.
 
 use std::{
     collections::HashMap,
@@ -10,65 +10,65 @@ use std::{
 use super::{LoginError, Owner};
 use crate::{
     clock::Monotonic,
-    limits::{Bucket, LoginLimits, Rate},
+    limits::{Gcra, LoginLimits, Rate},
     policy::Role,
 };
 
 /// When there are too many: about as long as a person needs for one.
-const PAUSE: Duration = Duration::from_secs(10);
+const TOO_MANY_RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// The logins that a sandbox's socket may begin, whatever becomes of them: more than a person begins, and fewer than a
 /// provider would take for an attack.
-const BEGUN: Rate = Rate::every(Duration::from_secs(30), 10);
+const SANDBOX_LOGIN_RATE: Rate = Rate::every(Duration::from_secs(30), 10);
 
 /// At so many sockets, those that make no difference are forgotten.
-const SWEEP: usize = 128;
+const SWEEP_THRESHOLD: usize = 128;
 
-/// Who has which seats, and what was begun.
+/// Who has which limiter, and what was started.
 #[derive(Debug)]
-pub(super) struct Seats {
+pub(super) struct LoginLimiter {
     limits: LoginLimits,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// By socket: how many are taken.
-    taken: HashMap<Arc<str>, (Role, usize)>,
+    /// By socket: how many are active.
+    active: HashMap<Arc<str>, (Role, usize)>,
     /// By socket of role `sandbox`.
-    begun: HashMap<Arc<str>, Bucket>,
+    started: HashMap<Arc<str>, Gcra>,
 }
 
 impl State {
     fn sum(&self, of: impl Fn(Role) -> bool) -> usize {
-        self.taken.values().filter(|(role, _)| of(*role)).map(|(_, taken)| taken).sum()
+        self.active.values().filter(|(role, _)| of(*role)).map(|(_, active)| active).sum()
     }
 }
 
-impl Seats {
+impl LoginLimiter {
     pub(super) fn new(limits: LoginLimits) -> Self {
         Self { limits, state: Mutex::default() }
     }
 
-    /// Takes a seat until the value is dropped.
-    pub(super) fn take(self: &Arc<Self>, owner: &Owner, now: Monotonic) -> Result<Seat, LoginError> {
+    /// Takes a permit until the value is dropped.
+    pub(super) fn acquire(self: &Arc<Self>, owner: &Owner, now: Monotonic) -> Result<LoginPermit, LoginError> {
         let mut state = self.lock();
-        let taken = state.taken.get(&owner.socket).map_or(0, |(_, taken)| *taken);
+        let active = state.active.get(&owner.socket).map_or(0, |(_, active)| *active);
         let sandbox = owner.role == Role::Sandbox;
         let full = state.sum(|_| true) >= self.limits.total
             || (sandbox && state.sum(|role| role == Role::Sandbox) >= self.limits.of_sandboxes());
-        if taken >= self.limits.per_socket || full {
-            return Err(LoginError::TooMany { wait: PAUSE });
+        if active >= self.limits.per_socket || full {
+            return Err(LoginError::TooMany { wait: TOO_MANY_RETRY_AFTER });
         }
         if sandbox {
-            if state.begun.len() >= SWEEP {
-                state.begun.retain(|_, bucket| !bucket.is_full(now));
+            if state.started.len() >= SWEEP_THRESHOLD {
+                state.started.retain(|_, limiter| !limiter.is_full(now));
             }
-            let bucket = state.begun.entry(Arc::clone(&owner.socket)).or_default();
-            bucket.take(BEGUN, now).map_err(|wait| LoginError::TooOften { wait })?;
+            let limiter = state.started.entry(Arc::clone(&owner.socket)).or_default();
+            limiter.acquire(SANDBOX_LOGIN_RATE, now).map_err(|wait| LoginError::TooOften { wait })?;
         }
-        state.taken.insert(Arc::clone(&owner.socket), (owner.role, taken + 1));
-        Ok(Seat { seats: Arc::clone(self), socket: Arc::clone(&owner.socket) })
+        state.active.insert(Arc::clone(&owner.socket), (owner.role, active + 1));
+        Ok(LoginPermit { limiter: Arc::clone(self), socket: Arc::clone(&owner.socket) })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -78,18 +78,18 @@ impl Seats {
 
 /// One of them.
 #[derive(Debug)]
-pub(super) struct Seat {
-    seats: Arc<Seats>,
+pub(super) struct LoginPermit {
+    limiter: Arc<LoginLimiter>,
     socket: Arc<str>,
 }
 
-impl Drop for Seat {
+impl Drop for LoginPermit {
     fn drop(&mut self) {
-        let mut state = self.seats.lock();
-        if let Some((_, taken)) = state.taken.get_mut(&self.socket) {
-            *taken -= 1;
-            if *taken == 0 {
-                state.taken.remove(&self.socket);
+        let mut state = self.limiter.lock();
+        if let Some((_, active)) = state.active.get_mut(&self.socket) {
+            *active -= 1;
+            if *active == 0 {
+                state.active.remove(&self.socket);
             }
         }
     }
@@ -108,20 +108,20 @@ mod tests {
     #[test]
     fn only_so_many_wait_at_once_and_a_seat_is_free_again_with_its_login() {
         let limits = LoginLimits { total: 30, per_socket: 3 };
-        let seats = Arc::new(Seats::new(limits));
-        let take = |name: &str| seats.take(&owner(name, Role::Host), NOW);
-        let mut taken = Vec::new();
+        let limiter = Arc::new(LoginLimiter::new(limits));
+        let take = |name: &str| limiter.acquire(&owner(name, Role::Host), NOW);
+        let mut active = Vec::new();
         for socket in 0..10 {
             for _ in 0..limits.per_socket {
-                taken.push(take(&socket.to_string()).unwrap());
+                active.push(take(&socket.to_string()).unwrap());
             }
             assert!(matches!(take(&socket.to_string()), Err(LoginError::TooMany { .. })));
         }
         assert!(take("new").is_err());
-        taken.pop();
-        taken.push(take("new").unwrap());
-        taken.clear();
-        assert!(seats.lock().taken.is_empty());
+        active.pop();
+        active.push(take("new").unwrap());
+        active.clear();
+        assert!(limiter.lock().active.is_empty());
     }
 
     #[test]
@@ -129,10 +129,10 @@ mod tests {
         for (total, of_sandboxes) in [(100, 90), (20, 17), (4, 2), (2, 1), (1, 1)] {
             let limits = LoginLimits { total, per_socket: 10 };
             assert_eq!(limits.of_sandboxes(), of_sandboxes, "{total}");
-            let seats = Arc::new(Seats::new(limits));
-            let take = |name: usize, role| seats.take(&owner(&format!("{role:?}{name}"), role), NOW);
-            let taken: Vec<_> = (0..total).map_while(|at| take(at, Role::Sandbox).ok()).collect();
-            assert_eq!(taken.len(), of_sandboxes, "{total}");
+            let limiter = Arc::new(LoginLimiter::new(limits));
+            let take = |name: usize, role| limiter.acquire(&owner(&format!("{role:?}{name}"), role), NOW);
+            let active: Vec<_> = (0..total).map_while(|at| take(at, Role::Sandbox).ok()).collect();
+            assert_eq!(active.len(), of_sandboxes, "{total}");
             let rest: Vec<_> = (0..total).map_while(|at| take(at, Role::Host).ok()).collect();
             assert_eq!(rest.len(), total - of_sandboxes, "{total}");
         }
@@ -140,9 +140,9 @@ mod tests {
 
     #[test]
     fn what_a_sandbox_begins_is_counted_whatever_becomes_of_it() {
-        let seats = Arc::new(Seats::new(LoginLimits::default()));
+        let limiter = Arc::new(LoginLimiter::new(LoginLimits::default()));
         let take = |name: &str, role, seconds| {
-            seats.take(&owner(name, role), NOW.plus(Duration::from_secs(seconds))).map(drop)
+            limiter.acquire(&owner(name, role), NOW.plus(Duration::from_secs(seconds))).map(drop)
         };
         for _ in 0..10 {
             take("box", Role::Sandbox, 0).unwrap();
@@ -159,8 +159,8 @@ mod tests {
         for socket in 0..2000 {
             take(&socket.to_string(), Role::Sandbox, 3600).unwrap();
         }
-        assert!(seats.lock().begun.len() <= 2000);
+        assert!(limiter.lock().started.len() <= 2000);
         take("last", Role::Sandbox, 7200).unwrap();
-        assert_eq!(seats.lock().begun.len(), 1, "what makes no difference is forgotten");
+        assert_eq!(limiter.lock().started.len(), 1, "what makes no difference is forgotten");
     }
 }

@@ -14,22 +14,22 @@ use crate::{account::ProviderName, provider::Providers, timeouts::PROVIDER_PLACE
 
 /// The places of each provider.
 #[derive(Debug)]
-pub(super) struct Places(HashMap<ProviderName, Arc<Semaphore>>);
+pub(super) struct ProviderPermits(HashMap<ProviderName, Arc<Semaphore>>);
 
-impl Places {
+impl ProviderPermits {
     /// As many as each provider's rules say.
     pub(super) fn of(providers: &Providers) -> Self {
-        let places = |name: &ProviderName| {
+        let permits = |name: &ProviderName| {
             let number = providers.get(name)?.rules().concurrent_refreshes;
             Some((name.clone(), Arc::new(Semaphore::new(number.get().min(Semaphore::MAX_PERMITS)))))
         };
-        Self(providers.names().filter_map(places).collect())
+        Self(providers.names().filter_map(permits).collect())
     }
 
     /// Takes a place, until the value is dropped; those who wait are served in their order. `None` when none is free in
     /// time.
-    pub(super) async fn take(&self, provider: &ProviderName) -> Option<OwnedSemaphorePermit> {
-        let places = Arc::clone(self.0.get(provider)?);
-        timeout(PROVIDER_PLACE, places.acquire_owned()).await.ok()?.ok()
+    pub(super) async fn acquire(&self, provider: &ProviderName) -> Option<OwnedSemaphorePermit> {
+        let permits = Arc::clone(self.0.get(provider)?);
+        timeout(PROVIDER_PLACE, permits.acquire_owned()).await.ok()?.ok()
     }
 }
