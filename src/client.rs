@@ -34,6 +34,7 @@ use zeroize::Zeroizing;
 use crate::{
     account::{Account, Bucket, ProviderName},
     clock::Timestamp,
+    problem_code::ProblemCode,
     secret::{AccessToken, Capability},
     socket_path::MAX_PATH_BYTES,
 };
@@ -70,7 +71,7 @@ pub enum ClientError {
     Problem {
         /// The HTTP status.
         status: u16,
-        /// One of the contract's codes.
+        /// The code as the daemon gave it; [`ClientError::code`] is what to decide by.
         code: String,
         /// The refusal in words.
         detail: String,
@@ -86,6 +87,21 @@ pub enum ClientError {
     /// What came back is none of the contract's answers.
     #[error("the answer is not one of credproxy's: {0}")]
     Protocol(&'static str),
+}
+
+impl ClientError {
+    /// The code of a problem, if this version knows it.
+    #[must_use]
+    pub fn code(&self) -> Option<ProblemCode> {
+        match self {
+            Self::Problem { code, .. } => code.parse().ok(),
+            Self::Unreachable { .. }
+            | Self::UntrustedServer { .. }
+            | Self::Interrupted(_)
+            | Self::TimedOut
+            | Self::Protocol(_) => None,
+        }
+    }
 }
 
 /// A sanitized token.
@@ -180,7 +196,7 @@ pub struct Client {
     trusted: Vec<u32>,
 }
 
-/// RefreshState a request whose body is a secret (invariant 4).
+/// Marks a request whose body is a secret (invariant 4).
 #[derive(Debug, Clone, Copy)]
 struct Secret;
 

@@ -10,8 +10,9 @@
 //! ([`grant::SanitizedToken`]); a refresh token leaves towards its own provider alone.
 //!
 //! # Rooms
-//! Imports run from the right to the left, never back; `tests/house.rs` holds the sources against that.
-//! `secret, clock, timeouts, private, socket_path <- account <- grant, item, dialect, limits, audit <-
+//! Imports run from the right to the left, never back;
+//! `tests/repository/architecture.rs` holds the sources against that.
+//! `secret, clock, timeouts, private, problem_code, socket_path <- account <- grant, item, dialect, limits, audit <-
 //! provider, store (the traits) <-
 //! refresh, policy, keys <- login, sandbox <- provider::*, store::*, server, client, config, cli <- lifecycle <- main`
 //!
@@ -37,6 +38,7 @@ pub mod limits;
 pub mod login;
 pub mod policy;
 mod private;
+pub mod problem_code;
 pub mod provider;
 pub mod refresh;
 pub mod sandbox;

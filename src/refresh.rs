@@ -111,7 +111,7 @@ impl Coordinator {
         self.token_with(account, min_validity, &CallerContext::default()).await
     }
 
-    /// The same for a caller with a caller.
+    /// The same for a caller with a context.
     pub async fn token_with(
         &self,
         account: &Account,
@@ -151,7 +151,7 @@ impl Coordinator {
         self.refresh_with(account, if_match, &CallerContext::default()).await
     }
 
-    /// The same for a caller with a caller.
+    /// The same for a caller with a context.
     pub async fn refresh_with(
         &self,
         account: &Account,

@@ -100,7 +100,7 @@ pub struct DeadGrant {
     pub copied: bool,
 }
 
-/// What is written beside a grant, in clear. RefreshState change neither its id nor its generation.
+/// What is written beside a grant, in clear. A change of it changes neither the grant's id nor its generation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RefreshState {
     /// A presentation whose outcome is not known.

@@ -102,7 +102,7 @@ impl Coordinator {
         self.delete_with(account, if_match, revoke, &CallerContext::default()).await
     }
 
-    /// The same for a caller with a caller.
+    /// The same for a caller with a context.
     pub async fn delete_with(
         &self,
         account: &Account,
@@ -110,9 +110,9 @@ impl Coordinator {
         revoke: bool,
         caller: &CallerContext,
     ) -> Result<bool, RefreshError> {
-        let called = Arc::new(AtomicBool::new(false));
-        let deleted = self.delete_noting(account, if_match, revoke, Arc::clone(&called)).await;
-        caller.note_provider_called(called.load(Ordering::Relaxed));
+        let provider_called = Arc::new(AtomicBool::new(false));
+        let deleted = self.delete_noting(account, if_match, revoke, Arc::clone(&provider_called)).await;
+        caller.note_provider_called(provider_called.load(Ordering::Relaxed));
         deleted
     }
 

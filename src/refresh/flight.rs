@@ -361,7 +361,7 @@ impl Flight {
         }
     }
 
-    /// RefreshState the failure, and answers with it.
+    /// Records the failure, and answers with it.
     async fn fail(&self, claimed: Claimed, failure: Failure) -> FlightResult {
         let inner = &self.inner;
         let now = inner.clock.now();

@@ -92,7 +92,7 @@ enum Progress {
 pub(super) struct FlightHandle {
     /// Some caller asked for a new token, not just for one that is good for a while.
     forced: AtomicBool,
-    /// The provider was provider_called.
+    /// The provider was called.
     provider_called: AtomicBool,
     progress: watch::Sender<Progress>,
 }
@@ -115,7 +115,7 @@ impl FlightHandle {
         self.provider_called.load(Ordering::Relaxed)
     }
 
-    /// The provider is being provider_called.
+    /// The provider is being called.
     pub(super) fn note_call(&self) {
         self.provider_called.store(true, Ordering::Relaxed);
         self.progress.send_replace(Progress::Provider);

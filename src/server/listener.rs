@@ -31,13 +31,13 @@ use super::{
     connection_limiter::{ConnectionLimiter, ConnectionPermit, TrackedBody},
     head_timer::HeadTimer,
     peer::{Peer, Peers},
-    problem::Code,
     shared_stream::SharedStream,
     write_timeout::WriteTimeoutStream,
 };
 use crate::{
     audit::{Audit, Event, Origin, Subject, labels},
     limits::{RateLimiter, RefreshQuota, SocketLimits},
+    problem_code::ProblemCode,
 };
 
 mod bind;
@@ -206,14 +206,14 @@ impl Listener {
         let peer = match self.peers.authenticate(&stream, &self.name) {
             Ok(peer) => peer,
             Err(stranger) => {
-                self.log_rejected(stranger, Code::Unauthorized, audit, Origin::of_rejected);
+                self.log_rejected(stranger, ProblemCode::Unauthorized, audit, Origin::of_rejected);
                 return Ok(None);
             }
         };
         let permit = limiter.acquire(peer.uid).await;
         if permit.is_none() {
             tracing::debug!(socket = self.name, uid = peer.uid, "closed a connection of a user who has his share");
-            self.log_rejected(Some(peer), Code::RateLimited, audit, Origin::of_peer);
+            self.log_rejected(Some(peer), ProblemCode::RateLimited, audit, Origin::of_peer);
         }
         Ok(permit.map(|permit| (stream, peer, permit)))
     }
@@ -221,7 +221,7 @@ impl Listener {
     fn log_rejected(
         &self,
         peer: Option<Peer>,
-        code: Code,
+        code: ProblemCode,
         audit: &Audit,
         origin: fn(&str, u32, Option<u32>) -> Origin,
     ) {

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 use super::{
     super::{
         AppState,
-        problem::{Code, Problem},
+        problem::Problem,
         request::{Caller, LoginSegment, Query, given, members, preferred_wait},
     },
     tokens::MAX_LONG_POLL,
@@ -27,6 +27,7 @@ use crate::{
     clock::Timestamp,
     login::{Login, LoginError, Logins, Progress, Prompt},
     policy::{Operation, Policy},
+    problem_code::ProblemCode,
     provider::Flow,
     refresh::Coordinator,
 };
@@ -170,7 +171,7 @@ pub(in crate::server) struct View {
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    code: Option<Code>,
+    code: Option<ProblemCode>,
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
 }

@@ -16,7 +16,7 @@ use super::{
     super::{
         AppState,
         connection::RequestContext,
-        problem::{Code, Problem},
+        problem::Problem,
         request::{
             AccountTarget, MAX_GRANT_BYTES, MAX_SMALL_BODY_BYTES, Query, change_condition, if_match, json_body,
             members, none_match, preferred_wait,
@@ -29,6 +29,7 @@ use crate::{
     clock::Timestamp,
     grant::{Issued, Lifetime},
     policy::{Operation, Policy},
+    problem_code::ProblemCode,
     refresh::{AccountState, CallerContext, Coordinator, Snapshot, Status, condition::EntityTag},
     secret::{AccessToken, RefreshToken, SecretError},
     store::Put,
@@ -321,7 +322,7 @@ fn grant(body: &[u8]) -> Result<Issued, Problem> {
 const REFRESH_MEMBER: &str = crate::secret::FORBIDDEN_TEXT;
 
 fn secret(member: &str, error: SecretError) -> Problem {
-    Problem::new(Code::InvalidRequest, format!("{member} {error}"))
+    Problem::new(ProblemCode::InvalidRequest, format!("{member} {error}"))
 }
 
 fn text(members: &mut Map<String, Value>, name: &str) -> Result<Option<String>, Problem> {

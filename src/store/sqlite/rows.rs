@@ -44,7 +44,7 @@ pub(super) const NEXT: &str = "SELECT sealed, grant_id, generation, revision, pr
                                provider, bucket FROM records WHERE (provider, bucket) > (?1, ?2) \
                                ORDER BY provider, bucket LIMIT 256";
 
-/// RefreshState every record whose refresh token may have been presented from a copy of the store. The mark is a time in
+/// Marks every record whose refresh token may have been presented from a copy of the store. The mark is a time in
 /// milliseconds, as [`json`] writes it.
 pub(super) const MARK_COPIED: &str = "UPDATE records SET copied = CAST(CAST(unixepoch('subsec') * 1000 AS INTEGER) AS TEXT), \
                                       revision = revision + 1 WHERE fingerprint IS NOT NULL";
@@ -57,7 +57,7 @@ pub(super) struct Row {
     pub(super) revision: Revision,
 }
 
-/// RefreshState as they are written: each a JSON text, or `NULL`.
+/// The refresh state as it is written: each a JSON text, or `NULL`.
 pub(super) struct RefreshStateColumns {
     presented: Option<String>,
     attempt: Option<String>,
