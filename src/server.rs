@@ -1,15 +1,15 @@
-//! The HTTP side: routes, what they accept and what they answer.
+//! The HTTP API: routes, request parsing and responses.
 //!
-//! Owns: [`router`] and [`Api`], their state, and the one form of every refusal. Its children own the sockets and the
+//! Owns: [`router`] and [`Api`], their state, and the single format of refusals. Its children own the sockets and the
 //! built-in authorization server of `serve --dev`.
 //!
 //! Invariants:
-//! 1. Every answer has `Cache-Control: no-store` (`finalize.rs`); every refusal is a problem of the contract.
-//! 2. Nothing leaves but sanitized views, statuses and problems.
-//! 3. Policy is asked before the coordinator, so that a refusal touches nothing and tells nothing.
-//! 4. Every request passes the admission first (`admission.rs`): limits, and one line in the audit log.
+//! 1. Every response has `Cache-Control: no-store` (`finalize.rs`); every refusal is a problem of the contract.
+//! 2. Responses contain only sanitized views, statuses and problems.
+//! 3. The policy is checked before the coordinator is called, so that a refusal changes nothing and discloses nothing.
+//! 4. Every request first passes the admission layer (`admission.rs`): rate limits, and one line in the audit log.
 //!
-//! Must not know: SQL, a provider's wire form, how a refresh is made. It is the only home of axum.
+//! Must not know: SQL, a provider's wire format, how a refresh is made. Only this module uses axum.
 
 use std::{sync::Arc, time::Duration};
 
@@ -49,11 +49,11 @@ use admission::{AdmissionLayer, AdmissionService};
 use problem::Problem;
 use routes::{document, health, keys, logins, providers, sandboxes, tokens};
 
-/// What a router needs. It is cloned several times per request, so it is one pointer.
+/// The state of a router. It is cloned several times per request, so it is a single pointer.
 #[derive(Debug, Clone)]
 pub struct AppState(Arc<AppStateInner>);
 
-/// The coordinator, the API keys, the logins under way, this socket's name and what it may do.
+/// The state of one socket: the coordinator, the API keys, the pending logins, the socket's name and policy.
 #[derive(Debug, Clone)]
 struct AppStateInner {
     coordinator: Coordinator,
@@ -69,7 +69,7 @@ struct AppStateInner {
 const LOGIN_LIFETIME: Duration = Duration::from_mins(10);
 
 impl AppState {
-    /// The state for one socket, with logins of its own and without an audit log.
+    /// The state of one socket, with its own logins and without an audit log.
     #[must_use]
     pub fn new(coordinator: Coordinator, keys: Keys, policy: Policy) -> Self {
         let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
@@ -78,25 +78,26 @@ impl AppState {
         Self(Arc::new(AppStateInner { coordinator, keys, logins, sandboxes, socket, policy, admission }))
     }
 
-    /// The same for the socket of that name, beside others. Whoever made the logins ends them.
+    /// The state of the socket of that name, which shares `logins` with others. The owner of the logins shuts them
+    /// down.
     #[must_use]
     pub fn beside_others(self, logins: Logins, socket: &str) -> Self {
         self.with(|inner| (inner.logins, inner.socket) = (logins, Arc::from(socket)))
     }
 
-    /// The same with the sandboxes that a keeper keeps; without them there are none to ask for.
+    /// Adds the sandboxes; without them the sandbox routes find none.
     #[must_use]
     pub fn with_sandboxes(self, sandboxes: Option<Sandboxes>) -> Self {
         self.with(|inner| inner.sandboxes = sandboxes)
     }
 
-    /// The same for peers that show a capability with every request.
+    /// Requires peers to present a capability with every request.
     #[must_use]
     pub fn guarded_by(self, capability: Option<CapabilityHash>) -> Self {
         self.with(|inner| inner.admission = inner.admission.guarded_by(capability))
     }
 
-    /// The same with a line in `audit` for every request. The socket has its name before.
+    /// Records every request in `audit`. The socket's name must have been set before.
     #[must_use]
     pub fn audited(self, audit: Audit) -> Self {
         self.with(|inner| {
@@ -160,18 +161,18 @@ pub const PATHS: [&str; 14] = [
     "/v1/tokens/{provider}/rename",
 ];
 
-/// The whole API, as one socket offers it, to be driven in process.
+/// The whole API of one socket, for use in process.
 pub fn router(state: AppState) -> Router {
     let admission = state.0.admission.clone();
     routes(state).layer(admission)
 }
 
-/// The same for a listener.
+/// The API of one socket, for a listener.
 #[derive(Debug, Clone)]
 pub struct Api(AdmissionService<Router>);
 
 impl Api {
-    /// What a socket in that state offers.
+    /// The API that a socket with this state offers.
     #[must_use]
     pub fn new(state: AppState) -> Self {
         let admission = state.0.admission.clone();

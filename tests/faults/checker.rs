@@ -19,7 +19,7 @@ use crate::support::{
     issuer::{Issuer, Outcome, Presentation},
 };
 
-/// What section 3 of the design makes of an answer, as far as a further presentation depends on it.
+/// The class of an answer by the rules of `src/refresh/outcome.rs`, as far as a further presentation depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Class {
     /// Tokens were answered: never again.

@@ -1,4 +1,4 @@
-//! The coordinator, driven through its own interface with a clock that stands still: section 3 of the design.
+//! The coordinator, driven through its own interface with a clock that stands still.
 
 use std::{sync::Arc, time::Duration};
 
