@@ -18,18 +18,25 @@ use std::{error::Error, io, path::PathBuf, pin::pin, time::Duration};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::client::conn::http1;
+use hyper::{
+    client::conn::http1,
+    rt::{Read, Write},
+};
 use hyper_util::rt::TokioIo;
+use hyperlocal::UnixConnector;
 use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use tokio::net::UnixStream;
+use tower::Service as _;
 use zeroize::Zeroizing;
 
 use crate::{
     account::{Account, Bucket, ProviderName},
     clock::Timestamp,
+    problem_code::ProblemCode,
     secret::{AccessToken, Capability},
+    socket_path::LONGEST_PATH,
 };
 
 /// A flight ends within 30 s and a daemon on its way out waits 35 s for it; this leaves room for a busy machine.
@@ -64,7 +71,7 @@ pub enum ClientError {
     Problem {
         /// The HTTP status.
         status: u16,
-        /// One of the contract's codes.
+        /// The code as the daemon gave it; [`ClientError::code`] is what to decide by.
         code: String,
         /// The refusal in words.
         detail: String,
@@ -80,6 +87,21 @@ pub enum ClientError {
     /// What came back is none of the contract's answers.
     #[error("the answer is not one of credproxy's: {0}")]
     Protocol(&'static str),
+}
+
+impl ClientError {
+    /// The code of a problem, if this version knows it.
+    #[must_use]
+    pub fn code(&self) -> Option<ProblemCode> {
+        match self {
+            Self::Problem { code, .. } => code.parse().ok(),
+            Self::Unreachable { .. }
+            | Self::Stranger { .. }
+            | Self::Interrupted(_)
+            | Self::TimedOut
+            | Self::Protocol(_) => None,
+        }
+    }
 }
 
 /// A sanitized token.
@@ -314,43 +336,61 @@ impl Client {
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, ClientError> {
         let exchange = async {
-            let stream = self.connect(request.extensions().get::<Secret>().is_some()).await?;
-            let broken = |error: hyper::Error| ClientError::Interrupted(error.into());
-            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-            let answer = async {
-                let (head, body) = sender.send_request(request).await.map_err(broken)?.into_parts();
-                let body = Limited::new(body, ANSWER_LIMIT).collect().await.map_err(|error| {
-                    if error.is::<LengthLimitError>() {
-                        ClientError::Protocol("it is longer than 1 MiB")
-                    } else {
-                        ClientError::Interrupted(error)
-                    }
-                })?;
-                let etag = head.headers.get(header::ETAG).cloned();
-                Ok(Answer { status: head.status, etag, body: body.to_bytes() })
-            };
-            let mut answer = pin!(answer);
-            tokio::select! {
-                answer = &mut answer => answer,
-                // What came before its end is there to be read, and an error shows in the answer.
-                _ = connection => answer.await,
+            match self.address().filter(|_| request.extensions().get::<Secret>().is_none()) {
+                Some(address) => {
+                    let stream = UnixConnector.call(address).await.map_err(|error| self.unreachable(error))?;
+                    converse(stream, request).await
+                }
+                None => converse(TokioIo::new(self.connect_to_trusted().await?), request).await,
             }
         };
         tokio::time::timeout(TIME_LIMIT, exchange).await.unwrap_or(Err(ClientError::TimedOut))
     }
 
-    /// A connection for one request. To whom a `secret` may be sent is known before a byte of it is.
-    async fn connect(&self, secret: bool) -> Result<UnixStream, ClientError> {
-        let unreachable = |source| ClientError::Unreachable { socket: self.socket.clone(), source };
-        let stream = UnixStream::connect(&self.socket).await.map_err(unreachable)?;
-        if secret {
-            let uid = stream.peer_cred().map_err(unreachable)?.uid();
-            let own = rustix::process::geteuid().as_raw();
-            if uid != own && uid != 0 && !self.trusted.contains(&uid) {
-                return Err(ClientError::Stranger { socket: self.socket.clone(), uid });
-            }
+    /// The socket's path as [`UnixConnector`] takes it. `None` for a path that is not UTF-8, which it would change, or too
+    /// long, on which it panics.
+    fn address(&self) -> Option<hyper::Uri> {
+        let path = self.socket.to_str().filter(|path| path.len() <= LONGEST_PATH)?;
+        Some(hyperlocal::Uri::new(path, "/").into())
+    }
+
+    /// A connection whose other end belongs to a user that a secret may be sent to.
+    async fn connect_to_trusted(&self) -> Result<UnixStream, ClientError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(error))?;
+        let uid = stream.peer_cred().map_err(|error| self.unreachable(error))?.uid();
+        let own = rustix::process::geteuid().as_raw();
+        if uid != own && uid != 0 && !self.trusted.contains(&uid) {
+            return Err(ClientError::Stranger { socket: self.socket.clone(), uid });
         }
         Ok(stream)
+    }
+
+    fn unreachable(&self, source: io::Error) -> ClientError {
+        ClientError::Unreachable { socket: self.socket.clone(), source }
+    }
+}
+
+/// Sends one request over a new connection, and reads the whole answer.
+async fn converse(stream: impl Read + Write + Unpin, request: Request<Full<Bytes>>) -> Result<Answer, ClientError> {
+    let broken = |error: hyper::Error| ClientError::Interrupted(error.into());
+    let (mut sender, connection) = http1::handshake(stream).await.map_err(broken)?;
+    let answer = async {
+        let (head, body) = sender.send_request(request).await.map_err(broken)?.into_parts();
+        let body = Limited::new(body, ANSWER_LIMIT).collect().await.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                ClientError::Protocol("it is longer than 1 MiB")
+            } else {
+                ClientError::Interrupted(error)
+            }
+        })?;
+        let etag = head.headers.get(header::ETAG).cloned();
+        Ok(Answer { status: head.status, etag, body: body.to_bytes() })
+    };
+    let mut answer = pin!(answer);
+    tokio::select! {
+        answer = &mut answer => answer,
+        // What came before its end is there to be read, and an error shows in the answer.
+        _ = connection => answer.await,
     }
 }
 

@@ -11,7 +11,7 @@
 //!
 //! # Rooms
 //! Imports run from the right to the left, never back; `tests/house.rs` holds the sources against that.
-//! `secret, clock, timeouts, private, socket_path <- account <- grant, item, registration, limits, audit <-
+//! `secret, clock, timeouts, private, problem_code, socket_path <- account <- grant, item, registration, limits, audit <-
 //! provider, store (the traits) <-
 //! refresh, policy, keys <- login, sandbox <- provider::*, store::*, server, client, config, cli <- lifecycle <- main`
 //!
@@ -36,6 +36,7 @@ pub mod limits;
 pub mod login;
 pub mod policy;
 mod private;
+pub mod problem_code;
 pub mod provider;
 pub mod refresh;
 pub mod registration;

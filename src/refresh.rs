@@ -119,7 +119,7 @@ impl Coordinator {
         ticket: &Ticket,
     ) -> Result<Arc<Snapshot>, RefreshError> {
         let (slot, snapshot) = self.0.look(account, Staleness::Tolerated).await?;
-        if self.0.lasts(&snapshot.token, min_validity) {
+        if self.0.lasts(&snapshot, min_validity) {
             return Ok(snapshot);
         }
         let error = match self.0.renew(account, &slot, &snapshot, false, ticket).await {
@@ -128,7 +128,7 @@ impl Coordinator {
             Err(error) => error,
         };
         match self.0.look(account, Staleness::Tolerated).await {
-            Ok((_, now)) if !now.token.expired(self.0.clock.now()) => Ok(now),
+            Ok((_, now)) if !now.expired(&*self.0.clock) => Ok(now),
             Err(RefreshError::NotFound) => Err(RefreshError::NotFound),
             Ok(_) | Err(_) => Err(error),
         }
@@ -138,7 +138,7 @@ impl Coordinator {
     #[must_use]
     pub fn at_hand(&self, account: AccountRef<'_>, min_validity: Option<Duration>) -> Option<Arc<Snapshot>> {
         let (_, known) = self.0.slots().get(&account)?.look(self.0.store.epoch());
-        known.filter(|snapshot| self.0.lasts(&snapshot.token, min_validity))
+        known.filter(|snapshot| self.0.lasts(snapshot, min_validity))
     }
 
     /// The account's token as it is, expired or not.
@@ -162,7 +162,7 @@ impl Coordinator {
         self.0.fit(account, &snapshot.token)?;
         match if_match.verdict(account, snapshot.token.version) {
             Verdict::Go => {}
-            Verdict::Moved if snapshot.token.expired(self.0.clock.now()) => {}
+            Verdict::Moved if snapshot.expired(&*self.0.clock) => {}
             Verdict::Moved => return Ok(snapshot),
             Verdict::Mismatch => return Err(RefreshError::PreconditionFailed),
         }
@@ -196,8 +196,7 @@ impl Coordinator {
 
     /// How the accounts that are `wanted` stand, one after the other in the order of their names.
     pub async fn overview(&self, wanted: &Wanted<'_>, mut each: impl FnMut(Status) + Send) -> Result<(), RefreshError> {
-        let now = self.0.clock.now();
-        Ok(self.0.store.visit(wanted, &mut |entry| each(self.0.status(entry, now))).await?)
+        Ok(self.0.store.visit(wanted, &mut |entry| each(self.0.status(entry))).await?)
     }
 
     /// The configured providers.
@@ -259,8 +258,10 @@ impl Inner {
     }
 
     /// Whether so much of the token's life is left that nothing needs to be done.
-    fn lasts(&self, token: &SanitizedToken, min_validity: Option<Duration>) -> bool {
-        let (Some(left), Some(lifetime)) = (token.left(self.clock.now()), token.lifetime()) else { return true };
+    fn lasts(&self, snapshot: &Snapshot, min_validity: Option<Duration>) -> bool {
+        let (Some(left), Some(lifetime)) = (snapshot.left(&*self.clock), snapshot.token.lifetime()) else {
+            return true;
+        };
         let wanted = min_validity.map_or_else(|| default_validity(lifetime), |asked| asked.min(lifetime / 2));
         // More than its whole life: it was issued while the clock was ahead, and nobody knows when it ends.
         !left.is_zero() && left >= wanted && left <= lifetime

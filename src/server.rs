@@ -22,8 +22,8 @@ use http::StatusCode;
 use tower::Layer as _;
 
 use crate::{
-    audit::Audit, keys::Keys, login::Logins, policy::Policy, refresh::Coordinator, sandbox::Sandboxes,
-    secret::CapabilityHash,
+    audit::Audit, keys::Keys, login::Logins, policy::Policy, problem_code::ProblemCode, refresh::Coordinator,
+    sandbox::Sandboxes, secret::CapabilityHash,
 };
 
 mod capability;
@@ -46,7 +46,7 @@ mod unread;
 pub use operations::OPERATIONS;
 
 use gate::{Gate, Gated};
-use problem::{Code, Problem};
+use problem::Problem;
 use routes::{document, health, keys, logins, providers, sandboxes, tokens};
 
 /// What a router needs. It is cloned several times per request, so it is one pointer.
@@ -199,7 +199,7 @@ fn routes(state: AppState) -> Router {
         .route("/v1/tokens/{provider}", get(tokens::get).put(tokens::put).delete(tokens::delete))
         .route("/v1/tokens/{provider}/refresh", post(tokens::refresh))
         .route("/v1/tokens/{provider}/rename", post(tokens::rename))
-        .fallback(async || Problem::new(Code::NotFound, "no such route; see /openapi.yaml"))
+        .fallback(async || Problem::new(ProblemCode::NotFound, "no such route; see /openapi.yaml"))
         .method_not_allowed_fallback(async || {
             Problem::invalid("this route has no such method; see the Allow header")
                 .with_status(StatusCode::METHOD_NOT_ALLOWED)

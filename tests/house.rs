@@ -14,11 +14,12 @@ use std::{
 
 /// How high a room stands; it may import what stands lower. `provider` and `store` are traits, which the coordinator
 /// knows; what implements them (`CHILDREN_RANK`) stands above it.
-const RANKS: [(&str, u8); 28] = [
+const RANKS: [(&str, u8); 29] = [
     ("secret", 0),
     ("clock", 0),
     ("private", 0),
     ("timeouts", 0),
+    ("problem_code", 0),
     ("socket_path", 0),
     ("account", 1),
     ("faults", 1),

@@ -7,6 +7,7 @@ use crate::{
     account::{Account, KeyName},
     client::ClientError,
     config::ConfigError,
+    problem_code::ProblemCode,
 };
 
 /// What the program's exit code says. A script may decide by it; the numbers do not change.
@@ -84,11 +85,11 @@ impl Failure {
     /// What the daemon answered about an API key.
     pub(super) fn of_key(error: ClientError, name: &KeyName) -> Self {
         let hint = match &error {
-            ClientError::Problem { code, .. } if code == "NOT_FOUND" => {
-                Some(format!("see `credproxy key list`, or set it: `credproxy key set {name}`"))
-            }
             ClientError::Interrupted(_) | ClientError::TimedOut => {
                 Some("it may have been carried out all the same; see `credproxy key list`".into())
+            }
+            _ if error.code() == Some(ProblemCode::NotFound) => {
+                Some(format!("see `credproxy key list`, or set it: `credproxy key set {name}`"))
             }
             ClientError::Problem { .. }
             | ClientError::Unreachable { .. }
@@ -134,17 +135,30 @@ fn chain(error: &dyn Error) -> String {
 fn exit(error: &ClientError) -> Exit {
     match error {
         ClientError::Unreachable { .. } => Exit::Unreachable,
-        ClientError::Problem { code, .. } => match code.as_str() {
-            "REAUTH_REQUIRED" => Exit::ReauthRequired,
-            "RATE_LIMITED" => Exit::RateLimited,
-            "NOT_FOUND" | "PROVIDER_NOT_CONFIGURED" | "REFRESH_NOT_AVAILABLE" => Exit::NotFound,
-            "UNAUTHORIZED" => Exit::Unauthorized,
-            _ => Exit::Failure,
-        },
+        ClientError::Problem { .. } => error.code().map_or(Exit::Failure, exit_of_problem),
         ClientError::Stranger { .. }
         | ClientError::Interrupted(_)
         | ClientError::TimedOut
         | ClientError::Protocol(_) => Exit::Failure,
+    }
+}
+
+const fn exit_of_problem(code: ProblemCode) -> Exit {
+    match code {
+        ProblemCode::ReauthRequired => Exit::ReauthRequired,
+        ProblemCode::RateLimited => Exit::RateLimited,
+        ProblemCode::NotFound | ProblemCode::ProviderNotConfigured | ProblemCode::RefreshNotAvailable => Exit::NotFound,
+        ProblemCode::Unauthorized => Exit::Unauthorized,
+        ProblemCode::InvalidRequest
+        | ProblemCode::GrantConflict
+        | ProblemCode::PreconditionFailed
+        | ProblemCode::InternalError
+        | ProblemCode::RefreshFailed
+        | ProblemCode::StoreUnavailable
+        | ProblemCode::SessionNotFound
+        | ProblemCode::SessionExpired
+        | ProblemCode::SessionAlreadyUsed
+        | ProblemCode::ExchangeFailed => Exit::Failure,
     }
 }
 
@@ -154,37 +168,52 @@ fn hint(error: &ClientError, account: Option<&Account>) -> Option<String> {
         ClientError::Stranger { uid, .. } => {
             Some(format!("if the daemon is meant to run as that user, say so: --trust-uid {uid}"))
         }
-        ClientError::Problem { code, retry_after, .. } => match (code.as_str(), account, retry_after) {
-            ("REAUTH_REQUIRED", Some(account), _) => Some(format!("log in again: `credproxy login {account}`")),
-            ("NOT_FOUND", Some(account), _) => {
-                Some(format!("log in: `credproxy login {account}`, or store a grant: `credproxy import {account}`"))
-            }
-            ("GRANT_CONFLICT", Some(_), _) => Some(
-                "see `credproxy status`; `credproxy rename OLD NEW` gives an account another name, and `credproxy \
-                 login` begins a chain of its own"
-                    .into(),
-            ),
-            ("SESSION_EXPIRED" | "SESSION_ALREADY_USED" | "EXCHANGE_FAILED", Some(account), _) => {
-                Some(format!("begin again: `credproxy login {account}`"))
-            }
-            ("REFRESH_NOT_AVAILABLE", Some(account), _) => {
-                Some(format!("store a grant that has a refresh token: `credproxy import {account}`"))
-            }
-            ("PROVIDER_NOT_CONFIGURED", Some(account), _) => {
-                Some(format!("add [providers.{}] to the daemon's configuration", account.provider))
-            }
-            ("UNAUTHORIZED", _, _) => Some(
-                "see the socket's `allow`, `keys` and `operations` in the daemon's configuration; a host's socket may \
-                 do all"
-                    .into(),
-            ),
-            (_, _, Some(wait)) => Some(format!("try again in {} s", wait.as_secs())),
-            _ => None,
-        },
+        ClientError::Problem { retry_after, .. } => {
+            let remedy = error.code().and_then(|code| remedy(code, account));
+            remedy.or_else(|| retry_after.map(|wait| format!("try again in {} s", wait.as_secs())))
+        }
         ClientError::Interrupted(_) | ClientError::TimedOut => {
             Some("it may have been carried out all the same; see `credproxy status`".into())
         }
         ClientError::Protocol(_) => Some("another program may be listening on that socket".into()),
+    }
+}
+
+/// What a person can do about a problem; `None` where the detail says all, or where waiting is what helps.
+fn remedy(code: ProblemCode, account: Option<&Account>) -> Option<String> {
+    if code == ProblemCode::Unauthorized {
+        let remedy = "see the socket's `allow`, `keys` and `operations` in the daemon's configuration; a host's socket may \
+                      do all";
+        return Some(remedy.into());
+    }
+    let account = account?;
+    match code {
+        ProblemCode::ReauthRequired => Some(format!("log in again: `credproxy login {account}`")),
+        ProblemCode::NotFound => {
+            Some(format!("log in: `credproxy login {account}`, or store a grant: `credproxy import {account}`"))
+        }
+        ProblemCode::GrantConflict => Some(
+            "see `credproxy status`; `credproxy rename OLD NEW` gives an account another name, and `credproxy login` \
+             begins a chain of its own"
+                .into(),
+        ),
+        ProblemCode::SessionExpired | ProblemCode::SessionAlreadyUsed | ProblemCode::ExchangeFailed => {
+            Some(format!("begin again: `credproxy login {account}`"))
+        }
+        ProblemCode::RefreshNotAvailable => {
+            Some(format!("store a grant that has a refresh token: `credproxy import {account}`"))
+        }
+        ProblemCode::ProviderNotConfigured => {
+            Some(format!("add [providers.{}] to the daemon's configuration", account.provider))
+        }
+        ProblemCode::InvalidRequest
+        | ProblemCode::Unauthorized
+        | ProblemCode::PreconditionFailed
+        | ProblemCode::RateLimited
+        | ProblemCode::InternalError
+        | ProblemCode::RefreshFailed
+        | ProblemCode::StoreUnavailable
+        | ProblemCode::SessionNotFound => None,
     }
 }
 

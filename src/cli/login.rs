@@ -21,6 +21,7 @@ use crate::{
     client::{Client, ClientError, Login},
     clock::{Clock as _, SystemClock, Timestamp},
     config::Environment,
+    problem_code::ProblemCode,
     provider::Flow,
 };
 
@@ -166,7 +167,9 @@ impl Dialogue<'_> {
             };
             let exchanging = || format!("waiting for {}", self.account.provider);
             match self.terminal.wait(exchanging, self.client.finish_login(&login.id, line.trim())).await {
-                Err(ClientError::Problem { code, detail, .. }) if code == "INVALID_REQUEST" => output::note(&detail),
+                Err(ClientError::Problem { detail, code, .. }) if code.parse() == Ok(ProblemCode::InvalidRequest) => {
+                    output::note(&detail);
+                }
                 ended => return Ok(ended),
             }
         }
@@ -194,7 +197,7 @@ impl Dialogue<'_> {
                 Failure::new(Exit::Unreachable, "the daemon went away, and the login with it")
                     .hint(format!("start it with `credproxy serve`, and {again}"))
             }
-            ClientError::Problem { code, .. } if code == "SESSION_NOT_FOUND" => {
+            _ if error.code() == Some(ProblemCode::SessionNotFound) => {
                 let why =
                     "the daemon knows nothing of this login any more: it was started again, or the login cancelled";
                 Failure::new(Exit::Failure, why).hint(again)

@@ -15,9 +15,7 @@ use super::{
     slot::{Handle, Slot, Snapshot},
     status::last_error,
 };
-use crate::{
-    account::Account, clock::Monotonic, grant::SanitizedToken, limits::Spending, store::Marks, timeouts::STORE_STALL,
-};
+use crate::{account::Account, clock::Monotonic, limits::Spending, store::Marks, timeouts::STORE_STALL};
 
 /// What a caller brings along, and what it learns on the way: for one request each.
 #[derive(Debug, Default)]
@@ -71,7 +69,7 @@ impl Inner {
         let mut seen = Arc::clone(snapshot);
         loop {
             let landed = self.fly_along(account, slot, &seen, forced, ticket).await?;
-            let expired = landed.token.expired(self.clock.now());
+            let expired = landed.expired(&*self.clock);
             let (now, before) = (landed.token.version, seen.token.version);
             // A flight that others began, for a token or a grant before this one, may end with what the caller has, or
             // with a replacement that nobody refreshed yet.
@@ -103,7 +101,7 @@ impl Inner {
                 Arc::clone(flight)
             } else {
                 let marks = state.unsaved.as_ref().map_or(&snapshot.marks, |unsaved| &unsaved.marks);
-                self.paced(&snapshot.token, marks, state.ended)?;
+                self.paced(snapshot, marks, state.ended)?;
                 if state.unsaved.is_some() {
                     return Err(RefreshError::Unsaved);
                 }
@@ -119,21 +117,20 @@ impl Inner {
         #[cfg(feature = "faults")]
         crate::faults::joined();
         // A caller who has a good token need not wait for a store that does not answer.
-        let patience = (!forced && !snapshot.token.expired(self.clock.now())).then_some(STORE_STALL);
+        let patience = (!forced && !snapshot.expired(&*self.clock)).then_some(STORE_STALL);
         let landed = flight.landed(patience).await;
         ticket.saw(flight.called());
         landed
     }
 
     /// Whether the cooldown and every backoff are over.
-    pub(super) fn paced(&self, token: &SanitizedToken, marks: &Marks, own: Option<Ended>) -> Result<(), RefreshError> {
-        let wall = self.clock.now();
+    pub(super) fn paced(&self, snapshot: &Snapshot, marks: &Marks, own: Option<Ended>) -> Result<(), RefreshError> {
         let now = cooldown::Now {
-            wall,
+            wall: self.clock.now(),
             monotonic: self.clock.monotonic(),
             configured_at: self.configured_at,
             cooldown: self.cooldown,
-            expired: token.expired(wall),
+            expired: snapshot.expired(&*self.clock),
         };
         match cooldown::wait(marks, own, now) {
             Some(wait) => Err(RefreshError::RateLimited { wait, last: last_error(marks) }),

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     account::Account,
     clock::{Monotonic, Timestamp},
-    grant::{Grant, Issued, SanitizedToken, Version},
+    grant::{Grant, Issued, Version},
     provider::Provider,
     store::{Claim, Latch, Marks, Outcome, Presented, Record, Revision, StoreError},
     timeouts::{LAST_PROVIDER_CALL_START, LEASE},
@@ -73,6 +73,7 @@ struct Flight {
 #[derive(Debug)]
 struct Claimed {
     record: Record,
+    snapshot: Arc<Snapshot>,
     revision: Revision,
     /// The mark of the presentation under way.
     marked: Presented,
@@ -162,7 +163,7 @@ impl Flight {
                 .map(|record| inner.snapshot_in(&self.slot, &self.account, &record.grant, record.marks.clone()));
             let Ok(seen) = self.slot.lock().fill(base, snapshot) else { continue };
             let (Some(record), Some(snapshot)) = (record, seen) else { return Err(RefreshError::NotFound) };
-            let expired = snapshot.token.expired(inner.clock.now());
+            let expired = snapshot.expired(&*inner.clock);
             // A put has made room for the flights of its grant: only they may present it.
             let detached = !self.slot.is_flown_by(&self.handle);
             if detached || snapshot.token.version != self.seen && !expired {
@@ -173,13 +174,13 @@ impl Flight {
                 return Err(latch.into());
             }
             let own = self.slot.lock().ended;
-            inner.paced(&snapshot.token, &record.marks, own)?;
+            inner.paced(&snapshot, &record.marks, own)?;
             let uncertain = self.uncertain(record.marks.presented);
-            if uncertain.is_some_and(|mark| !self.may_try_again(mark, &snapshot.token)) {
+            if uncertain.is_some_and(|mark| !self.may_try_again(mark, &snapshot)) {
                 return Ok(Clearance::Answer(snapshot));
             }
             // The other copy of the store may have spent the refresh token: nothing is risked for a token that is good.
-            if record.marks.copied_at.is_some() && !self.is_needed(&snapshot.token) {
+            if record.marks.copied_at.is_some() && !self.is_needed(&snapshot) {
                 return Ok(Clearance::Answer(snapshot));
             }
             if inner.stopping.is_cancelled() {
@@ -201,7 +202,7 @@ impl Flight {
                             "nobody knows what came of an earlier presentation; presenting again"
                         );
                     }
-                    return Ok(Clearance::Lease(Box::new(Claimed { record, revision, marked, uncertain })));
+                    return Ok(Clearance::Lease(Box::new(Claimed { record, snapshot, revision, marked, uncertain })));
                 }
                 Claim::Held if !self.handle.forced() && !expired => return Ok(Clearance::Answer(snapshot)),
                 Claim::Held | Claim::Changed if inner.clock.monotonic().since(begun) >= LEASE => {
@@ -245,22 +246,22 @@ impl Flight {
     }
 
     /// The rule for ambiguity, for a presentation that nobody knows the outcome of.
-    fn may_try_again(&self, mark: Presented, token: &SanitizedToken) -> bool {
+    fn may_try_again(&self, mark: Presented, snapshot: &Snapshot) -> bool {
         let now = self.inner.clock.now();
         // A mark in the future was made before the clock was set back: nobody knows how long ago.
         let in_grace = mark.at <= now && now.since(mark.at) < self.provider.rules().reuse_grace;
-        in_grace || self.is_needed(token)
+        in_grace || self.is_needed(snapshot)
     }
 
     /// Whether a new token is wanted more than the grant that may be lost by it: a caller asked for one, or the one that
     /// there is has ended or is about to.
-    fn is_needed(&self, token: &SanitizedToken) -> bool {
-        let now = self.inner.clock.now();
-        let near_expiry = match (token.left(now), token.lifetime()) {
+    fn is_needed(&self, snapshot: &Snapshot) -> bool {
+        let clock = &*self.inner.clock;
+        let near_expiry = match (snapshot.left(clock), snapshot.token.lifetime()) {
             (Some(left), Some(lifetime)) => left < default_validity(lifetime),
             (None, _) | (_, None) => false,
         };
-        self.handle.forced() || near_expiry || token.expired(now)
+        self.handle.forced() || near_expiry || snapshot.expired(clock)
     }
 
     /// Presents the refresh token, again where that is right, until an outcome stands.
@@ -283,7 +284,7 @@ impl Flight {
                     // The monotonic clock may have stood still while the machine slept, and the wall clock may have been
                     // set: the life counts from the earlier of what they say.
                     let asked_at = clock.now().minus(clock.monotonic().since(sent)).min(sent_at);
-                    return self.land(claimed.record, *issued, asked_at).await;
+                    return self.land(claimed.record, *issued, asked_at, sent).await;
                 }
                 Sorted::Failure(failure) => failure,
             };
@@ -293,8 +294,8 @@ impl Flight {
                 }
                 Outcome::Ambiguous => {
                     claimed.uncertain = Some(claimed.marked);
-                    let token = SanitizedToken::of(&claimed.record.grant, &[]);
-                    let again = std::mem::take(&mut second_try) && self.may_try_again(claimed.marked, &token);
+                    let again =
+                        std::mem::take(&mut second_try) && self.may_try_again(claimed.marked, &claimed.snapshot);
                     again.then_some(Duration::ZERO)
                 }
                 Outcome::Success | Outcome::Final | Outcome::Configuration | Outcome::Refused => None,
@@ -316,7 +317,7 @@ impl Flight {
 
     /// Saves the next generation, and only then answers with it (invariant 2). The life of its token counts from when the
     /// answer was made: at the earliest, when it was asked for.
-    async fn land(&self, record: Record, issued: Issued, asked_at: Timestamp) -> Landed {
+    async fn land(&self, record: Record, issued: Issued, asked_at: Timestamp, sent: Monotonic) -> Landed {
         let inner = &self.inner;
         let now = inner.clock.now();
         let before = record.grant.version;
@@ -324,7 +325,9 @@ impl Flight {
         let ending = Ending { outcome: Outcome::Success, code: None, retry_after: None, expires_at: next.expires_at };
         let attempt = cooldown::mark(ending, record.marks.attempt.as_ref(), inner.cooldown, now);
         let marks = Marks { attempt: Some(attempt), ..Marks::default() };
-        let snapshot = inner.snapshot(&self.account, &next, marks);
+        let mut snapshot = Snapshot::of(&self.account, &next, marks, &self.provider.rules().expose);
+        snapshot.ends = snapshot.token.lifetime().map(|lifetime| sent.plus(lifetime));
+        let snapshot = Arc::new(snapshot);
         let base = self.end_attempt(&snapshot);
         #[cfg(feature = "faults")]
         crate::faults::reach("before_save").await;
@@ -385,7 +388,7 @@ impl Flight {
                 self.keep(grant.version, Late::Marks, &snapshot);
             }
         }
-        if dead || given_up(&snapshot.marks, snapshot.token.expired(now)) {
+        if dead || given_up(&snapshot.marks, snapshot.expired(&*inner.clock)) {
             return Err(RefreshError::Reauth { answer_lost, copied });
         }
         Err(RefreshError::Failed { failure, wait })

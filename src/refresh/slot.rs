@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     account::Account,
+    clock::{Clock, Monotonic},
     grant::{Grant, SanitizedToken, Version},
     store::{Marks, Presented},
 };
@@ -41,16 +42,36 @@ pub struct Snapshot {
     pub tag: EntityTag,
     /// The record's marks.
     pub marks: Marks,
+    /// When the access token ends, if this process saw it issued. The wall clock may have been set since.
+    pub(super) ends: Option<Monotonic>,
 }
 
 impl Snapshot {
     pub(super) fn of(account: &Account, grant: &Grant, marks: Marks, expose: &[String]) -> Self {
-        Self { token: SanitizedToken::of(grant, expose), tag: condition::tag(account, grant.version), marks }
+        Self {
+            token: SanitizedToken::of(grant, expose),
+            tag: condition::tag(account, grant.version),
+            marks,
+            ends: None,
+        }
+    }
+
+    /// How much of the token's life is left by the clock that says less; `None` when unknown.
+    pub(super) fn left(&self, clock: &dyn Clock) -> Option<Duration> {
+        let by_wall_clock = self.token.left(clock.now())?;
+        let by_monotonic = self.ends.map(|ends| ends.since(clock.monotonic()));
+        Some(by_monotonic.map_or(by_wall_clock, |left| left.min(by_wall_clock)))
+    }
+
+    /// Whether the token is known to be of no use.
+    #[must_use]
+    pub fn expired(&self, clock: &dyn Clock) -> bool {
+        self.left(clock).is_some_and(|left| left.is_zero())
     }
 
     /// The same grant with other marks.
     fn marked(&self, marks: Marks) -> Self {
-        Self { token: self.token.clone(), tag: self.tag.clone(), marks }
+        Self { token: self.token.clone(), tag: self.tag.clone(), marks, ends: self.ends }
     }
 }
 

@@ -70,7 +70,7 @@ impl Inner {
             let last = slot.lock().last().cloned().filter(|_| staleness == Staleness::Tolerated);
             let loading = self.store.load(account);
             let loaded = match &last {
-                Some(last) if !last.token.expired(self.clock.now()) => timeout(STORE_STALL, loading).await,
+                Some(last) if !last.expired(&*self.clock) => timeout(STORE_STALL, loading).await,
                 Some(_) | None => Ok(loading.await),
             };
             let record = match loaded {

@@ -42,15 +42,17 @@ pub struct Status {
 }
 
 impl Inner {
-    pub(super) fn status(&self, entry: Entry, now: Timestamp) -> Status {
-        let (unsaved, flying) = self.slots().get(&entry.account).map_or((None, false), |slot| {
+    pub(super) fn status(&self, entry: Entry) -> Status {
+        let slot = self.slots().get(&entry.account).cloned();
+        let (unsaved, flying) = slot.as_ref().map_or((None, false), |slot| {
             let state = slot.lock();
             (state.unsaved.clone(), state.flight.is_some())
         });
-        let snapshot = match (unsaved, entry.record) {
-            (Some(unsaved), _) => unsaved,
-            (None, Ok(record)) => self.snapshot(&entry.account, &record.grant, record.marks),
-            (None, Err(_)) => {
+        let snapshot = match (unsaved, entry.record, slot) {
+            (Some(unsaved), ..) => unsaved,
+            (None, Ok(record), Some(slot)) => self.snapshot_in(&slot, &entry.account, &record.grant, record.marks),
+            (None, Ok(record), None) => self.snapshot(&entry.account, &record.grant, record.marks),
+            (None, Err(_), _) => {
                 return Status {
                     account: entry.account,
                     state: AccountState::Unknown,
@@ -65,7 +67,7 @@ impl Inner {
         let token = &snapshot.token;
         Status {
             account: entry.account,
-            state: self.state(&snapshot, now),
+            state: self.state(&snapshot),
             expires_at: token.expires_at,
             scope: token.scope.clone(),
             refreshable: token.refreshable,
@@ -78,22 +80,22 @@ impl Inner {
     /// Whether the grant is of use still.
     pub(super) fn lives(&self, account: &Account, record: &Record) -> bool {
         let snapshot = self.snapshot(account, &record.grant, record.marks.clone());
-        match self.state(&snapshot, self.clock.now()) {
+        match self.state(&snapshot) {
             AccountState::ReauthRequired => false,
             AccountState::Expired => snapshot.token.refreshable,
             AccountState::Valid | AccountState::Expiring | AccountState::Unknown => true,
         }
     }
 
-    fn state(&self, snapshot: &Snapshot, now: Timestamp) -> AccountState {
+    fn state(&self, snapshot: &Snapshot) -> AccountState {
         let token = &snapshot.token;
-        if snapshot.marks.latch.is_some() || given_up(&snapshot.marks, token.expired(now)) {
+        if snapshot.marks.latch.is_some() || given_up(&snapshot.marks, snapshot.expired(&*self.clock)) {
             AccountState::ReauthRequired
         } else if token.expires_at.is_none() {
             AccountState::Unknown
-        } else if token.expired(now) {
+        } else if snapshot.expired(&*self.clock) {
             AccountState::Expired
-        } else if self.lasts(token, None) {
+        } else if self.lasts(snapshot, None) {
             AccountState::Valid
         } else {
             AccountState::Expiring

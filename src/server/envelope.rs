@@ -9,7 +9,8 @@ use std::{any::Any, convert::Infallible};
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderValue, header};
 
-use super::problem::{Code, Problem};
+use super::problem::Problem;
+use crate::problem_code::ProblemCode;
 
 /// What came of a handler.
 pub(super) type Caught = Result<Result<Response, Infallible>, Box<dyn Any + Send>>;
@@ -18,7 +19,7 @@ pub(super) type Caught = Result<Result<Response, Infallible>, Box<dyn Any + Send
 pub(super) fn enclose(caught: Caught) -> Response {
     let Ok(mut response) = caught.unwrap_or_else(|_| {
         tracing::error!("a request handler panicked");
-        Ok(Problem::new(Code::InternalError, "internal error").into_response())
+        Ok(Problem::new(ProblemCode::InternalError, "internal error").into_response())
     });
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response

@@ -32,12 +32,13 @@ use super::{
     envelope::enclose,
     operations,
     peer::Peer,
-    problem::{Code, Problem},
+    problem::Problem,
 };
 use crate::{
     audit::{Audit, Event, Origin, Subject, Unwritten, words},
     clock::{Clock, Monotonic},
     limits::{Delay, TooFast},
+    problem_code::ProblemCode,
     refresh::Ticket,
     secret::CapabilityHash,
 };
@@ -237,7 +238,7 @@ struct Entry {
 impl Entry {
     /// Writes what was answered; gives the answer, or what it waits for.
     fn close(self, answer: Response) -> Result<Response, BoxFuture<'static, Response>> {
-        let code = answer.extensions().get::<Code>();
+        let code = answer.extensions().get::<ProblemCode>();
         let nothing = Subject::default();
         let outcome = code.map_or(words::OK, |code| code.as_str());
         let event = self.event(outcome, Some(answer.status().as_u16()), &nothing);

@@ -30,7 +30,6 @@ use super::{
     hang_up::Line,
     head_timer::HeadTimer,
     peer::{Peer, Peers},
-    problem::Code,
     seats::{Held, Seat, Seats},
     stall::Stalling,
     unread::watched,
@@ -38,6 +37,7 @@ use super::{
 use crate::{
     audit::{Audit, Event, Origin, Subject, words},
     limits::{RateLimiter, SocketLimits, Spending},
+    problem_code::ProblemCode,
 };
 
 mod place;
@@ -202,19 +202,25 @@ impl Listener {
         let peer = match self.peers.admitted(&stream, &self.name) {
             Ok(peer) => peer,
             Err(stranger) => {
-                self.turned_away(stranger, Code::Unauthorized, audit, Origin::of_stranger);
+                self.turned_away(stranger, ProblemCode::Unauthorized, audit, Origin::of_stranger);
                 return Ok(None);
             }
         };
         let seat = seats.take(peer.uid).await;
         if seat.is_none() {
             tracing::debug!(socket = self.name, uid = peer.uid, "closed a connection of a user who has his share");
-            self.turned_away(Some(peer), Code::RateLimited, audit, Origin::of_peer);
+            self.turned_away(Some(peer), ProblemCode::RateLimited, audit, Origin::of_peer);
         }
         Ok(seat.map(|seat| (stream, peer, seat)))
     }
 
-    fn turned_away(&self, peer: Option<Peer>, code: Code, audit: &Audit, origin: fn(&str, u32, Option<u32>) -> Origin) {
+    fn turned_away(
+        &self,
+        peer: Option<Peer>,
+        code: ProblemCode,
+        audit: &Audit,
+        origin: fn(&str, u32, Option<u32>) -> Origin,
+    ) {
         if let Some(peer) = peer.filter(|_| audit.is_on()) {
             audit.note(&Event {
                 origin: &origin(&self.name, peer.uid, peer.pid),

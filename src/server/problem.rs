@@ -1,6 +1,6 @@
 //! Problems: every refusal of the API, as `application/problem+json` (RFC 9457).
 //!
-//! Owns: the codes of the contract and their statuses; the only place that knows which error has which.
+//! Owns: the statuses of the codes; the only place that knows which error has which code.
 //!
 //! Invariants:
 //! 1. A problem holds no text of the caller's and none of a provider's but a filtered error code.
@@ -13,126 +13,42 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, StatusCode, header};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use crate::{
     account::Account,
     keys::KeyError,
     login::LoginError,
+    problem_code::ProblemCode,
     refresh::RefreshError,
     sandbox::SandboxError,
     store::{Outcome, StoreError},
 };
 
-/// The `code` of a problem: the contract's, and what a program decides by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Code {
-    /// The request is malformed; nothing was touched.
-    InvalidRequest,
-    /// A person must log in again.
-    ReauthRequired,
-    /// Outside the socket's policy.
-    Unauthorized,
-    /// No such grant, API key or route.
-    NotFound,
-    /// The grant has no refresh token.
-    RefreshNotAvailable,
-    /// The refresh token, or the name, is another grant's already, or the grant may not be replaced.
-    GrantConflict,
-    /// `If-Match` or `If-None-Match` does not hold.
-    PreconditionFailed,
-    /// Inside the cooldown or a backoff, or at a limit.
-    RateLimited,
-    /// A fault of ours.
-    InternalError,
-    /// A grant is stored, but its provider is not configured.
-    ProviderNotConfigured,
-    /// The provider failed or answered nonsense.
-    RefreshFailed,
-    /// The store failed before the refresh token was spent, or another owner holds the lease.
-    StoreUnavailable,
-    /// No such login.
-    SessionNotFound,
-    /// The login took too long.
-    SessionExpired,
-    /// The login has had its answer.
-    SessionAlreadyUsed,
-    /// The person or the provider refused the login, or the provider failed.
-    ExchangeFailed,
-}
-
-impl Code {
-    /// Every code, for the comparison with the OpenAPI document.
-    pub const ALL: [Self; 16] = [
-        Self::InvalidRequest,
-        Self::ReauthRequired,
-        Self::Unauthorized,
-        Self::NotFound,
-        Self::RefreshNotAvailable,
-        Self::GrantConflict,
-        Self::PreconditionFailed,
-        Self::RateLimited,
-        Self::InternalError,
-        Self::ProviderNotConfigured,
-        Self::RefreshFailed,
-        Self::StoreUnavailable,
-        Self::SessionNotFound,
-        Self::SessionExpired,
-        Self::SessionAlreadyUsed,
-        Self::ExchangeFailed,
-    ];
-
-    /// Its name in the contract.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::InvalidRequest => "INVALID_REQUEST",
-            Self::ReauthRequired => "REAUTH_REQUIRED",
-            Self::Unauthorized => "UNAUTHORIZED",
-            Self::NotFound => "NOT_FOUND",
-            Self::RefreshNotAvailable => "REFRESH_NOT_AVAILABLE",
-            Self::GrantConflict => "GRANT_CONFLICT",
-            Self::PreconditionFailed => "PRECONDITION_FAILED",
-            Self::RateLimited => "RATE_LIMITED",
-            Self::InternalError => "INTERNAL_ERROR",
-            Self::ProviderNotConfigured => "PROVIDER_NOT_CONFIGURED",
-            Self::RefreshFailed => "REFRESH_FAILED",
-            Self::StoreUnavailable => "STORE_UNAVAILABLE",
-            Self::SessionNotFound => "SESSION_NOT_FOUND",
-            Self::SessionExpired => "SESSION_EXPIRED",
-            Self::SessionAlreadyUsed => "SESSION_ALREADY_USED",
-            Self::ExchangeFailed => "EXCHANGE_FAILED",
+/// Each code's status. RFC 9110 has others for three kinds of a malformed request: [`Problem::with_status`].
+const fn status(code: ProblemCode) -> StatusCode {
+    match code {
+        ProblemCode::InvalidRequest => StatusCode::BAD_REQUEST,
+        ProblemCode::ReauthRequired => StatusCode::UNAUTHORIZED,
+        ProblemCode::Unauthorized => StatusCode::FORBIDDEN,
+        ProblemCode::NotFound | ProblemCode::SessionNotFound => StatusCode::NOT_FOUND,
+        ProblemCode::RefreshNotAvailable | ProblemCode::GrantConflict | ProblemCode::SessionAlreadyUsed => {
+            StatusCode::CONFLICT
         }
-    }
-
-    const fn status(self) -> StatusCode {
-        match self {
-            Self::InvalidRequest => StatusCode::BAD_REQUEST,
-            Self::ReauthRequired => StatusCode::UNAUTHORIZED,
-            Self::Unauthorized => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::SessionNotFound => StatusCode::NOT_FOUND,
-            Self::RefreshNotAvailable | Self::GrantConflict | Self::SessionAlreadyUsed => StatusCode::CONFLICT,
-            Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
-            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
-            Self::InternalError => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::ProviderNotConfigured => StatusCode::NOT_IMPLEMENTED,
-            Self::RefreshFailed | Self::ExchangeFailed => StatusCode::BAD_GATEWAY,
-            Self::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
-            Self::SessionExpired => StatusCode::GONE,
-        }
-    }
-}
-
-impl Serialize for Code {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
+        ProblemCode::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
+        ProblemCode::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+        ProblemCode::InternalError => StatusCode::INTERNAL_SERVER_ERROR,
+        ProblemCode::ProviderNotConfigured => StatusCode::NOT_IMPLEMENTED,
+        ProblemCode::RefreshFailed | ProblemCode::ExchangeFailed => StatusCode::BAD_GATEWAY,
+        ProblemCode::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+        ProblemCode::SessionExpired => StatusCode::GONE,
     }
 }
 
 /// A refusal. Its answer carries the code as an extension, for the audit log.
 #[derive(Debug, Clone)]
 pub(crate) struct Problem {
-    code: Code,
+    code: ProblemCode,
     status: StatusCode,
     detail: String,
     retry_after: Option<u64>,
@@ -146,19 +62,19 @@ struct Wire<'a> {
     title: &'static str,
     status: u16,
     detail: &'a str,
-    code: Code,
+    code: ProblemCode,
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after: Option<u64>,
 }
 
 impl Problem {
-    pub(crate) fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, status: code.status(), detail: detail.into(), retry_after: None, challenge: None }
+    pub(crate) fn new(code: ProblemCode, detail: impl Into<String>) -> Self {
+        Self { code, status: status(code), detail: detail.into(), retry_after: None, challenge: None }
     }
 
     /// The request is malformed.
     pub(crate) fn invalid(detail: impl Into<String>) -> Self {
-        Self::new(Code::InvalidRequest, detail)
+        Self::new(ProblemCode::InvalidRequest, detail)
     }
 
     /// The same code where HTTP has a status of its own (405, 413, 415).
@@ -168,24 +84,24 @@ impl Problem {
 
     /// The one answer for whatever a socket may not do, whether or not it exists.
     pub(crate) fn unauthorized() -> Self {
-        Self::new(Code::Unauthorized, "this socket may not do that")
+        Self::new(ProblemCode::Unauthorized, "this socket may not do that")
     }
 
     /// More requests than the peer may make.
     pub(super) fn too_fast(wait: Duration) -> Self {
-        Self::new(Code::RateLimited, "more requests than this user may make on this socket").retry_after(wait)
+        Self::new(ProblemCode::RateLimited, "more requests than this user may make on this socket").retry_after(wait)
     }
 
     /// The audit log cannot be written, and nothing is to be done without a line in it. It is a store that cannot be
     /// written, to a caller: nothing was done, and waiting may help; no fault of the program's (500), which waiting
     /// would not cure.
     pub(super) fn unaudited() -> Self {
-        Self::new(Code::StoreUnavailable, "the audit log cannot be written").soon()
+        Self::new(ProblemCode::StoreUnavailable, "the audit log cannot be written").soon()
     }
 
     /// The same whether none was shown or a wrong one.
     pub(crate) fn wrong_capability() -> Self {
-        Self::new(Code::Unauthorized, "wrong capability")
+        Self::new(ProblemCode::Unauthorized, "wrong capability")
     }
 
     /// A store or lease is usually back within seconds, and asking again costs no provider anything.
@@ -202,27 +118,27 @@ impl Problem {
     pub(crate) fn refresh(account: &Account, error: &RefreshError) -> Self {
         let problem = |code| Self::new(code, error.to_string());
         match error {
-            RefreshError::NotFound => problem(Code::NotFound),
-            RefreshError::NotRefreshable => problem(Code::RefreshNotAvailable),
-            RefreshError::NotConfigured => problem(Code::ProviderNotConfigured),
-            RefreshError::PreconditionFailed => problem(Code::PreconditionFailed),
+            RefreshError::NotFound => problem(ProblemCode::NotFound),
+            RefreshError::NotRefreshable => problem(ProblemCode::RefreshNotAvailable),
+            RefreshError::NotConfigured => problem(ProblemCode::ProviderNotConfigured),
+            RefreshError::PreconditionFailed => problem(ProblemCode::PreconditionFailed),
             RefreshError::GrantConflict(_) | RefreshError::NameTaken(_) | RefreshError::Living => {
-                problem(Code::GrantConflict)
+                problem(ProblemCode::GrantConflict)
             }
             RefreshError::Reauth { .. } => {
                 let challenge = format!("Credproxy realm=\"{account}\", error=\"reauth_required\"");
-                Self { challenge: HeaderValue::try_from(challenge).ok(), ..problem(Code::ReauthRequired) }
+                Self { challenge: HeaderValue::try_from(challenge).ok(), ..problem(ProblemCode::ReauthRequired) }
             }
             RefreshError::RateLimited { wait, .. } | RefreshError::Spent { wait } => {
-                problem(Code::RateLimited).retry_after(*wait)
+                problem(ProblemCode::RateLimited).retry_after(*wait)
             }
-            RefreshError::Crowded => problem(Code::RateLimited).soon(),
+            RefreshError::Crowded => problem(ProblemCode::RateLimited).soon(),
             RefreshError::Failed { failure, wait } => {
                 let detail = match &failure.code {
                     Some(code) => format!("{} ({code})", failure.reason),
                     None => failure.reason.to_owned(),
                 };
-                let problem = Self::new(Code::RefreshFailed, detail).retry_after(*wait);
+                let problem = Self::new(ProblemCode::RefreshFailed, detail).retry_after(*wait);
                 if failure.timed_out && failure.outcome == Outcome::Ambiguous {
                     problem.with_status(StatusCode::GATEWAY_TIMEOUT)
                 } else {
@@ -233,8 +149,8 @@ impl Problem {
             RefreshError::StoreStalled
             | RefreshError::LeaseHeld
             | RefreshError::Unsaved
-            | RefreshError::ShuttingDown => problem(Code::StoreUnavailable).soon(),
-            RefreshError::Internal => problem(Code::InternalError),
+            | RefreshError::ShuttingDown => problem(ProblemCode::StoreUnavailable).soon(),
+            RefreshError::Internal => problem(ProblemCode::InternalError),
         }
     }
 
@@ -242,21 +158,25 @@ impl Problem {
     pub(crate) fn login(account: Option<&Account>, error: &LoginError) -> Self {
         let problem = |code| Self::new(code, error.to_string());
         match error {
-            LoginError::NotConfigured => problem(Code::ProviderNotConfigured),
-            LoginError::NotOffered | LoginError::TakesNoCode | LoginError::Malformed => problem(Code::InvalidRequest),
+            LoginError::NotConfigured => problem(ProblemCode::ProviderNotConfigured),
+            LoginError::NotOffered | LoginError::TakesNoCode | LoginError::Malformed => {
+                problem(ProblemCode::InvalidRequest)
+            }
             LoginError::TooMany { wait } | LoginError::TooOften { wait } | LoginError::PortTaken { wait } => {
-                problem(Code::RateLimited).retry_after(*wait)
+                problem(ProblemCode::RateLimited).retry_after(*wait)
             }
-            LoginError::NotFound => problem(Code::SessionNotFound),
-            LoginError::Expired => problem(Code::SessionExpired),
-            LoginError::AlreadyUsed => problem(Code::SessionAlreadyUsed),
-            LoginError::Exchange { .. } => problem(Code::ExchangeFailed),
-            LoginError::GrantConflict(_) | LoginError::Store(RefreshError::Living) => problem(Code::GrantConflict),
+            LoginError::NotFound => problem(ProblemCode::SessionNotFound),
+            LoginError::Expired => problem(ProblemCode::SessionExpired),
+            LoginError::AlreadyUsed => problem(ProblemCode::SessionAlreadyUsed),
+            LoginError::Exchange { .. } => problem(ProblemCode::ExchangeFailed),
+            LoginError::GrantConflict(_) | LoginError::Store(RefreshError::Living) => {
+                problem(ProblemCode::GrantConflict)
+            }
             LoginError::Store(error) => {
-                account.map_or_else(|| problem(Code::StoreUnavailable), |account| Self::refresh(account, error))
+                account.map_or_else(|| problem(ProblemCode::StoreUnavailable), |account| Self::refresh(account, error))
             }
-            LoginError::ShuttingDown => problem(Code::StoreUnavailable).soon(),
-            LoginError::Internal => problem(Code::InternalError),
+            LoginError::ShuttingDown => problem(ProblemCode::StoreUnavailable).soon(),
+            LoginError::Internal => problem(ProblemCode::InternalError),
         }
     }
 
@@ -264,12 +184,12 @@ impl Problem {
     pub(crate) fn sandbox(error: &SandboxError) -> Self {
         let problem = |code| Self::new(code, error.to_string());
         match error {
-            SandboxError::TooMany { wait, .. } => problem(Code::RateLimited).retry_after(*wait),
-            SandboxError::NotFound => problem(Code::NotFound),
-            SandboxError::NoProcess => problem(Code::InvalidRequest),
+            SandboxError::TooMany { wait, .. } => problem(ProblemCode::RateLimited).retry_after(*wait),
+            SandboxError::NotFound => problem(ProblemCode::NotFound),
+            SandboxError::NoProcess => problem(ProblemCode::InvalidRequest),
             SandboxError::Store(source) => Self::store(source),
-            SandboxError::ShuttingDown => problem(Code::StoreUnavailable).soon(),
-            SandboxError::NoSocket(_) | SandboxError::Internal => problem(Code::InternalError),
+            SandboxError::ShuttingDown => problem(ProblemCode::StoreUnavailable).soon(),
+            SandboxError::NoSocket(_) | SandboxError::Internal => problem(ProblemCode::InternalError),
         }
     }
 
@@ -277,21 +197,21 @@ impl Problem {
     pub(crate) fn key(error: &KeyError) -> Self {
         let problem = |code| Self::new(code, error.to_string());
         match error {
-            KeyError::NotFound => problem(Code::NotFound),
-            KeyError::PreconditionFailed => problem(Code::PreconditionFailed),
-            KeyError::RevealsRefreshToken => problem(Code::InvalidRequest),
+            KeyError::NotFound => problem(ProblemCode::NotFound),
+            KeyError::PreconditionFailed => problem(ProblemCode::PreconditionFailed),
+            KeyError::RevealsRefreshToken => problem(ProblemCode::InvalidRequest),
             KeyError::Store(source) => Self::store(source),
-            KeyError::Internal => problem(Code::InternalError),
+            KeyError::Internal => problem(ProblemCode::InternalError),
         }
     }
 
     fn store(error: &StoreError) -> Self {
-        let problem = Self::new(Code::StoreUnavailable, error.to_string());
+        let problem = Self::new(ProblemCode::StoreUnavailable, error.to_string());
         if error.is_transient() { problem.soon() } else { problem }
     }
 
-    /// Code and detail, for an answer that tells of a refusal and is none.
-    pub(super) fn told(self) -> (Code, String) {
+    /// The code and the detail, for an answer that tells of a refusal and is none.
+    pub(super) fn told(self) -> (ProblemCode, String) {
         (self.code, self.detail)
     }
 }
@@ -330,7 +250,7 @@ mod tests {
     #[test]
     fn retry_after_is_whole_seconds_rounded_up_and_at_least_one() {
         for (millis, seconds) in [(0, 1), (1, 1), (1000, 1), (1001, 2), (29_999, 30), (30_000, 30)] {
-            let problem = Problem::new(Code::RateLimited, "x").retry_after(Duration::from_millis(millis));
+            let problem = Problem::new(ProblemCode::RateLimited, "x").retry_after(Duration::from_millis(millis));
             assert_eq!(problem.retry_after, Some(seconds), "{millis}");
         }
     }

@@ -10,9 +10,10 @@ pub(super) mod tokens;
 
 use http::HeaderValue;
 
-use super::problem::{Code, Problem};
+use super::problem::Problem;
 use crate::{
     policy::{Operation, Policy},
+    problem_code::ProblemCode,
     refresh::RefreshError,
 };
 
@@ -27,5 +28,5 @@ fn may_list(policy: &Policy) -> Result<(), Problem> {
 }
 
 fn unlisted(_: RefreshError) -> Problem {
-    Problem::new(Code::StoreUnavailable, "the store cannot be read").soon()
+    Problem::new(ProblemCode::StoreUnavailable, "the store cannot be read").soon()
 }

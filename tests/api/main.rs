@@ -6,7 +6,8 @@ use std::{collections::BTreeSet, time::Duration};
 
 use credproxy::{
     policy::Operation,
-    server::{OPERATIONS, PATHS, problem::Code},
+    problem_code::ProblemCode,
+    server::{OPERATIONS, PATHS},
 };
 use serde_json::{Value, json};
 
@@ -391,7 +392,8 @@ async fn routes_and_document_agree_both_ways() {
         OPERATIONS.iter().map(|(method, path, id)| [*method, *path, *id].map(str::to_owned)).collect();
     let documented = contract.operations().into_iter().map(|(method, path, id)| [method, path, id]).collect();
     assert_eq!(named, documented);
-    let codes: BTreeSet<String> = Code::ALL.iter().map(|code| json!(code).as_str().unwrap().to_owned()).collect();
+    let codes: BTreeSet<String> =
+        ProblemCode::ALL.iter().map(|code| json!(code).as_str().unwrap().to_owned()).collect();
     assert_eq!(contract.error_codes(), codes);
 }
 

@@ -246,3 +246,32 @@ async fn a_clock_may_stay_wrong() {
     }
     world.checker.report("clock: as wrong when a token is issued as 2 h later");
 }
+
+/// The wall clock was ahead by less than the token's life and was set right: it shows a time at which the token could be
+/// valid, and only the process that saw it issued knows better.
+#[tokio::test]
+async fn a_token_issued_by_a_clock_somewhat_ahead_is_not_served_past_its_end() {
+    const AHEAD: i64 = 30 * MINUTE;
+    const PAST_THE_END: i64 = 70 * MINUTE;
+    let world = world().await;
+    let mut daemon = world.node("a").await;
+    for asked in [Asked::Plainly, Asked::WithMinValidity] {
+        daemon.set_wall_clock(AHEAD);
+        daemon.log_in(ACCOUNT).await;
+        assert_eq!(daemon.settle(ACCOUNT).await, Fate::Alive);
+        let presented = world.presentations();
+        daemon.set_wall_clock(0);
+        daemon.pass_time(PAST_THE_END);
+        world.checker.ran();
+        let answer = match asked {
+            Asked::WithMinValidity => daemon.get_good_for(ACCOUNT, 60).await,
+            Asked::Plainly | Asked::AfterARestart => daemon.get(ACCOUNT).await,
+        };
+        assert_eq!(answer.status, 200, "{asked:?}: {}", answer.text());
+        let token = answer.json()["access_token"].as_str().unwrap().to_owned();
+        let (age, lifetime) = world.issuer.age_and_lifetime(&token).unwrap();
+        assert!(age < lifetime, "{asked:?}: a token of {lifetime:?} was answered when it was {age:?} old");
+        assert_eq!(world.presentations() - presented, 1, "{asked:?}: one refresh is enough");
+    }
+    world.checker.report("clock: somewhat ahead when a token is issued, right 70 min later");
+}

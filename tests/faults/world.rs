@@ -6,7 +6,10 @@ use std::{
     ops::{Deref, DerefMut},
     os::unix::fs::DirBuilderExt as _,
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -277,21 +280,23 @@ impl Node {
     }
 
     /// Callers who want another token than the one that is there now, and get `None` if the daemon dies under them. They
-    /// cause one flight, which something must hold up, and all have joined it: none of them is on the way when the fault
-    /// comes.
+    /// cause one flight, which something must hold up, and all have joined it or, where it has published its token
+    /// already, have their answer: none of them is on the way when the fault comes.
     pub(crate) async fn callers(&self, account: &str, count: usize) -> JoinSet<Option<Response>> {
         let mut callers = JoinSet::new();
         let joined = || fs::metadata(self.controls.join("joined")).map_or(0, |file| file.len());
         let due = joined() + count as u64;
+        let answered = Arc::new(AtomicU64::new(0));
         let found = self.request("HEAD", &token_path(account), &[], "").await;
         let tag = found.header("etag").expect("a token has a tag").to_owned();
         for _ in 0..count {
             let tag = tag.clone();
             let mut connection = self.daemon.connect().await;
-            let (checker, account) = (Arc::clone(&self.checker), account.to_owned());
+            let (checker, account, answered) = (Arc::clone(&self.checker), account.to_owned(), Arc::clone(&answered));
             callers.spawn(async move {
                 let headers = [("if-match", &*tag)];
                 let answer = connection.try_request("POST", &refresh_path(&account), &headers, "").await.ok()?;
+                answered.fetch_add(1, Ordering::Relaxed);
                 if answer.status == 200 {
                     checker.answered(&account, &answer);
                 }
@@ -299,7 +304,7 @@ impl Node {
             });
         }
         let all_have_joined = async {
-            while joined() < due {
+            while joined() + answered.load(Ordering::Relaxed) < due {
                 sleep(LOOK).await;
             }
         };

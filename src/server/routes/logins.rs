@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 use super::{
     super::{
         AppState,
-        problem::{Code, Problem},
+        problem::Problem,
         request::{Caller, LoginSegment, Query, given, members, preferred_wait},
     },
     tokens::LONGEST_WAIT,
@@ -27,6 +27,7 @@ use crate::{
     clock::Timestamp,
     login::{Login, LoginError, Logins, Progress, Prompt},
     policy::{Operation, Policy},
+    problem_code::ProblemCode,
     provider::Flow,
     refresh::Coordinator,
 };
@@ -151,8 +152,7 @@ async fn shown(
         Progress::Complete | Progress::Pending | Progress::Failed(_) => None,
     };
     // A grant may begin with an access token that is of no use, and none of those is handed out anywhere.
-    let now = coordinator.clock().now();
-    let token = token.filter(|snapshot| !snapshot.token.expired(now));
+    let token = token.filter(|snapshot| !snapshot.expired(&**coordinator.clock()));
     let token = token.and_then(|snapshot| serde_json::from_slice(&snapshot.token.json()).ok());
     Ok(Json(View::of(&login, token)))
 }
@@ -171,7 +171,7 @@ pub(in crate::server) struct View {
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    code: Option<Code>,
+    code: Option<ProblemCode>,
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
 }

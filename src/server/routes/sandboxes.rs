@@ -14,13 +14,14 @@ use super::super::{
     AppState,
     connection::Errand,
     peer::Peer,
-    problem::{Code, Problem},
+    problem::Problem,
     request::{Query, SandboxSegment, given, members},
 };
 use crate::{
     account::KeyName,
     audit::Kind,
     policy::{Allowed, Operation, Pattern, Role},
+    problem_code::ProblemCode,
     sandbox::{Created, Lifetime, Sandbox, Sandboxes, Wanted},
 };
 
@@ -35,7 +36,8 @@ impl FromRequestParts<AppState> for Hosts {
         if state.0.policy.role() != Role::Host {
             return Err(Problem::unauthorized());
         }
-        let none = || Problem::new(Code::NotFound, "no sandboxes are made here: this API has no sockets of its own");
+        let none =
+            || Problem::new(ProblemCode::NotFound, "no sandboxes are made here: this API has no sockets of its own");
         state.0.sandboxes.clone().map(Self).ok_or_else(none)
     }
 }

@@ -16,7 +16,7 @@ use super::{
     super::{
         AppState,
         connection::Errand,
-        problem::{Code, Problem},
+        problem::Problem,
         request::{
             LARGEST_GRANT, Query, SMALL_BODY, Target, change_condition, if_match, json_body, members, none_match,
             preferred_wait,
@@ -29,6 +29,7 @@ use crate::{
     clock::Timestamp,
     grant::{Issued, Lifetime},
     policy::{Operation, Policy},
+    problem_code::ProblemCode,
     refresh::{AccountState, Coordinator, Snapshot, Status, Ticket, condition::EntityTag},
     secret::{AccessToken, RefreshToken, SecretError},
     store::Put,
@@ -321,7 +322,7 @@ fn grant(body: &[u8]) -> Result<Issued, Problem> {
 const REFRESH_MEMBER: &str = crate::secret::FORBIDDEN_TEXT;
 
 fn secret(member: &str, error: SecretError) -> Problem {
-    Problem::new(Code::InvalidRequest, format!("{member} {error}"))
+    Problem::new(ProblemCode::InvalidRequest, format!("{member} {error}"))
 }
 
 fn text(members: &mut Map<String, Value>, name: &str) -> Result<Option<String>, Problem> {

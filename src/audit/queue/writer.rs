@@ -1,0 +1,135 @@
+//! The side of the thread that writes: it takes what has come together, and tells the requests what became of it.
+
+use std::{
+    io, mem,
+    sync::{MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use super::{HURRY, Health, MOST, Queue, SECOND, State};
+use crate::audit::{Appended, OnFailure, Sink, line};
+
+/// How long the writer lets lines come together. Waking it for each one would cost as much as answering a request;
+/// whoever follows the log does not notice so short a time.
+const LINGER: Duration = Duration::from_millis(25);
+
+/// The first and the longest pause between tries. A disk that has room again is to be noticed within a second.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+
+/// What the writer does next.
+struct Turn {
+    closing: bool,
+    /// The checks that this answers.
+    checks: u64,
+}
+
+impl Queue {
+    /// Writes until it is closed: the writer's life.
+    pub(in crate::audit) fn drain(&self, mut sink: impl Sink) {
+        let (mut batch, mut pause) = (Vec::new(), PAUSES.0);
+        loop {
+            let turn = self.next_batch(&mut batch);
+            let appended = if batch.is_empty() {
+                Appended { error: sink.check().err(), ..Appended::default() }
+            } else {
+                sink.append(&batch)
+            };
+            let reserved = if self.on_failure == OnFailure::Closed { sink.reserve() } else { Ok(()) };
+            batch.drain(..appended.bytes);
+            if batch.is_empty() && batch.capacity() > MOST / 2 {
+                batch = Vec::new();
+            }
+            let failed = appended.error.is_some() || reserved.is_err();
+            self.tell(appended, reserved.err(), turn.checks);
+            if turn.closing && (failed || self.lock().lines.is_empty()) {
+                return self.end(&batch);
+            }
+            if failed {
+                let state = self.lock();
+                let waited = self.work.wait_timeout_while(state, pause, |state| !state.closing);
+                drop(waited.unwrap_or_else(PoisonError::into_inner));
+                pause = (pause * 2).min(PAUSES.1);
+            } else {
+                pause = PAUSES.0;
+            }
+        }
+    }
+
+    /// Waits for lines and takes them, unless there are some left.
+    fn next_batch(&self, batch: &mut Vec<u8>) -> Turn {
+        let mut state = self.lock();
+        if batch.is_empty() {
+            let (woken, is_due) = self.await_work(state);
+            state = woken;
+            if self.on_failure == OnFailure::Open && !is_due {
+                let more = |state: &mut State| !state.is_urgent() && state.lines.len() < HURRY;
+                let waited = self.work.wait_timeout_while(state, LINGER, more);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            if is_due || state.closing {
+                state.flush();
+                let is_over = state.folds.is_empty();
+                state.flush_at = (!is_over).then(|| self.clock.monotonic().plus(SECOND));
+            }
+            mem::swap(batch, &mut state.lines);
+            let lost = mem::take(&mut state.lost);
+            if lost > 0 {
+                let before = batch.len();
+                line::write_gap(batch, self.clock.now(), lost);
+                state.taken += (batch.len() - before) as u64;
+            }
+        }
+        state.busy_since = Some(self.clock.monotonic());
+        Turn { closing: state.closing, checks: state.checks.0 }
+    }
+
+    /// Waits until there is something to do. Whether that is to write the counts.
+    fn await_work<'a>(&self, mut state: MutexGuard<'a, State>) -> (MutexGuard<'a, State>, bool) {
+        loop {
+            let left = state.flush_at.map(|at| at.since(self.clock.monotonic()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return (state, true);
+            }
+            if !state.idle() {
+                return (state, false);
+            }
+            state = match left {
+                Some(left) => self.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    /// Tells everybody what became of a batch.
+    fn tell(&self, appended: Appended, no_room: Option<io::Error>, checks: u64) {
+        let Appended { bytes, error, unrotated } = appended;
+        let now = Health { failing: error.is_some(), full: no_room.is_some(), unrotated: unrotated.is_some() };
+        let before = {
+            let mut state = self.lock();
+            state.written += bytes as u64;
+            state.checks.1 = checks;
+            state.busy_since = None;
+            mem::replace(&mut state.health, now)
+        };
+        self.moved.notify_waiters();
+        match (before.ailing(), error.or(no_room)) {
+            (false, Some(error)) => tracing::error!(%error, "the audit log cannot be written"),
+            (true, None) => tracing::info!("the audit log can be written again"),
+            (false, None) | (true, Some(_)) => {}
+        }
+        if let Some(error) = unrotated.filter(|_| !before.unrotated) {
+            tracing::error!(%error, "the audit log is full and cannot be begun anew: it grows");
+        }
+    }
+
+    fn end(&self, rest: &[u8]) {
+        let mut state = self.lock();
+        let lines = rest.iter().chain(&state.lines).filter(|byte| **byte == b'\n').count();
+        state.lines.clear();
+        drop(state);
+        self.moved.notify_waiters();
+        if lines > 0 {
+            tracing::error!(lines, "ending without the last lines of the audit log");
+        }
+    }
+}
