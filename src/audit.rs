@@ -310,7 +310,7 @@ impl Audit {
 
     /// What is wrong with it. The writer tries whether it could write now; a log that hangs is not waited for longer than
     /// [`AUDIT_CHECK`](crate::timeouts::AUDIT_CHECK).
-    pub async fn ailments(&self) -> Vec<&'static str> {
+    pub async fn health_problems(&self) -> Vec<&'static str> {
         let Some(log) = &self.0 else { return Vec::new() };
         let (unwritable, unrotatable) = log.queue.ailing().await;
         [(unwritable, UNWRITABLE), (unrotatable, UNROTATABLE)]

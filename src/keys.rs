@@ -21,7 +21,7 @@ use crate::{
     clock::{Clock, Timestamp},
     item::{Item, ItemError, ItemKind, ItemTag},
     secret::{ApiKey, RefreshToken},
-    store::{Expect, Put, Removed, Shelf, StoreError},
+    store::{Expect, ItemStore, Put, Removed, StoreError},
 };
 
 /// A key as its caller gets it.
@@ -37,7 +37,7 @@ pub struct Key {
 
 /// One line of [`Keys::list`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
+pub struct KeyEntry {
     /// What the key is called.
     pub name: KeyName,
     /// When it was set; `None` when it cannot be read.
@@ -72,14 +72,14 @@ impl From<ItemError> for KeyError {
 
 /// The content of an item of the kind.
 #[derive(Serialize)]
-struct Keeping<'a> {
+struct StoredKeyRef<'a> {
     api_key: &'a str,
     created_at: Timestamp,
 }
 
 /// The same, read back.
 #[derive(Deserialize)]
-struct Kept {
+struct StoredKey {
     api_key: String,
     created_at: Timestamp,
 }
@@ -90,7 +90,7 @@ pub struct Keys(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    store: Arc<dyn Shelf>,
+    store: Arc<dyn ItemStore>,
     clock: Arc<dyn Clock>,
     tasks: TaskTracker,
 }
@@ -98,7 +98,7 @@ struct Inner {
 impl Keys {
     /// The keys that this store holds.
     #[must_use]
-    pub fn new(store: Arc<dyn Shelf>, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(store: Arc<dyn ItemStore>, clock: Arc<dyn Clock>) -> Self {
         Self(Arc::new(Inner { store, clock, tasks: TaskTracker::new() }))
     }
 
@@ -110,9 +110,9 @@ impl Keys {
     }
 
     /// Every key without its value, in the order of their names.
-    pub async fn list(&self) -> Result<Vec<Listed>, KeyError> {
+    pub async fn list(&self) -> Result<Vec<KeyEntry>, KeyError> {
         let entries = self.0.store.items(ItemKind::ApiKey).await?.into_iter();
-        let listed = entries.map(|entry| Listed {
+        let listed = entries.map(|entry| KeyEntry {
             created_at: entry.item.and_then(|item| read(&entry.name, &item)).ok().map(|key| key.created_at),
             name: entry.name.into(),
         });
@@ -134,7 +134,7 @@ impl Keys {
             if refresh_tokens.any(|refresh_token| texts.hold(&refresh_token)) {
                 return Err(KeyError::RevealsRefreshToken);
             }
-            let item = Item::new(&Keeping { api_key: texts.plain, created_at: inner.clock.now() })?;
+            let item = Item::new(&StoredKeyRef { api_key: texts.plain, created_at: inner.clock.now() })?;
             let put = inner.store.put_item(ItemKind::ApiKey, &name.clone().into(), &item, &expect).await?;
             if put == Put::Conflict {
                 return Err(KeyError::PreconditionFailed);
@@ -184,7 +184,7 @@ impl Keys {
 }
 
 fn read(name: &ItemName, item: &Item) -> Result<Key, StoreError> {
-    let key = item.read().and_then(|Kept { api_key, created_at }| {
+    let key = item.read().and_then(|StoredKey { api_key, created_at }| {
         Some(Key { secret: ApiKey::new(api_key).ok()?, created_at, tag: item.tag })
     });
     key.ok_or_else(|| StoreError::UnreadableItem { kind: ItemKind::ApiKey, name: name.clone() })
@@ -193,7 +193,7 @@ fn read(name: &ItemName, item: &Item) -> Result<Key, StoreError> {
 /// A shorter refresh token is looked for as a whole key alone: a provider may answer with a refresh token of one letter,
 /// and must not thereby keep everybody from storing keys with that letter in them. Nobody can guess one that is longer
 /// by chance, and no real one is shorter.
-const SHORTEST_SOUGHT: usize = 12;
+const MIN_SEARCHED_LENGTH: usize = 12;
 
 /// A key as it is, and as an answer in JSON spells it.
 struct Texts<'a> {
@@ -212,7 +212,7 @@ impl<'a> Texts<'a> {
     #[expect(clippy::disallowed_methods, reason = "only its length counts")]
     fn hold(&self, refresh_token: &RefreshToken) -> bool {
         let length = refresh_token.expose_secret().len();
-        if length < SHORTEST_SOUGHT {
+        if length < MIN_SEARCHED_LENGTH {
             return length == self.plain.len() && refresh_token.occurs_in(self.plain);
         }
         refresh_token.occurs_in(self.plain) || refresh_token.occurs_in(&self.spelled)

@@ -63,6 +63,7 @@ pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod dialect;
 #[cfg(feature = "faults")]
 mod faults;
 #[cfg(feature = "fuzzing")]
@@ -79,7 +80,6 @@ mod private;
 pub mod problem_code;
 pub mod provider;
 pub mod refresh;
-pub mod registration;
 pub mod sandbox;
 pub mod secret;
 pub mod server;

@@ -30,28 +30,28 @@ use crate::{
     sandbox::{self, SandboxRoot},
     server::{
         Api, AppState,
-        listener::{BindError, BindLock, Ending, Listener, Terms},
+        listener::{BindError, BindLock, Listener, ServeOptions, Shutdown},
         peer::Peers,
     },
-    store::{Shelf, StoreError, key::passphrase::Ask, sqlite::Sqlite},
+    store::{ItemStore, StoreError, key::passphrase::Ask, sqlite::Sqlite},
     timeouts::{LAST_ANSWERS, STORE_CLOSE, WORK_UNDER_WAY},
 };
 
 pub mod check;
 pub mod confine;
 pub mod dev;
-mod doors;
 mod key;
-pub mod places;
+pub mod overlap;
+mod sandbox_sockets;
 pub mod store;
 
 use confine::Confined;
-use doors::Doors;
-use key::Keeper;
-use places::Overlap;
+use key::KeyLoader;
+use overlap::Overlap;
+use sandbox_sockets::SandboxSockets;
 
 /// Open files that are not connections: the store, calls to providers, logs.
-const OWN_FILES: usize = 128;
+const RESERVED_FILES: usize = 128;
 
 /// Why the daemon does not start, or ends otherwise than it should.
 #[derive(Debug, thiserror::Error)]
@@ -125,12 +125,12 @@ pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Res
     outlive_file_limits()?;
     let clock = clock();
     let environment = confined.environment();
-    if let Some(overlap) = places::overlaps(config, environment).into_iter().next() {
+    if let Some(overlap) = overlap::overlaps(config, environment).into_iter().next() {
         return Err(LifecycleError::Overlap(overlap));
     }
     let root = config.host_socket().map(|host| environment.sandbox_root(&host.path));
-    let keeper = Keeper { source: &config.store.key, store: &config.store.path, copy: None, environment, ask };
-    let store = Arc::new(keeper.open().await?);
+    let loader = KeyLoader { source: &config.store.key, store: &config.store.path, copy: None, environment, ask };
+    let store = Arc::new(loader.open().await?);
     if store.is_copied() {
         tracing::warn!(
             store = %config.store.path.display(),
@@ -147,13 +147,13 @@ pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Res
     } else {
         tracing::info!(confined = %confined.extent);
     }
-    let shelf: Arc<dyn Shelf> = Arc::<Sqlite>::clone(&store);
-    let keys = Keys::new(Arc::clone(&shelf), Arc::clone(&clock));
+    let item_store: Arc<dyn ItemStore> = Arc::<Sqlite>::clone(&store);
+    let keys = Keys::new(Arc::clone(&item_store), Arc::clone(&clock));
     let coordinator = Coordinator::new(Arc::<Sqlite>::clone(&store), providers, clock, config.refresh.cooldown);
     let logins = Logins::within(coordinator.clone(), config.logins.lifetime, config.limits.logins);
-    let parts = Parts { coordinator, keys, logins, shelf, audit, sandboxes: config.limits.sandboxes, root };
-    let served = run(&parts, &config.sockets, |_| ()).await;
-    parts.audit.close().await;
+    let services = Services { coordinator, keys, logins, item_store, audit, sandboxes: config.limits.sandboxes, root };
+    let served = run(&services, &config.sockets, |_| ()).await;
+    services.audit.close().await;
     let closed = tokio::time::timeout(STORE_CLOSE, store.close()).await;
     served?;
     Ok(closed.map_err(|_| LifecycleError::StoreNotClosed)??)
@@ -288,11 +288,11 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// What every socket serves from.
 #[derive(Debug, Clone)]
-struct Parts {
+struct Services {
     coordinator: Coordinator,
     keys: Keys,
     logins: Logins,
-    shelf: Arc<dyn Shelf>,
+    item_store: Arc<dyn ItemStore>,
     audit: Audit,
     /// How many sandboxes there may be.
     sandboxes: usize,
@@ -300,7 +300,7 @@ struct Parts {
     root: Option<SandboxRoot>,
 }
 
-impl Parts {
+impl Services {
     /// For a router behind the socket of that name.
     fn state(&self, policy: Policy, socket: &str) -> AppState {
         let state = AppState::new(self.coordinator.clone(), self.keys.clone(), policy);
@@ -311,13 +311,13 @@ impl Parts {
 /// Serves the parts on these sockets until a signal, then ends in order (invariant 1). `ready` is called once
 /// every socket is open; what it gives is given back.
 async fn run<T>(
-    parts: &Parts,
+    services: &Services,
     sockets: &[SocketConfig],
     ready: impl FnOnce(&[PathBuf]) -> T,
 ) -> Result<T, LifecycleError> {
     // Signals are listened to before anything is there to be cleaned up.
     let mut signals = Signals::new().map_err(|source| LifecycleError::Io { what: "listen for signals", source })?;
-    let (share, sandbox_share) = shares(raise_open_files(), sockets.len(), parts.sandboxes);
+    let (share, sandbox_share) = shares(raise_open_files(), sockets.len(), services.sandboxes);
     let failed = |socket: &SocketConfig| {
         let name = socket.name.clone();
         move |source| LifecycleError::Bind { name, source }
@@ -332,42 +332,43 @@ async fn run<T>(
         listeners.push((Arc::new(listener), socket));
     }
     drop(lock);
-    let (ending, mut serving) = (Ending::default(), JoinSet::new());
+    let (shutdown, mut serving) = (Shutdown::default(), JoinSet::new());
     let mut sandboxes = None;
-    if let Some(root) = parts.root.clone() {
-        let clock = Arc::clone(parts.coordinator.clock());
-        let doors = Doors { parts: parts.clone(), share: sandbox_share, ending: ending.clone() };
-        let (handle, keeper) = sandbox::Keeper::new(Arc::clone(&parts.shelf), clock, root, doors, parts.sandboxes);
+    if let Some(root) = services.root.clone() {
+        let clock = Arc::clone(services.coordinator.clock());
+        let sockets = SandboxSockets { services: services.clone(), share: sandbox_share, shutdown: shutdown.clone() };
+        let (handle, actor) =
+            sandbox::SandboxActor::new(Arc::clone(&services.item_store), clock, root, sockets, services.sandboxes);
         // Those of before are opened meanwhile: no socket's first answer waits for them.
-        serving.spawn(keeper.run(ending.orderly.clone()));
+        serving.spawn(actor.run(shutdown.graceful.clone()));
         sandboxes = Some(handle);
     }
     for (listener, socket) in &listeners {
-        let state = parts.state(socket.policy.clone(), listener.name());
+        let state = services.state(socket.policy.clone(), listener.name());
         let api = Api::new(state.with_sandboxes(sandboxes.clone()));
-        let terms = Terms { limits: socket.limits, share, audit: parts.audit.clone() };
-        let (listener, ending) = (Arc::clone(listener), ending.clone());
-        serving.spawn(async move { listener.serve(api, terms, &ending).await });
+        let options = ServeOptions { limits: socket.limits, share, audit: services.audit.clone() };
+        let (listener, shutdown) = (Arc::clone(listener), shutdown.clone());
+        serving.spawn(async move { listener.serve(api, options, &shutdown).await });
     }
     let paths: Vec<PathBuf> = listeners.iter().map(|(listener, _)| listener.path().to_owned()).collect();
     tracing::info!(sockets = ?paths, "ready");
     let done = ready(&paths);
     let signal = signals.next().await;
     tracing::info!(signal, "ending");
-    ending.orderly.cancel();
+    shutdown.graceful.cancel();
     // A login's grant that is being stored is the coordinator's to finish.
     let ended = async {
-        parts.logins.shut_down().await;
-        parts.keys.shut_down().await;
-        parts.coordinator.shut_down().await;
+        services.logins.shut_down().await;
+        services.keys.shut_down().await;
+        services.coordinator.shut_down().await;
     };
     let finished = tokio::time::timeout(WORK_UNDER_WAY, ended).await;
     let served = async { while serving.join_next().await.is_some() {} };
     let mut served = pin!(served);
     if tokio::time::timeout(LAST_ANSWERS, &mut served).await.is_err() {
-        tracing::warn!("some connections were cut off");
+        tracing::warn!("some connections were close_now off");
         // What still runs holds the sockets open.
-        ending.at_once.cancel();
+        shutdown.immediate.cancel();
         if tokio::time::timeout(LAST_ANSWERS, &mut served).await.is_err() {
             tracing::error!("some sockets could not be closed in order");
         }
@@ -411,19 +412,19 @@ fn raise_open_files() -> usize {
     }
     let files = getrlimit(Resource::Nofile)
         .current
-        .map_or(MOST_CONNECTIONS, |files| usize::try_from(files).unwrap_or(usize::MAX));
-    files.saturating_sub(OWN_FILES).clamp(OWN_FILES, MOST_CONNECTIONS)
+        .map_or(MAX_CONNECTIONS, |files| usize::try_from(files).unwrap_or(usize::MAX));
+    files.saturating_sub(RESERVED_FILES).clamp(RESERVED_FILES, MAX_CONNECTIONS)
 }
 
 /// How many of that many connections each socket of the configuration may hold, and each sandbox. All the sandboxes that
 /// may be there share a quarter.
 fn shares(connections: usize, sockets: usize, sandboxes: usize) -> (usize, usize) {
     let for_sandboxes = connections / 4;
-    ((connections - for_sandboxes) / sockets.max(1), (for_sandboxes / sandboxes.max(1)).max(FEWEST_CONNECTIONS))
+    ((connections - for_sandboxes) / sockets.max(1), (for_sandboxes / sandboxes.max(1)).max(MIN_CONNECTIONS))
 }
 
 /// With fewer a program behind the socket could not ask while another waits for an answer.
-const FEWEST_CONNECTIONS: usize = 4;
+const MIN_CONNECTIONS: usize = 4;
 
 /// However many files may be open: a connection costs some ten KiB.
-const MOST_CONNECTIONS: usize = 65_536;
+const MAX_CONNECTIONS: usize = 65_536;

@@ -1,10 +1,10 @@
 //! How much a peer may ask for.
 //!
-//! Owns: [`Rate`] and the [`Bucket`] that measures it out, what the limits are unless configured, how many requests each
-//! peer of a socket has made ([`RateLimiter`]), and how many new tokens a socket has had of each account ([`Spending`]).
+//! Owns: [`Rate`] and the [`Gcra`] that measures it out, what the limits are unless configured, how many requests each
+//! peer of a socket has made ([`RateLimiter`]), and how many new tokens a socket has had of each account ([`RefreshQuota`]).
 //!
 //! Invariants:
-//! 1. A bucket is pure: it is told the time, and no clock makes it panic or give more than its rate.
+//! 1. A limiter is pure: it is told the time, and no clock makes it panic or give more than its rate.
 //! 2. What is remembered of an account is forgotten once it makes no difference.
 //!
 //! Must not know: what is limited, and how it is refused.
@@ -52,20 +52,20 @@ impl Rate {
 
 /// What is left of a rate. A new one is full.
 #[derive(Debug, Clone, Copy)]
-pub struct Bucket {
+pub struct Gcra {
     /// When it is full again: the generic cell rate algorithm (ITU-T I.371, annex A) needs no more than this.
     full_at: Monotonic,
 }
 
-impl Default for Bucket {
+impl Default for Gcra {
     fn default() -> Self {
         Self { full_at: Monotonic::new(Duration::ZERO) }
     }
 }
 
-impl Bucket {
+impl Gcra {
     /// Takes one out. The error says when there will be one.
-    pub fn take(&mut self, rate: Rate, now: Monotonic) -> Result<(), Duration> {
+    pub fn acquire(&mut self, rate: Rate, now: Monotonic) -> Result<(), Duration> {
         let period = rate.period();
         let missing = self.full_at.since(now);
         let room = period.saturating_mul(rate.burst.max(1) - 1);
@@ -154,7 +154,7 @@ impl Default for LoginLimits {
 pub struct RateLimiter {
     rate: Rate,
     /// A socket's users are listed, so there are few.
-    peers: Mutex<HashMap<u32, Arc<PeerRate>>>,
+    peers: Mutex<HashMap<u32, Arc<PeerLimiter>>>,
 }
 
 impl RateLimiter {
@@ -166,9 +166,9 @@ impl RateLimiter {
 
     /// What that user has left.
     #[must_use]
-    pub fn of(&self, uid: u32) -> Arc<PeerRate> {
+    pub fn of(&self, uid: u32) -> Arc<PeerLimiter> {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Arc::new(PeerRate { rate: self.rate, state: Mutex::default() });
+        let new = || Arc::new(PeerLimiter { rate: self.rate, state: Mutex::default() });
         Arc::clone(peers.entry(uid).or_insert_with(new))
     }
 }
@@ -181,24 +181,24 @@ const MOST_DELAYED: usize = 1024;
 
 /// The requests of one user on one socket.
 #[derive(Debug)]
-pub struct PeerRate {
+pub struct PeerLimiter {
     rate: Rate,
-    state: Mutex<PeerState>,
+    state: Mutex<PeerLimiterState>,
 }
 
 #[derive(Debug, Default)]
-struct PeerState {
-    requests: Bucket,
+struct PeerLimiterState {
+    requests: Gcra,
     /// Paces the answers to requests over the rate.
-    refusals: Bucket,
+    refusals: Gcra,
     delayed: usize,
 }
 
-impl PeerRate {
+impl PeerLimiter {
     /// Counts a request. The error says when there may be another, and when this one is to be answered.
-    pub fn take(self: &Arc<Self>, now: Monotonic) -> Result<(), TooFast> {
+    pub fn acquire(self: &Arc<Self>, now: Monotonic) -> Result<(), TooFast> {
         let mut state = self.lock();
-        let Err(retry_after) = state.requests.take(self.rate, now) else { return Ok(()) };
+        let Err(retry_after) = state.requests.acquire(self.rate, now) else { return Ok(()) };
         let delay = (state.delayed < MOST_DELAYED).then(|| {
             state.delayed += 1;
             let turn = state.refusals.reserve(self.rate, now, LONGEST_DELAY);
@@ -207,7 +207,7 @@ impl PeerRate {
         Err(TooFast { retry_after, delay })
     }
 
-    fn lock(&self) -> MutexGuard<'_, PeerState> {
+    fn lock(&self) -> MutexGuard<'_, PeerLimiterState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -225,7 +225,7 @@ pub struct TooFast {
 #[derive(Debug)]
 pub struct Delay {
     length: Duration,
-    peer: Arc<PeerRate>,
+    peer: Arc<PeerLimiter>,
 }
 
 impl Delay {
@@ -244,14 +244,14 @@ impl Drop for Delay {
 
 /// How much the peers of one socket have had of each account.
 #[derive(Debug)]
-pub struct Spending {
+pub struct RefreshQuota {
     rate: Rate,
-    spent: Mutex<Spent>,
+    state: Mutex<QuotaState>,
 }
 
 #[derive(Debug)]
-struct Spent {
-    buckets: HashMap<Account, Bucket>,
+struct QuotaState {
+    limiters: HashMap<Account, Gcra>,
     /// At so many, those that make no difference are looked for.
     sweep_at: usize,
 }
@@ -259,24 +259,24 @@ struct Spent {
 /// Fewer are not worth looking through.
 const FIRST_SWEEP: usize = 64;
 
-impl Spending {
+impl RefreshQuota {
     /// So much of each account.
     #[must_use]
     pub fn new(rate: Rate) -> Self {
-        Self { rate, spent: Mutex::new(Spent { buckets: HashMap::new(), sweep_at: FIRST_SWEEP }) }
+        Self { rate, state: Mutex::new(QuotaState { limiters: HashMap::new(), sweep_at: FIRST_SWEEP }) }
     }
 
     /// Takes one of the account's. The error says when there will be one.
-    pub fn spend(&self, account: &Account, now: Monotonic) -> Result<(), Duration> {
-        let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bucket) = spent.buckets.get_mut(account) {
-            return bucket.take(self.rate, now);
+    pub fn acquire(&self, account: &Account, now: Monotonic) -> Result<(), Duration> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(limiter) = state.limiters.get_mut(account) {
+            return limiter.acquire(self.rate, now);
         }
-        if spent.buckets.len() >= spent.sweep_at {
-            spent.buckets.retain(|_, bucket| !bucket.is_full(now));
-            spent.sweep_at = FIRST_SWEEP.max(2 * spent.buckets.len());
+        if state.limiters.len() >= state.sweep_at {
+            state.limiters.retain(|_, limiter| !limiter.is_full(now));
+            state.sweep_at = FIRST_SWEEP.max(2 * state.limiters.len());
         }
-        spent.buckets.entry(account.clone()).or_default().take(self.rate, now)
+        state.limiters.entry(account.clone()).or_default().acquire(self.rate, now)
     }
 }
 
@@ -292,47 +292,47 @@ mod tests {
 
     #[test]
     fn a_burst_is_given_at_once_and_then_one_by_one() {
-        let (rate, mut bucket) = (Rate::per_second(10, 20), Bucket::default());
+        let (rate, mut limiter) = (Rate::per_second(10, 20), Gcra::default());
         for taken in 0..20 {
-            assert_eq!(bucket.take(rate, at(5000)), Ok(()), "{taken}");
+            assert_eq!(limiter.acquire(rate, at(5000)), Ok(()), "{taken}");
         }
-        assert_eq!(bucket.take(rate, at(5000)), Err(Duration::from_millis(100)));
-        assert_eq!(bucket.take(rate, at(5099)), Err(Duration::from_millis(1)));
-        assert_eq!(bucket.take(rate, at(5100)), Ok(()));
-        assert!(bucket.take(rate, at(5100)).is_err());
-        assert!(!bucket.is_full(at(7099)) && bucket.is_full(at(7100)));
+        assert_eq!(limiter.acquire(rate, at(5000)), Err(Duration::from_millis(100)));
+        assert_eq!(limiter.acquire(rate, at(5099)), Err(Duration::from_millis(1)));
+        assert_eq!(limiter.acquire(rate, at(5100)), Ok(()));
+        assert!(limiter.acquire(rate, at(5100)).is_err());
+        assert!(!limiter.is_full(at(7099)) && limiter.is_full(at(7100)));
     }
 
     #[test]
     fn an_hours_rate_may_be_used_at_once() {
-        let (rate, mut bucket) = (Rate::per_hour(2), Bucket::default());
-        assert_eq!((bucket.take(rate, at(0)), bucket.take(rate, at(0))), (Ok(()), Ok(())));
-        assert_eq!(bucket.take(rate, at(0)), Err(Duration::from_mins(30)));
+        let (rate, mut limiter) = (Rate::per_hour(2), Gcra::default());
+        assert_eq!((limiter.acquire(rate, at(0)), limiter.acquire(rate, at(0))), (Ok(()), Ok(())));
+        assert_eq!(limiter.acquire(rate, at(0)), Err(Duration::from_mins(30)));
     }
 
     #[test]
     fn the_ends_of_time_do_no_harm() {
-        let mut bucket = Bucket::default();
+        let mut limiter = Gcra::default();
         for rate in [Rate::per_second(0, 0), Rate::per_second(u32::MAX, u32::MAX), Rate::per_hour(1)] {
             for now in [Duration::MAX, Duration::ZERO] {
-                bucket.take(rate, Monotonic::new(now)).ok();
+                limiter.acquire(rate, Monotonic::new(now)).ok();
             }
         }
     }
 
     #[test]
     fn each_account_has_its_own_and_what_makes_no_difference_is_forgotten() {
-        let spending = Spending::new(Rate::per_hour(1));
+        let quota = RefreshQuota::new(Rate::per_hour(1));
         let account = |number: usize| format!("corp/{number}").parse().unwrap();
         for number in 0..1000 {
-            assert_eq!(spending.spend(&account(number), at(0)), Ok(()));
+            assert_eq!(quota.acquire(&account(number), at(0)), Ok(()));
         }
-        assert_eq!(spending.spend(&account(7), at(0)), Err(Duration::from_hours(1)));
+        assert_eq!(quota.acquire(&account(7), at(0)), Err(Duration::from_hours(1)));
         let later = at(3_600_000);
         for number in 1000..3000 {
-            assert_eq!(spending.spend(&account(number), later), Ok(()));
+            assert_eq!(quota.acquire(&account(number), later), Ok(()));
         }
-        let kept = spending.spent.lock().unwrap().buckets.len();
+        let kept = quota.state.lock().unwrap().limiters.len();
         assert_eq!(kept, 2000, "those of an hour ago are gone");
     }
 
@@ -340,25 +340,25 @@ mod tests {
     fn a_peers_connections_share_its_rate_and_refusals_are_paced_by_it() {
         let limiter = RateLimiter::new(Rate::per_second(10, 20));
         for taken in 0..20 {
-            assert!(limiter.of(1).take(at(5000)).is_ok(), "{taken}");
+            assert!(limiter.of(1).acquire(at(5000)).is_ok(), "{taken}");
         }
         let mut held = Vec::new();
         for turn in 1..=30_u64 {
-            let refused = limiter.of(1).take(at(5000)).unwrap_err();
+            let refused = limiter.of(1).acquire(at(5000)).unwrap_err();
             assert_eq!(refused.retry_after, Duration::from_millis(100));
             let delay = refused.delay.unwrap();
             let due = Duration::from_millis(100 * (turn - 1)).clamp(Duration::from_millis(100), LONGEST_DELAY);
             assert_eq!(delay.length(), due, "{turn}");
             held.push(delay);
         }
-        assert!(limiter.of(2).take(at(5000)).is_ok(), "another user has its own");
-        assert!(limiter.of(1).take(at(5100)).is_ok(), "refusals use none of it up");
+        assert!(limiter.of(2).acquire(at(5000)).is_ok(), "another user has its own");
+        assert!(limiter.of(1).acquire(at(5100)).is_ok(), "refusals use none of it up");
         while held.len() < MOST_DELAYED {
-            held.push(limiter.of(1).take(at(5100)).unwrap_err().delay.unwrap());
+            held.push(limiter.of(1).acquire(at(5100)).unwrap_err().delay.unwrap());
         }
-        assert!(limiter.of(1).take(at(5100)).unwrap_err().delay.is_none());
+        assert!(limiter.of(1).acquire(at(5100)).unwrap_err().delay.is_none());
         held.pop();
-        assert!(limiter.of(1).take(at(5100)).unwrap_err().delay.is_some());
+        assert!(limiter.of(1).acquire(at(5100)).unwrap_err().delay.is_some());
     }
 
     proptest! {
@@ -368,16 +368,16 @@ mod tests {
         fn no_stretch_of_time_gives_more_than_the_rate(
             number in 1..50_u32, burst in 1..50_u32, steps in proptest::collection::vec(0..400_u64, 1..200),
         ) {
-            let (rate, mut bucket) = (Rate::per_second(number, burst), Bucket::default());
+            let (rate, mut limiter) = (Rate::per_second(number, burst), Gcra::default());
             let mut now = 0;
             let mut given = Vec::new();
             for step in steps {
                 now += step;
-                match bucket.take(rate, at(now)) {
+                match limiter.acquire(rate, at(now)) {
                     Ok(()) => given.push(now),
                     Err(wait) => {
                         prop_assert!(wait > Duration::ZERO && wait <= rate.period());
-                        prop_assert!(bucket.take(rate, at(now).plus(wait)).is_ok());
+                        prop_assert!(limiter.acquire(rate, at(now).plus(wait)).is_ok());
                         given.push(now + u64::try_from(wait.as_millis()).unwrap());
                         now += u64::try_from(wait.as_millis()).unwrap() + 1;
                     }
@@ -393,10 +393,10 @@ mod tests {
 
         #[test]
         fn who_keeps_to_the_rate_is_never_refused(number in 1..1000_u32, start in any::<u32>(), count in 1..500_u32) {
-            let (rate, mut bucket) = (Rate::per_second(number, 1), Bucket::default());
+            let (rate, mut limiter) = (Rate::per_second(number, 1), Gcra::default());
             let mut now = at(start.into());
             for _ in 0..count {
-                prop_assert!(bucket.take(rate, now).is_ok());
+                prop_assert!(limiter.acquire(rate, now).is_ok());
                 now = now.plus(rate.period());
             }
         }

@@ -1,7 +1,7 @@
 //! Logins: how a person's consent becomes a grant.
 //!
 //! Owns: [`Logins`], the logins under way with one task each, who may see them, and how many there may be. Its children
-//! own one login's state, the authorization response, the listener on loopback, the pace of a device, and the seats.
+//! own one login's state, the authorization response, the listener on loopback, the pace of a device, and the limiter.
 //!
 //! Invariants:
 //! 1. A login belongs to the socket and the user that began it. For everybody else it is not there.
@@ -38,21 +38,21 @@ use crate::{
 
 mod begin;
 mod device;
-mod loopback;
+mod limiter;
 mod pkce;
+mod redirect_listener;
 mod response;
-mod seats;
 mod session;
 
-use begin::{BY_EASE, Over};
-use loopback::Landing;
-use seats::{Seat, Seats};
-use session::{Session, Waiting, Work};
+use begin::{DEFAULT_FLOW_ORDER, StopSignal};
+use limiter::{LoginLimiter, LoginPermit};
+use redirect_listener::RedirectListener;
+use session::{Session, SessionSetup, Work};
 
 pub use session::LoginId;
 
 /// Logins remembered after their end, so that whoever began them learns of it.
-const MOST_ENDED: usize = 100;
+const MAX_ENDED_LOGINS: usize = 100;
 
 /// Who began a login (invariant 1).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -197,7 +197,7 @@ struct Inner {
     coordinator: Coordinator,
     lifetime: Duration,
     sessions: Mutex<HashMap<LoginId, Arc<Session>>>,
-    seats: Arc<Seats>,
+    limiter: Arc<LoginLimiter>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -217,7 +217,7 @@ impl Logins {
             coordinator,
             lifetime,
             sessions: Mutex::default(),
-            seats: Arc::new(Seats::new(limits)),
+            limiter: Arc::new(LoginLimiter::new(limits)),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         }))
@@ -232,33 +232,33 @@ impl Logins {
         let provider = inner.coordinator.providers().get(&account.provider).ok_or(LoginError::NotConfigured)?;
         if owner.role == Role::Sandbox {
             // It is looked at again when the grant is to be stored.
-            inner.coordinator.refuse_living(&account).await.map_err(LoginError::Store)?;
+            inner.coordinator.refuse_if_usable(&account).await.map_err(LoginError::Store)?;
         }
         let clock = inner.coordinator.clock();
-        let seat = inner.seats.take(&owner, clock.monotonic())?;
+        let permit = inner.limiter.acquire(&owner, clock.monotonic())?;
         provider.prepare_login().await?;
         let offered = provider.flows();
-        let wanted = flow.as_ref().map_or(&BY_EASE[..], std::slice::from_ref);
+        let wanted = flow.as_ref().map_or(&DEFAULT_FLOW_ORDER[..], std::slice::from_ref);
         let flow = *wanted.iter().find(|flow| offered.contains(flow)).ok_or(LoginError::NotOffered)?;
-        let over = Over { cancelled: inner.stopping.child_token(), stopping: inner.stopping.clone() };
-        let cancelled = over.cancelled.clone();
+        let stop = StopSignal { cancelled: inner.stopping.child_token(), stopping: inner.stopping.clone() };
+        let cancelled = stop.cancelled.clone();
         let begun = match flow {
-            Flow::Device => inner.begin_device(provider, over).await?,
-            Flow::Browser | Flow::Paste => inner.begin_redirect(provider, &account, (flow, owner.role), over).await?,
+            Flow::Device => inner.begin_device(provider, stop).await?,
+            Flow::Browser | Flow::Paste => inner.begin_redirect(provider, &account, (flow, owner.role), stop).await?,
         };
         let expires_at = clock.now().plus(begun.lifetime);
-        let waiting = Waiting { expires_at, expected: begun.expected, cancelled, port: begun.port };
-        let session = Arc::new(Session::new(owner, account, flow, begun.prompt, waiting)?);
+        let setup = SessionSetup { expires_at, expected: begun.expected, cancelled, port: begun.port };
+        let session = Arc::new(Session::new(owner, account, flow, begun.prompt, setup)?);
         tracing::info!(account = %session.account, flow = flow.name(), "login begun");
         inner.remember(&session);
         let (login, inner) = (session.login(), Arc::clone(inner));
-        self.0.tasks.spawn(inner.drive(session, begun.work, begun.landing, seat));
+        self.0.tasks.spawn(inner.drive(session, begun.work, begun.redirect_listener, permit));
         Ok(login)
     }
 
     /// How the login stands.
-    pub fn look(&self, owner: &Owner, id: LoginId) -> Result<Login, LoginError> {
-        self.0.find(owner, id)?.standing()
+    pub fn status(&self, owner: &Owner, id: LoginId) -> Result<Login, LoginError> {
+        self.0.find(owner, id)?.current_status()
     }
 
     /// The same, once it stands otherwise than pending or `limit` has passed.
@@ -266,18 +266,18 @@ impl Logins {
         let session = self.0.find(owner, id)?;
         // A time that is up is no error: the login is pending still.
         timeout(limit, session.ended()).await.ok();
-        session.standing()
+        session.current_status()
     }
 
     /// Brings the answer of a browser or paste login: a code, `code#state`, or the whole address that the browser was
     /// sent to. Waits for what comes of it.
     pub async fn paste(&self, owner: &Owner, id: LoginId, text: &str) -> Result<Login, LoginError> {
         let session = self.0.find(owner, id)?;
-        session.standing()?;
+        session.current_status()?;
         let expected = session.expected.as_ref().ok_or(LoginError::TakesNoCode)?;
         expected.settle(expected.pasted(text)?)?;
         session.ended().await;
-        match session.standing()? {
+        match session.current_status()? {
             Login { progress: Progress::Failed(error), .. } => Err(error),
             login => Ok(login),
         }
@@ -313,7 +313,13 @@ impl Logins {
 
 impl Inner {
     /// The life of one login, from its beginning until it is forgotten.
-    async fn drive(self: Arc<Self>, session: Arc<Session>, work: Work, landing: Option<Landing>, seat: Seat) {
+    async fn drive(
+        self: Arc<Self>,
+        session: Arc<Session>,
+        work: Work,
+        redirect_listener: Option<RedirectListener>,
+        permit: LoginPermit,
+    ) {
         let forgotten = Forgotten { inner: &self, session: &session };
         let work = async {
             let outcome = match work.await {
@@ -321,11 +327,11 @@ impl Inner {
                 Err(error) => Err(error),
             };
             session.end(outcome);
-            drop(seat);
+            drop(permit);
         };
         let serving = async {
-            if let Some(landing) = landing {
-                landing.serve(&session).await;
+            if let Some(redirect_listener) = redirect_listener {
+                redirect_listener.serve(&session).await;
             }
         };
         tokio::join!(work, serving);
@@ -351,7 +357,7 @@ impl Inner {
         }
         let put = match session.owner.role {
             Role::Host => self.coordinator.put(&session.account, issued, &IfMatch::Absent).await,
-            Role::Sandbox => self.coordinator.put_unless_living(&session.account, issued).await,
+            Role::Sandbox => self.coordinator.put_unless_usable(&session.account, issued).await,
         };
         match put {
             Ok(_) => Ok(()),
@@ -377,7 +383,7 @@ impl Inner {
     fn remember(&self, session: &Arc<Session>) {
         let mut sessions = self.sessions();
         let ended = sessions.values().filter(|session| session.has_ended());
-        if ended.clone().count() >= MOST_ENDED
+        if ended.clone().count() >= MAX_ENDED_LOGINS
             && let Some(oldest) = ended.min_by_key(|session| session.expires_at).cloned()
         {
             sessions.remove(&oldest.id);

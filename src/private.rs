@@ -90,7 +90,7 @@ pub(crate) fn create_private_file(path: &Path) -> io::Result<File> {
 }
 
 /// What an open must not do with a file it does not know: follow a link, or wait for the other end of a pipe.
-pub(crate) fn wary() -> i32 {
+pub(crate) fn no_follow_flags() -> i32 {
     (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed()
 }
 

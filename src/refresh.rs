@@ -31,7 +31,7 @@ use crate::{
     clock::{Clock, Timestamp},
     grant::{Grant, SanitizedToken},
     provider::{Provider, Providers},
-    store::{Marks, Store, StoreError, Wanted},
+    store::{AccountFilter, RefreshState, Store, StoreError},
     timeouts::HEALTH,
 };
 
@@ -42,18 +42,18 @@ mod cooldown;
 mod error;
 mod flight;
 pub mod outcome;
-mod places;
+mod provider_permits;
 mod slot;
 mod slots;
 mod status;
 
-pub use caller::Ticket;
+pub use caller::CallerContext;
 pub use error::RefreshError;
 pub use slot::Snapshot;
 pub use status::{AccountState, Status};
 
 use condition::{IfMatch, Verdict};
-use places::Places;
+use provider_permits::ProviderPermits;
 use slot::Slot;
 use slots::Staleness;
 
@@ -65,7 +65,7 @@ pub struct Coordinator(Arc<Inner>);
 struct Inner {
     store: Arc<dyn Store>,
     providers: Providers,
-    places: Places,
+    provider_permits: ProviderPermits,
     clock: Arc<dyn Clock>,
     cooldown: Duration,
     /// When the configuration was read.
@@ -90,7 +90,7 @@ impl Coordinator {
         Self(Arc::new(Inner {
             configured_at: clock.now(),
             store,
-            places: Places::of(&providers),
+            provider_permits: ProviderPermits::of(&providers),
             providers,
             clock,
             cooldown,
@@ -108,26 +108,26 @@ impl Coordinator {
         account: &Account,
         min_validity: Option<Duration>,
     ) -> Result<Arc<Snapshot>, RefreshError> {
-        self.token_with(account, min_validity, &Ticket::default()).await
+        self.token_with(account, min_validity, &CallerContext::default()).await
     }
 
-    /// The same for a caller with a ticket.
+    /// The same for a caller with a context.
     pub async fn token_with(
         &self,
         account: &Account,
         min_validity: Option<Duration>,
-        ticket: &Ticket,
+        caller: &CallerContext,
     ) -> Result<Arc<Snapshot>, RefreshError> {
-        let (slot, snapshot) = self.0.look(account, Staleness::Tolerated).await?;
-        if self.0.lasts(&snapshot, min_validity) {
+        let (slot, snapshot) = self.0.lookup(account, Staleness::Tolerated).await?;
+        if self.0.has_enough_validity(&snapshot, min_validity) {
             return Ok(snapshot);
         }
-        let error = match self.0.renew(account, &slot, &snapshot, false, ticket).await {
+        let error = match self.0.renew(account, &slot, &snapshot, false, caller).await {
             Ok(renewed) => return Ok(renewed),
             Err(RefreshError::StoreStalled) => return Ok(slot.lock().last().cloned().unwrap_or(snapshot)),
             Err(error) => error,
         };
-        match self.0.look(account, Staleness::Tolerated).await {
+        match self.0.lookup(account, Staleness::Tolerated).await {
             Ok((_, now)) if !now.expired(&*self.0.clock) => Ok(now),
             Err(RefreshError::NotFound) => Err(RefreshError::NotFound),
             Ok(_) | Err(_) => Err(error),
@@ -136,45 +136,45 @@ impl Coordinator {
 
     /// What [`Coordinator::token`] gives, if it is in memory and lasts: without waiting for anything.
     #[must_use]
-    pub fn at_hand(&self, account: AccountRef<'_>, min_validity: Option<Duration>) -> Option<Arc<Snapshot>> {
-        let (_, known) = self.0.slots().get(&account)?.look(self.0.store.epoch());
-        known.filter(|snapshot| self.0.lasts(snapshot, min_validity))
+    pub fn cached(&self, account: AccountRef<'_>, min_validity: Option<Duration>) -> Option<Arc<Snapshot>> {
+        let (_, known) = self.0.slots().get(&account)?.cached(self.0.store.epoch());
+        known.filter(|snapshot| self.0.has_enough_validity(snapshot, min_validity))
     }
 
     /// The account's token as it is, expired or not.
     pub async fn peek(&self, account: &Account) -> Result<Arc<Snapshot>, RefreshError> {
-        self.0.look(account, Staleness::Tolerated).await.map(|(_, snapshot)| snapshot)
+        self.0.lookup(account, Staleness::Tolerated).await.map(|(_, snapshot)| snapshot)
     }
 
     /// A new token, or the one that replaced what `if_match` names.
     pub async fn refresh(&self, account: &Account, if_match: &IfMatch) -> Result<Arc<Snapshot>, RefreshError> {
-        self.refresh_with(account, if_match, &Ticket::default()).await
+        self.refresh_with(account, if_match, &CallerContext::default()).await
     }
 
-    /// The same for a caller with a ticket.
+    /// The same for a caller with a context.
     pub async fn refresh_with(
         &self,
         account: &Account,
         if_match: &IfMatch,
-        ticket: &Ticket,
+        caller: &CallerContext,
     ) -> Result<Arc<Snapshot>, RefreshError> {
-        let (slot, snapshot) = self.0.look(account, Staleness::Refused).await?;
-        self.0.fit(account, &snapshot.token)?;
+        let (slot, snapshot) = self.0.lookup(account, Staleness::Refused).await?;
+        self.0.check_refreshable(account, &snapshot.token)?;
         match if_match.verdict(account, snapshot.token.version) {
             Verdict::Go => {}
             Verdict::Moved if snapshot.expired(&*self.0.clock) => {}
             Verdict::Moved => return Ok(snapshot),
             Verdict::Mismatch => return Err(RefreshError::PreconditionFailed),
         }
-        self.0.renew(account, &slot, &snapshot, true, ticket).await
+        self.0.renew(account, &slot, &snapshot, true, caller).await
     }
 
     /// Waits until the account's token is another than the one tagged `tag`, or `limit` has passed.
     pub async fn changed(&self, account: &Account, tag: &str, limit: Duration) {
         // What other processes change shows in the store's epoch, which nobody rings a bell for.
-        const LOOK_AGAIN: Duration = Duration::from_millis(250);
+        const EPOCH_POLL_INTERVAL: Duration = Duration::from_millis(250);
         let start = self.0.clock.monotonic();
-        while let Ok((slot, snapshot)) = self.0.look(account, Staleness::Tolerated).await {
+        while let Ok((slot, snapshot)) = self.0.lookup(account, Staleness::Tolerated).await {
             let left = limit.saturating_sub(self.0.clock.monotonic().since(start));
             let rung = slot.changed.notified();
             let moved = slot.lock().last().is_some_and(|last| *last.tag != *tag);
@@ -183,7 +183,7 @@ impl Coordinator {
             }
             tokio::select! {
                 () = rung => {}
-                () = tokio::time::sleep(left.min(LOOK_AGAIN)) => {}
+                () = tokio::time::sleep(left.min(EPOCH_POLL_INTERVAL)) => {}
                 () = self.0.stopping.cancelled() => return,
             }
         }
@@ -195,7 +195,11 @@ impl Coordinator {
     }
 
     /// How the accounts that are `wanted` stand, one after the other in the order of their names.
-    pub async fn overview(&self, wanted: &Wanted<'_>, mut each: impl FnMut(Status) + Send) -> Result<(), RefreshError> {
+    pub async fn overview(
+        &self,
+        wanted: &AccountFilter<'_>,
+        mut each: impl FnMut(Status) + Send,
+    ) -> Result<(), RefreshError> {
         Ok(self.0.store.visit(wanted, &mut |entry| each(self.0.status(entry))).await?)
     }
 
@@ -212,20 +216,20 @@ impl Coordinator {
     }
 
     /// What is wrong with the daemon as a whole; empty when nothing is.
-    pub async fn ailments(&self) -> Vec<&'static str> {
-        let mut ailments = Vec::new();
+    pub async fn health_problems(&self) -> Vec<&'static str> {
+        let mut health_problems = Vec::new();
         if self.0.slots().values().any(|slot| slot.lock().unsaved.is_some()) {
-            ailments.push("a refresh is not saved yet");
+            health_problems.push("a refresh is not saved yet");
         }
         let written = async { !self.0.unwritable.load(Ordering::Relaxed) || self.0.writable_again().await };
         let (written, read) = tokio::join!(written, self.0.readable());
         if !written {
-            ailments.push("the store cannot be written");
+            health_problems.push("the store cannot be written");
         }
         if !read {
-            ailments.push("the store cannot be read");
+            health_problems.push("the store cannot be read");
         }
-        ailments
+        health_problems
     }
 
     /// Starts no attempt any more, and waits for what is under way. It may be called before callers have their
@@ -246,19 +250,19 @@ impl Coordinator {
 }
 
 impl Inner {
-    fn snapshot(&self, account: &Account, grant: &Grant, marks: Marks) -> Arc<Snapshot> {
+    fn snapshot(&self, account: &Account, grant: &Grant, refresh_state: RefreshState) -> Arc<Snapshot> {
         let expose = self.providers.get(&account.provider).map_or(&[][..], |provider| &provider.rules().expose);
-        Arc::new(Snapshot::of(account, grant, marks, expose))
+        Arc::new(Snapshot::of(account, grant, refresh_state, expose))
     }
 
     /// The same of what was read, for which its slot may have all but the marks.
-    fn snapshot_in(&self, slot: &Slot, account: &Account, grant: &Grant, marks: Marks) -> Arc<Snapshot> {
-        let known = slot.lock().marked(grant.version, &marks);
-        known.unwrap_or_else(|| self.snapshot(account, grant, marks))
+    fn snapshot_in(&self, slot: &Slot, account: &Account, grant: &Grant, refresh_state: RefreshState) -> Arc<Snapshot> {
+        let known = slot.lock().with_state(grant.version, &refresh_state);
+        known.unwrap_or_else(|| self.snapshot(account, grant, refresh_state))
     }
 
     /// Whether so much of the token's life is left that nothing needs to be done.
-    fn lasts(&self, snapshot: &Snapshot, min_validity: Option<Duration>) -> bool {
+    fn has_enough_validity(&self, snapshot: &Snapshot, min_validity: Option<Duration>) -> bool {
         let (Some(left), Some(lifetime)) = (snapshot.left(&*self.clock), snapshot.token.lifetime()) else {
             return true;
         };
@@ -268,7 +272,7 @@ impl Inner {
     }
 
     /// Whether the grant could be refreshed at all.
-    fn fit(&self, account: &Account, token: &SanitizedToken) -> Result<&Arc<dyn Provider>, RefreshError> {
+    fn check_refreshable(&self, account: &Account, token: &SanitizedToken) -> Result<&Arc<dyn Provider>, RefreshError> {
         if !token.refreshable {
             return Err(RefreshError::NotRefreshable);
         }

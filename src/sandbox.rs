@@ -13,7 +13,7 @@
 //! 4. The daemon's end is no sandbox's end: its directory stays, and the next start opens the socket in it again.
 //! 5. What was asked for is carried out, whoever hangs up.
 //!
-//! Must not know: HTTP, how a socket is opened and served ([`Doors`]), SQL.
+//! Must not know: HTTP, how a socket is opened and served ([`SocketHost`]), SQL.
 
 use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
@@ -27,21 +27,21 @@ use crate::{
     store::StoreError,
 };
 
+mod actor;
 mod definition;
-mod keeper;
 mod process;
 
-pub use keeper::Keeper;
+pub use actor::SandboxActor;
 
 /// Sandboxes at once: some for each of a person's agents. Each holds a share of the open files.
-pub const MOST: usize = 64;
+pub const DEFAULT_MAX_SANDBOXES: usize = 64;
 
 /// How long one lives unless told: a day's work.
-pub const LIFETIME: Duration = Duration::from_hours(24);
+pub const DEFAULT_LIFETIME: Duration = Duration::from_hours(24);
 
 /// The longest life, and that of one which is tied to a process unless told. What is to live longer belongs in the
 /// configuration.
-pub const LONGEST_LIFETIME: Duration = Duration::from_hours(30 * 24);
+pub const MAX_LIFETIME: Duration = Duration::from_hours(30 * 24);
 
 /// The socket's name in its directory.
 const SOCKET: &str = "credproxy.sock";
@@ -64,10 +64,10 @@ pub struct SandboxRoot {
 }
 
 /// When there are too many. One may end at any moment, or in a month.
-const PAUSE: Duration = Duration::from_secs(10);
+const TOO_MANY_RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// How many requests wait for the task that keeps the sandboxes, before the next ones wait with their senders.
-const QUEUE: usize = 16;
+const COMMAND_QUEUE_LENGTH: usize = 16;
 
 /// A sandbox's name: 32 hexadecimal digits, of 128 bits that nobody can guess.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -111,32 +111,32 @@ impl From<SandboxId> for ItemName {
     }
 }
 
-/// How long a sandbox may live: from a second to [`LONGEST_LIFETIME`].
+/// How long a sandbox may live: from a second to [`MAX_LIFETIME`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lifetime(Duration);
+pub struct SandboxLifetime(Duration);
 
 /// No sandbox lives this long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a sandbox lives for 1 to {} seconds", LONGEST_LIFETIME.as_secs())]
+#[error("a sandbox lives for 1 to {} seconds", MAX_LIFETIME.as_secs())]
 pub struct LifetimeError;
 
-impl Lifetime {
+impl SandboxLifetime {
     /// So many seconds.
     pub fn of_secs(seconds: u64) -> Result<Self, LifetimeError> {
         let lifetime = Duration::from_secs(seconds);
-        if seconds > 0 && lifetime <= LONGEST_LIFETIME { Ok(Self(lifetime)) } else { Err(LifetimeError) }
+        if seconds > 0 && lifetime <= MAX_LIFETIME { Ok(Self(lifetime)) } else { Err(LifetimeError) }
     }
 }
 
 /// What somebody wants a sandbox for.
 #[derive(Debug)]
-pub struct Wanted {
+pub struct SandboxRequest {
     /// What it is allowed.
     pub allowed: Allowed,
     /// Whether its peers are to show a capability.
     pub capability: bool,
-    /// How long it is to live; [`LIFETIME`], or [`LONGEST_LIFETIME`] when it is tied, unless told.
-    pub lifetime: Option<Lifetime>,
+    /// How long it is to live; [`DEFAULT_LIFETIME`], or [`MAX_LIFETIME`] when it is tied, unless told.
+    pub lifetime: Option<SandboxLifetime>,
     /// The process with which it ends, as the daemon's machine numbers it.
     pub process: Option<i32>,
 }
@@ -183,10 +183,10 @@ pub struct Created {
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     /// As many are there as may be.
-    #[error("{most} sandboxes are there, as many as may be: delete one")]
+    #[error("{max} sandboxes are there, as many as may be: delete one")]
     TooMany {
         /// How many.
-        most: usize,
+        max: usize,
         /// When to try again.
         wait: Duration,
     },
@@ -217,26 +217,26 @@ impl From<StoreError> for SandboxError {
 }
 
 /// Opens and closes the sockets: all that a sandbox needs of the rest of the daemon.
-pub trait Doors: Send + Sync + 'static {
+pub trait SocketHost: Send + Sync + 'static {
     /// A socket that does not answer yet.
     type Bound: Send + 'static;
     /// A socket that answers.
-    type Door: Send + 'static;
+    type OpenSocket: Send + 'static;
 
     /// Makes the sandbox's directory, unless it is there, and a socket in it. The error is for a person.
     fn bind(&self, sandbox: &Sandbox) -> impl Future<Output = Result<Self::Bound, String>> + Send;
 
     /// Answers on it from now on.
-    fn open(&self, bound: Self::Bound, sandbox: &Sandbox, capability: Option<CapabilityHash>) -> Self::Door;
+    fn open(&self, bound: Self::Bound, sandbox: &Sandbox, capability: Option<CapabilityHash>) -> Self::OpenSocket;
 
     /// Cuts its connections, and ends what was begun on them; the socket is gone afterwards, and the directory is not.
-    fn cut(&self, door: Self::Door) -> impl Future<Output = ()> + Send;
+    fn close_now(&self, socket: Self::OpenSocket) -> impl Future<Output = ()> + Send;
 
-    /// Lets the requests under way finish, as the daemon ends: [`Doors::cut`] without haste.
-    fn leave(&self, door: Self::Door) -> impl Future<Output = ()> + Send;
+    /// Lets the requests under way finish, as the daemon ends: [`SocketHost::close_now`] without haste.
+    fn drain(&self, socket: Self::OpenSocket) -> impl Future<Output = ()> + Send;
 
     /// Removes a sandbox's directory, if it is there, with the socket that a killed daemon left in it.
-    fn clear(&self, sandbox: &Sandbox) -> impl Future<Output = ()> + Send;
+    fn remove_files(&self, sandbox: &Sandbox) -> impl Future<Output = ()> + Send;
 }
 
 /// The sandboxes of this daemon, as its routes ask for them. Clones share them.
@@ -245,15 +245,15 @@ pub struct Sandboxes(mpsc::Sender<Command>);
 
 #[derive(Debug)]
 enum Command {
-    Create(Wanted, oneshot::Sender<Result<Created, SandboxError>>),
+    Create(SandboxRequest, oneshot::Sender<Result<Created, SandboxError>>),
     List(oneshot::Sender<Vec<Sandbox>>),
     Delete(SandboxId, oneshot::Sender<Result<(), SandboxError>>),
 }
 
 impl Sandboxes {
     /// Makes one.
-    pub async fn create(&self, wanted: Wanted) -> Result<Created, SandboxError> {
-        self.ask(|answer| Command::Create(wanted, answer)).await?
+    pub async fn create(&self, request: SandboxRequest) -> Result<Created, SandboxError> {
+        self.ask(|answer| Command::Create(request, answer)).await?
     }
 
     /// All of them, in the order of their ids.

@@ -7,7 +7,7 @@
 //! 1. Every answer has `Cache-Control: no-store` (`envelope.rs`); every refusal is a problem of the contract.
 //! 2. Nothing leaves but sanitized views, statuses and problems.
 //! 3. Policy is asked before the coordinator, so that a refusal touches nothing and tells nothing.
-//! 4. Every request passes the gate first (`gate.rs`): limits, and one line in the audit log.
+//! 4. Every request passes the admission first (`admission.rs`): limits, and one line in the audit log.
 //!
 //! Must not know: SQL, a provider's wire form, how a refresh is made. It is the only home of axum.
 
@@ -26,11 +26,12 @@ use crate::{
     sandbox::Sandboxes, secret::CapabilityHash,
 };
 
+mod admission;
 mod capability;
 mod connection;
+mod connection_limiter;
 pub mod dev;
 mod envelope;
-mod gate;
 mod hang_up;
 mod head_timer;
 pub mod listener;
@@ -39,13 +40,12 @@ pub mod peer;
 pub mod problem;
 mod request;
 mod routes;
-mod seats;
 mod stall;
 mod unread;
 
 pub use operations::OPERATIONS;
 
-use gate::{Gate, Gated};
+use admission::{AdmissionLayer, AdmissionService};
 use problem::Problem;
 use routes::{document, health, keys, logins, providers, sandboxes, tokens};
 
@@ -62,7 +62,7 @@ struct Parts {
     sandboxes: Option<Sandboxes>,
     socket: Arc<str>,
     policy: Arc<Policy>,
-    gate: Gate,
+    admission: AdmissionLayer,
 }
 
 /// For a router that shares its logins with no other.
@@ -73,9 +73,9 @@ impl AppState {
     #[must_use]
     pub fn new(coordinator: Coordinator, keys: Keys, policy: Policy) -> Self {
         let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-        let gate = Gate::new(Arc::clone(coordinator.clock()), Audit::default(), "");
+        let admission = AdmissionLayer::new(Arc::clone(coordinator.clock()), Audit::default(), "");
         let (sandboxes, socket, policy) = (None, Arc::from(""), Arc::new(policy));
-        Self(Arc::new(Parts { coordinator, keys, logins, sandboxes, socket, policy, gate }))
+        Self(Arc::new(Parts { coordinator, keys, logins, sandboxes, socket, policy, admission }))
     }
 
     /// The same for the socket of that name, beside others. Whoever made the logins ends them.
@@ -93,15 +93,15 @@ impl AppState {
     /// The same for peers that show a capability with every request.
     #[must_use]
     pub fn guarded_by(self, capability: Option<CapabilityHash>) -> Self {
-        self.with(|parts| parts.gate = parts.gate.guarded_by(capability))
+        self.with(|parts| parts.admission = parts.admission.guarded_by(capability))
     }
 
     /// The same with a line in `audit` for every request. The socket has its name before.
     #[must_use]
     pub fn audited(self, audit: Audit) -> Self {
         self.with(|parts| {
-            let gate = Gate::new(Arc::clone(parts.coordinator.clock()), audit, &parts.socket);
-            parts.gate = gate.guarded_by(parts.gate.capability());
+            let admission = AdmissionLayer::new(Arc::clone(parts.coordinator.clock()), audit, &parts.socket);
+            parts.admission = admission.guarded_by(parts.admission.capability());
         })
     }
 
@@ -114,7 +114,7 @@ impl AppState {
 
 impl FromRef<AppState> for Audit {
     fn from_ref(AppState(parts): &AppState) -> Self {
-        parts.gate.audit().clone()
+        parts.admission.audit().clone()
     }
 }
 
@@ -162,24 +162,24 @@ pub const PATHS: [&str; 14] = [
 
 /// The whole API, as one socket offers it, to be driven in process.
 pub fn router(state: AppState) -> Router {
-    let gate = state.0.gate.clone();
-    routes(state).layer(gate)
+    let admission = state.0.admission.clone();
+    routes(state).layer(admission)
 }
 
 /// The same for a listener.
 #[derive(Debug, Clone)]
-pub struct Api(Gated<Router>);
+pub struct Api(AdmissionService<Router>);
 
 impl Api {
     /// What a socket in that state offers.
     #[must_use]
     pub fn new(state: AppState) -> Self {
-        let gate = state.0.gate.clone();
-        Self::behind(&gate, routes(state))
+        let admission = state.0.admission.clone();
+        Self::behind(&admission, routes(state))
     }
 
-    fn behind(gate: &Gate, routes: Router) -> Self {
-        Self(gate.layer(routes))
+    fn behind(admission: &AdmissionLayer, routes: Router) -> Self {
+        Self(admission.layer(routes))
     }
 }
 

@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn another_users_directory_is_refused() {
         if !rustix::process::geteuid().is_root() {
-            // Only root can give files away; `tests/hostile` says so aloud.
+            // Only root can give files away; `tests/security` says so aloud.
             return;
         }
         let home = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
 //! Stores: where grants live, and the lease that makes this daemon's flight the only one.
 //!
-//! Owns: the trait [`Store`], the [`Record`] it keeps, its [`Marks`], and its errors; and the trait [`Shelf`], for what
+//! Owns: the trait [`Store`], the [`Record`] it keeps, its [`RefreshState`], and its errors; and the trait [`ItemStore`], for what
 //! is kept beside the grants.
 //!
 //! Invariants:
@@ -47,7 +47,7 @@ pub struct Revision(pub u64);
 
 /// "The refresh token was presented": written durably before it is sent, gone when the outcome is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Presented {
+pub struct Presentation {
     /// When the last presentation began.
     pub at: Timestamp,
     /// For the how manyth time this generation's refresh token is presented; the first is 1.
@@ -82,32 +82,33 @@ pub struct Attempt {
     /// The provider's error code, if it may be shown.
     pub code: Option<String>,
     /// How many attempts in a row ended like this one.
-    pub streak: u32,
+    #[serde(rename = "streak")]
+    pub consecutive: u32,
     /// No further attempt before this point.
     pub not_before: Timestamp,
 }
 
 /// The grant is dead: no further call until it is replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Latch {
+pub struct DeadGrant {
     /// Since when.
     pub at: Timestamp,
     /// An answer to an earlier presentation was lost, and with it, it may be, the successor.
     pub answer_lost: bool,
-    /// The store may be a copy ([`Marks::copied_at`]), and the refresh token have been presented from another one.
+    /// The store may be a copy ([`RefreshState::copied_at`]), and the refresh token have been presented from another one.
     #[serde(default)]
     pub copied: bool,
 }
 
-/// What is written beside a grant, in clear. Marks change neither its id nor its generation.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Marks {
+/// What is written beside a grant, in clear. A change of it changes neither the grant's id nor its generation.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RefreshState {
     /// A presentation whose outcome is not known.
-    pub presented: Option<Presented>,
+    pub presented: Option<Presentation>,
     /// The last attempt.
     pub attempt: Option<Attempt>,
     /// Set once the grant is known to be dead.
-    pub latch: Option<Latch>,
+    pub dead: Option<DeadGrant>,
     /// The store was found in another place than it was left in: it may be a copy, and the refresh token may have been
     /// presented from the original, or the other way round.
     pub copied_at: Option<Timestamp>,
@@ -119,7 +120,7 @@ pub struct Record {
     /// The grant.
     pub grant: Grant,
     /// Its marks.
-    pub marks: Marks,
+    pub refresh_state: RefreshState,
     /// Which write this is.
     pub revision: Revision,
 }
@@ -164,7 +165,7 @@ impl<V: PartialEq> Expect<V> {
     }
 }
 
-/// The answer to [`Shelf::put_item`], and the part of that to [`Store::put`] that is the same.
+/// The answer to [`ItemStore::put_item`], and the part of that to [`Store::put`] that is the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Put {
     /// There was no record.
@@ -237,7 +238,7 @@ pub struct Entry {
     pub record: Result<Record, StoreError>,
 }
 
-/// The answer to [`Shelf::delete_item`].
+/// The answer to [`ItemStore::delete_item`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removed {
     /// The item is gone.
@@ -248,7 +249,7 @@ pub enum Removed {
     Conflict,
 }
 
-/// One line of [`Shelf::items`].
+/// One line of [`ItemStore::items`].
 #[derive(Debug)]
 pub struct ItemEntry {
     /// What it is called.
@@ -368,7 +369,7 @@ pub(crate) fn unfit(place: &Path, reason: impl Into<String>) -> StoreError {
     StoreError::Unfit { place: place.display().to_string(), reason: reason.into() }
 }
 /// Whose records are asked for.
-pub type Wanted<'a> = dyn Fn(&Account) -> bool + Sync + 'a;
+pub type AccountFilter<'a> = dyn Fn(&Account) -> bool + Sync + 'a;
 
 /// What is done with each.
 pub type Visitor<'a> = dyn FnMut(Entry) + Send + 'a;
@@ -384,7 +385,7 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// Reads the records of the accounts that are `wanted`, in order, and hands over one after the other: together they
     /// may be more than the memory that is there for them.
-    async fn visit(&self, wanted: &Wanted<'_>, each: &mut Visitor<'_>) -> Result<(), StoreError>;
+    async fn visit(&self, wanted: &AccountFilter<'_>, each: &mut Visitor<'_>) -> Result<(), StoreError>;
 
     /// Reads all records, in the order of their accounts.
     async fn list(&self) -> Result<Vec<Entry>, StoreError> {
@@ -395,15 +396,26 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// Takes the lease and marks the presentation, in one commit, if the record is still at `expected`. An owner that
     /// holds the lease may claim again, to mark the next presentation.
-    async fn claim(&self, account: &Account, expected: Revision, presented: Presented) -> Result<Claim, StoreError>;
+    async fn claim(&self, account: &Account, expected: Revision, presented: Presentation) -> Result<Claim, StoreError>;
 
     /// Writes the marks and releases the lease, in one commit, if the grant is still at `version`. `false` when not, or
     /// when another owner has taken the lease: its mark must stand.
-    async fn settle(&self, account: &Account, version: Version, marks: &Marks) -> Result<bool, StoreError>;
+    async fn settle(
+        &self,
+        account: &Account,
+        version: Version,
+        refresh_state: &RefreshState,
+    ) -> Result<bool, StoreError>;
 
     /// Replaces the grant at `version` by its next generation, writes the marks and releases the lease, whoever has it,
     /// in one commit: `next` holds the only living successor. `false` when the grant is not at `version` any more.
-    async fn save(&self, account: &Account, version: Version, next: &Grant, marks: &Marks) -> Result<bool, StoreError>;
+    async fn save(
+        &self,
+        account: &Account,
+        version: Version,
+        next: &Grant,
+        refresh_state: &RefreshState,
+    ) -> Result<bool, StoreError>;
 
     /// Stores a whole grant: no marks, no lease. A refresh token is in the store once: one that an account of the
     /// providers `siblings` (those with the same token endpoint) holds or has spent is not stored again. One that the
@@ -432,7 +444,7 @@ pub trait Store: fmt::Debug + Send + Sync {
 
 /// A store that keeps other things beside the grants, each sealed for itself: its kind, name and tag.
 #[async_trait]
-pub trait Shelf: Store {
+pub trait ItemStore: Store {
     /// Reads one item.
     async fn item(&self, kind: ItemKind, name: &ItemName) -> Result<Option<Item>, StoreError>;
 

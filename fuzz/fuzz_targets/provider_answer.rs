@@ -1,5 +1,5 @@
 //! A token endpoint's answer: the first line is status and content type (or `Retry-After`), the rest is the body.
-//! Whatever it is, it is read, in one dialect and another, sorted and merged, and the view of the result gives nothing
+//! Whatever it is, it is read, in one dialect and another, classified and merged, and the view of the result gives nothing
 //! away.
 
 #![no_main]
@@ -10,8 +10,8 @@ use credproxy::{
         Body, Reply, Rules,
         wire::answer::{self, Received},
     },
-    refresh::outcome::{Sorted, sort},
-    registration::{AnswerForm, Dialect, ExpiresInUnit, MemberNames},
+    refresh::outcome::{Classified, classify},
+    dialect::{AnswerForm, Dialect, ExpiresInUnit, MemberNames},
     secret::holds_forbidden_text,
     store::Outcome,
 };
@@ -59,8 +59,8 @@ fn check(input: &[u8], dialect: &Dialect) {
         assert!(!code.shown().is_some_and(|code| holds_forbidden_text(code) || code.contains(&secret(0))));
     }
     let rules = Rules { expose: ["tenant_id", "expiry", "team"].map(String::from).to_vec(), ..Rules::default() };
-    match sort(Reply::Answered { status, body, retry_after }, &rules, &current) {
-        Sorted::Success(issued) => {
+    match classify(Reply::Answered { status, body, retry_after }, &rules, &current) {
+        Classified::Success(issued) => {
             assert!(success && !dead);
             let next = current.refreshed(*issued, START);
             assert!(next.version == credproxy::grant::Version { generation: 2, ..grant().version });
@@ -71,7 +71,7 @@ fn check(input: &[u8], dialect: &Dialect) {
             let kept = (kept == secret(0)).then_some(kept);
             check_view(&SanitizedToken::of(&next, &rules.expose).json(), kept);
         }
-        Sorted::Failure(failure) => {
+        Classified::Failure(failure) => {
             assert!(failure.outcome != Outcome::Success && (failure.outcome == Outcome::Final) == dead);
         }
     }

@@ -24,9 +24,9 @@ use credproxy::{
         wire::answer::{self, Received},
     },
     refresh::Coordinator,
-    registration::Dialect,
+    dialect::Dialect,
     server::{AppState, router},
-    store::{Expect, Shelf, Store, memory::Memory},
+    store::{Expect, ItemStore, Store, memory::MemoryStore},
 };
 use http::{HeaderMap, Method, Request, Uri, header};
 use http_body_util::BodyExt as _;
@@ -171,7 +171,7 @@ pub struct Answer {
 pub struct World {
     clocks: Arc<Clocks>,
     provider: Arc<Scripted>,
-    store: Arc<Memory>,
+    store: Arc<MemoryStore>,
     coordinator: Coordinator,
     host: Router,
     sandbox: Router,
@@ -197,7 +197,7 @@ impl World {
             ..Scripted::default()
         });
         let providers = [("corp".parse().unwrap(), Arc::clone(&provider) as Arc<dyn Provider>)].into_iter().collect();
-        let store = Arc::new(Memory::new().unwrap());
+        let store = Arc::new(MemoryStore::new().unwrap());
         store.put(&corp(), &grant(), &Expect::Whatever, &[]).await.unwrap();
         let coordinator = Coordinator::new(
             Arc::clone(&store) as Arc<dyn Store>,
@@ -209,7 +209,7 @@ impl World {
         let operations = vec![Operation::Read, Operation::Refresh, Operation::Keys];
         let keys = vec!["openai".parse().unwrap()];
         let sandbox = Policy::sandbox(Allowed { allow, operations, keys });
-        let keys = Keys::new(Arc::clone(&store) as Arc<dyn Shelf>, Arc::clone(&clocks) as Arc<dyn Clock>);
+        let keys = Keys::new(Arc::clone(&store) as Arc<dyn ItemStore>, Arc::clone(&clocks) as Arc<dyn Clock>);
         let of = |policy| router(AppState::new(coordinator.clone(), keys.clone(), policy));
         Self { host: of(Policy::host()), sandbox: of(sandbox), clocks, provider, store, coordinator }
     }

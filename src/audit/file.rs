@@ -23,7 +23,7 @@ use rustix::{
 };
 
 use super::{Appended, PATIENCE, Rotation, Sink};
-use crate::private::{FileError, PrivateError, check_private_file, private_directory, wary};
+use crate::private::{FileError, PrivateError, check_private_file, no_follow_flags, private_directory};
 
 /// What a reservation holds: the lines of a thousand requests under way.
 const RESERVE: u64 = 256 * 1024;
@@ -295,7 +295,7 @@ fn whole(lines: &[u8]) -> usize {
 
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
-    options.append(true).mode(0o600).custom_flags(wary());
+    options.append(true).mode(0o600).custom_flags(no_follow_flags());
     options
 }
 

@@ -39,7 +39,9 @@ pub(super) fn read(mut section: Section<'_>) -> Result<LimitsConfig, ConfigError
     if let Some(entry) = section.take("logins_per_socket") {
         logins.per_socket = entry.count(1..=MOST_LOGINS)?;
     }
-    let sandboxes = section.take("sandboxes").map_or(Ok(sandbox::MOST), |entry| entry.count(1..=MOST_SANDBOXES))?;
+    let sandboxes = section
+        .take("sandboxes")
+        .map_or(Ok(sandbox::DEFAULT_MAX_SANDBOXES), |entry| entry.count(1..=MOST_SANDBOXES))?;
     section.finish()?;
     Ok(LimitsConfig { logins, sandboxes })
 }

@@ -256,7 +256,7 @@ mod tests {
     use super::*;
     use crate::{
         config::{Authentication, Config, Environment, ProviderConfig},
-        registration::Request,
+        dialect::Request,
     };
 
     /// The provider of a table with these lines in it.

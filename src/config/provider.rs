@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     account::ProviderName,
+    dialect::{Dialect, SecondExchange},
     provider::{RedirectUri, RedirectUriError, Rules},
-    registration::{Dialect, SecondExchange},
     secret::holds_forbidden_text,
 };
 

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use super::{LifecycleError, chain, client, confine, confine::Extent, key::Keeper, places};
+use super::{LifecycleError, chain, client, confine, confine::Extent, key::KeyLoader, overlap};
 use crate::{
     audit,
     clock::{Clock, SystemClock},
     config::{Config, Confinement, Environment},
     private::check_trusted,
     server::{
-        listener::{Listener, Occupant},
+        listener::{Listener, SocketState},
         peer::Peers,
     },
     store::{
@@ -51,13 +51,13 @@ pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> 
     }
     let log = audit::look(&config.audit).map_err(|error| chain(&error));
     findings.push(Finding::new("audit".to_owned(), log));
-    let overlaps = places::overlaps(config, environment);
+    let overlaps = overlap::overlaps(config, environment);
     for socket in &config.sockets {
         let found = |what| format!("{}: {what}", socket.path.display());
-        let result = match Listener::look(&socket.path, &Peers::of(&socket.uids)) {
-            Ok(Occupant::Nobody) => Ok(found("no daemon is listening")),
-            Ok(Occupant::Dead) => Ok(found("left behind by a daemon that is gone")),
-            Ok(Occupant::Living) => Ok(found("a daemon is listening")),
+        let result = match Listener::inspect(&socket.path, &Peers::of(&socket.uids)) {
+            Ok(SocketState::Absent) => Ok(found("no daemon is listening")),
+            Ok(SocketState::Stale) => Ok(found("left behind by a daemon that is gone")),
+            Ok(SocketState::Live) => Ok(found("a daemon is listening")),
             Err(error) => Err(chain(&error)),
         };
         let overlap = overlaps.iter().find(|overlap| overlap.socket == socket.name);
@@ -91,8 +91,8 @@ async fn store(config: &Config, environment: &Environment, ask: Ask<'_>) -> Resu
     if !Sqlite::exists(path) {
         return Ok(format!("{}: will be made at the first start", path.display()));
     }
-    let keeper = Keeper { source: &config.store.key, store: path, copy: None, environment, ask };
-    let found = keeper.with_key(async |key, place: &str| upkeep::examine(path, key, place).await).await;
+    let loader = KeyLoader { source: &config.store.key, store: path, copy: None, environment, ask };
+    let found = loader.with_key(async |key, place: &str| upkeep::examine(path, key, place).await).await;
     let found = found.map_err(|error| chain(&error))?;
     match (found.unreadable().next(), found.is_sound()) {
         (Some(error), _) => Err(chain(error)),

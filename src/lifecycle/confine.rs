@@ -292,7 +292,7 @@ mod tests {
     #[test]
     fn a_confined_thread_and_those_it_begins_reach_what_they_need_and_nothing_else() {
         if available() != Extent::Full {
-            // An older kernel; `tests/hostile` says so aloud.
+            // An older kernel; `tests/security` says so aloud.
             return;
         }
         let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

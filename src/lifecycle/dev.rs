@@ -7,12 +7,13 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{LifecycleError, Parts, run};
+use super::{LifecycleError, Services, run};
 use crate::{
     account::Account,
     audit::Audit,
     clock::{Clock, SystemClock},
     config::{Environment, SocketConfig},
+    dialect::Dialect,
     keys::Keys,
     login::Logins,
     provider::{
@@ -20,10 +21,9 @@ use crate::{
         oauth2::{Authentication, Endpoints, LoginSettings, OAuth2, Settings, endpoint},
     },
     refresh::{Coordinator, condition::IfMatch},
-    registration::Dialect,
     sandbox,
     server::dev::Issuer,
-    store::memory::Memory,
+    store::memory::MemoryStore,
     timeouts::PROVIDER_CALL,
 };
 
@@ -48,18 +48,18 @@ pub async fn serve<T>(
     let issuer = Issuer::bind()
         .await
         .map_err(|source| LifecycleError::Io { what: "start the built-in authorization server", source })?;
-    let mut parts = parts(&issuer).await.map_err(LifecycleError::Dev)?;
-    parts.root = Some(environment.sandbox_root(&socket.path));
+    let mut services = services(&issuer).await.map_err(LifecycleError::Dev)?;
+    services.root = Some(environment.sandbox_root(&socket.path));
     let (stop, serving) = (CancellationToken::new(), TaskTracker::new());
     serving.spawn(issuer.serve(stop.clone()));
     serving.close();
-    let served = run(&parts, &[socket], ready).await;
+    let served = run(&services, &[socket], ready).await;
     stop.cancel();
     serving.wait().await;
     served
 }
 
-async fn parts(issuer: &Issuer) -> Result<Parts, Box<dyn std::error::Error + Send + Sync>> {
+async fn services(issuer: &Issuer) -> Result<Services, Box<dyn std::error::Error + Send + Sync>> {
     let url = |name| endpoint(&issuer.endpoint(name)).map(Some);
     let settings = Settings {
         endpoints: Endpoints {
@@ -83,11 +83,19 @@ async fn parts(issuer: &Issuer) -> Result<Parts, Box<dyn std::error::Error + Sen
     let provider: Arc<dyn Provider> = Arc::new(OAuth2::new(settings, Arc::clone(&clock))?);
     let (alive, dead): (Account, Account) = (ALIVE.parse()?, DEAD.parse()?);
     let providers = [(alive.provider.clone(), provider)].into_iter().collect();
-    let store = Arc::new(Memory::new()?);
-    let keys = Keys::new(Arc::<Memory>::clone(&store), Arc::clone(&clock));
-    let coordinator = Coordinator::new(Arc::<Memory>::clone(&store), providers, clock, COOLDOWN);
+    let store = Arc::new(MemoryStore::new()?);
+    let keys = Keys::new(Arc::<MemoryStore>::clone(&store), Arc::clone(&clock));
+    let coordinator = Coordinator::new(Arc::<MemoryStore>::clone(&store), providers, clock, COOLDOWN);
     coordinator.put(&alive, issuer.login(true)?, &IfMatch::Absent).await?;
     coordinator.put(&dead, issuer.login(false)?, &IfMatch::Absent).await?;
     let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-    Ok(Parts { coordinator, keys, logins, shelf: store, audit: Audit::default(), sandboxes: sandbox::MOST, root: None })
+    Ok(Services {
+        coordinator,
+        keys,
+        logins,
+        item_store: store,
+        audit: Audit::default(),
+        sandboxes: sandbox::DEFAULT_MAX_SANDBOXES,
+        root: None,
+    })
 }

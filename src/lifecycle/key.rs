@@ -24,7 +24,7 @@ use crate::{
 
 /// What it takes to come by the key of one store.
 #[derive(Clone, Copy)]
-pub(super) struct Keeper<'a> {
+pub(super) struct KeyLoader<'a> {
     pub(super) source: &'a KeySource,
     /// The store's file.
     pub(super) store: &'a Path,
@@ -34,7 +34,7 @@ pub(super) struct Keeper<'a> {
     pub(super) ask: Ask<'a>,
 }
 
-impl Keeper<'_> {
+impl KeyLoader<'_> {
     /// Opens the store, or makes it.
     pub(super) async fn open(&self) -> Result<Sqlite, StoreError> {
         self.with_key(async |key, place| Sqlite::open(self.store, key, place).await).await
@@ -62,7 +62,7 @@ impl Keeper<'_> {
         let Ok(opened) = open(staged.into(), &place).await else { return Err(error) };
         if self.copy.is_none() {
             self.switch(again).await?;
-            tracing::info!("finished a change of the store key that was cut off");
+            tracing::info!("finished a change of the store key that was close_now off");
         }
         Ok(opened)
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{LifecycleError, key::Keeper};
+use super::{LifecycleError, key::KeyLoader};
 use crate::{
     config::{Config, Environment, KeySource},
     store::{
@@ -34,9 +34,9 @@ pub async fn backup(
     target: &Path,
 ) -> Result<Examination, LifecycleError> {
     must_exist(&config.store.path)?;
-    let keeper = keeper(config, environment, ask);
-    let copy = async |key, place: &str| upkeep::back_up(keeper.store, key, place, target).await;
-    Ok(keeper.with_key(copy).await?)
+    let loader = loader(config, environment, ask);
+    let copy = async |key, place: &str| upkeep::back_up(loader.store, key, place, target).await;
+    Ok(loader.with_key(copy).await?)
 }
 
 /// Opens every record of the store, which a daemon may be using, or of `copy`.
@@ -48,8 +48,8 @@ pub async fn verify(
 ) -> Result<Examination, LifecycleError> {
     let file = copy.unwrap_or(&config.store.path);
     must_exist(file)?;
-    let keeper = Keeper { copy, ..keeper(config, environment, ask) };
-    Ok(keeper.with_key(async |key, place: &str| upkeep::examine(file, key, place).await).await?)
+    let loader = KeyLoader { copy, ..loader(config, environment, ask) };
+    Ok(loader.with_key(async |key, place: &str| upkeep::examine(file, key, place).await).await?)
 }
 
 /// Seals the store with a new key, in the place that is configured or in another one.
@@ -60,13 +60,13 @@ pub async fn rekey(
     to: Option<&KeySource>,
 ) -> Result<Rekeyed, LifecycleError> {
     must_exist(&config.store.path)?;
-    let keeper = keeper(config, environment, ask);
-    let next = Keeper { source: to.unwrap_or(keeper.source), ..keeper };
-    if let (KeySource::Given(_), true) = (next.source, next.source == keeper.source) {
+    let loader = loader(config, environment, ask);
+    let next = KeyLoader { source: to.unwrap_or(loader.source), ..loader };
+    if let (KeySource::Given(_), true) = (next.source, next.source == loader.source) {
         return Err(LifecycleError::ForeignKey);
     }
     let mut rekeying =
-        keeper.with_key(async |key, place: &str| Rekeying::begin(keeper.store, key, place).await).await?;
+        loader.with_key(async |key, place: &str| Rekeying::begin(loader.store, key, place).await).await?;
     let before = rekeying.key_id()?;
     let sealed = rekeying.seal_anew(next.next().await?).await?;
     next.finish().await?;
@@ -74,8 +74,8 @@ pub async fn rekey(
     Ok(Rekeyed { sealed, before, place: next.source.place() })
 }
 
-fn keeper<'a>(config: &'a Config, environment: &'a Environment, ask: Ask<'a>) -> Keeper<'a> {
-    Keeper { source: &config.store.key, store: &config.store.path, copy: None, environment, ask }
+fn loader<'a>(config: &'a Config, environment: &'a Environment, ask: Ask<'a>) -> KeyLoader<'a> {
+    KeyLoader { source: &config.store.key, store: &config.store.path, copy: None, environment, ask }
 }
 
 /// Otherwise a key would be made for it.

@@ -9,9 +9,8 @@ use tokio::{net::TcpSocket, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Inner, LoginError, Prompt, device,
-    loopback::{self, Landing},
-    pkce,
+    Inner, LoginError, Prompt, device, pkce,
+    redirect_listener::{self, RedirectListener},
     response::Expected,
     session::Work,
 };
@@ -23,15 +22,15 @@ use crate::{
 };
 
 /// Unless told: a device login needs nothing of the machine that asks, a browser login a browser on this one.
-pub(super) const BY_EASE: [Flow; 3] = [Flow::Device, Flow::Browser, Flow::Paste];
+pub(super) const DEFAULT_FLOW_ORDER: [Flow; 3] = [Flow::Device, Flow::Browser, Flow::Paste];
 
 /// Tells when a login is not to wait any more.
-pub(super) struct Over {
+pub(super) struct StopSignal {
     pub(super) cancelled: CancellationToken,
     pub(super) stopping: CancellationToken,
 }
 
-impl Over {
+impl StopSignal {
     /// Why, once it is so, or `lifetime` has passed.
     async fn after(self, lifetime: Duration) -> LoginError {
         match timeout(lifetime, self.cancelled.cancelled()).await {
@@ -49,12 +48,16 @@ pub(super) struct Begun {
     pub(super) expected: Option<Arc<Expected>>,
     /// Where it listens, if the registration names the port.
     pub(super) port: Option<SocketAddr>,
-    pub(super) landing: Option<Landing>,
+    pub(super) redirect_listener: Option<RedirectListener>,
     pub(super) work: Work,
 }
 
 impl Inner {
-    pub(super) async fn begin_device(&self, provider: &Arc<dyn Provider>, over: Over) -> Result<Begun, LoginError> {
+    pub(super) async fn begin_device(
+        &self,
+        provider: &Arc<dyn Provider>,
+        stop: StopSignal,
+    ) -> Result<Begun, LoginError> {
         let verifier = pkce::verifier()?;
         let authorization = provider.start_device(&verifier).await?;
         let lifetime = authorization.lifetime.map_or(self.lifetime, |lifetime| lifetime.min(self.lifetime));
@@ -67,9 +70,9 @@ impl Inner {
         let (provider, interval, code) = (Arc::clone(provider), authorization.interval, authorization.device_code);
         let work =
             Box::pin(
-                async move { device::poll(provider.as_ref(), &code, &verifier, interval, over.after(lifetime)).await },
+                async move { device::poll(provider.as_ref(), &code, &verifier, interval, stop.after(lifetime)).await },
             );
-        Ok(Begun { prompt, lifetime, expected: None, port: None, landing: None, work })
+        Ok(Begun { prompt, lifetime, expected: None, port: None, redirect_listener: None, work })
     }
 
     pub(super) async fn begin_redirect(
@@ -77,11 +80,11 @@ impl Inner {
         provider: &Arc<dyn Provider>,
         account: &Account,
         (flow, role): (Flow, Role),
-        over: Over,
+        stop: StopSignal,
     ) -> Result<Begun, LoginError> {
         let redirect = provider.redirect_uri();
         let (state, verifier) = (pkce::state()?, pkce::verifier()?);
-        let (mut landing, mut reserved, mut named) = (None, None, None);
+        let (mut redirect_listener, mut reserved, mut named) = (None, None, None);
         let redirect_uri = match (flow, redirect.listener()) {
             (Flow::Browser, Some((address, port))) => {
                 let place = SocketAddr::from((address, port));
@@ -91,13 +94,13 @@ impl Inner {
                         self.make_room(place);
                     }
                 };
-                let bound = Landing::bind(place, redirect.path(), account, taken).await?;
-                redirect.at_port(landing.insert(bound).port()?)
+                let bound = RedirectListener::bind(place, redirect.path(), account, taken).await?;
+                redirect.at_port(redirect_listener.insert(bound).port()?)
             }
             (_, Some((address, 0))) => {
                 // Nobody is to answer there: the person takes the code from the browser's address line. While the port
                 // is bound and not listened on, no other program of this machine can take it.
-                let socket = loopback::reserve(address)?;
+                let socket = redirect_listener::reserve(address)?;
                 let port = socket.local_addr().map_err(|_| LoginError::Internal)?.port();
                 reserved = Some(socket);
                 redirect.at_port(port)
@@ -112,14 +115,14 @@ impl Inner {
                 biased;
                 // An answer that is there counts.
                 arrival = arrival => arrival.unwrap_or(Err(LoginError::Internal)),
-                error = over.after(lifetime) => Err(error),
+                error = stop.after(lifetime) => Err(error),
             };
             drop::<Option<TcpSocket>>(reserved);
             let code = code?;
             issued(provider.exchange(&code, &redirect_uri, &verifier).await)
         });
         let (prompt, expected) = (Prompt::Visit(url.into()), Some(Arc::new(expected)));
-        Ok(Begun { prompt, lifetime, expected, port: named, landing, work })
+        Ok(Begun { prompt, lifetime, expected, port: named, redirect_listener, work })
     }
 }
 

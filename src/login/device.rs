@@ -18,13 +18,13 @@ use crate::{
 };
 
 /// RFC 8628 section 3.5.
-const SLOWER: Duration = Duration::from_secs(5);
+const SLOW_DOWN_STEP: Duration = Duration::from_secs(5);
 
 /// Nobody is asked more often, whatever the provider says.
-const SHORTEST: Duration = Duration::from_secs(1);
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A person who has agreed and a provider that is back should not wait longer for each other.
-const LONGEST_BACKOFF: Duration = Duration::from_mins(1);
+const MAX_BACKOFF: Duration = Duration::from_mins(1);
 
 /// Asks until the person has decided, or until `over` says why not to ask any more.
 pub(super) async fn poll(
@@ -35,7 +35,7 @@ pub(super) async fn poll(
     over: impl Future<Output = LoginError>,
 ) -> Result<Box<Issued>, LoginError> {
     let mut over = pin!(over);
-    let mut interval = interval.max(SHORTEST);
+    let mut interval = interval.max(MIN_INTERVAL);
     let mut wait = interval;
     loop {
         tokio::select! {
@@ -45,10 +45,10 @@ pub(super) async fn poll(
         match provider.poll_device(code, verifier).await {
             DevicePoll::Pending { interval: told } => interval = interval.max(told.unwrap_or_default()),
             DevicePoll::SlowDown { interval: told } => {
-                interval = interval.saturating_add(SLOWER).max(told.unwrap_or_default());
+                interval = interval.saturating_add(SLOW_DOWN_STEP).max(told.unwrap_or_default());
             }
             DevicePoll::Unreachable => {
-                wait = wait.saturating_mul(2).min(LONGEST_BACKOFF).max(interval);
+                wait = wait.saturating_mul(2).min(MAX_BACKOFF).max(interval);
                 continue;
             }
             DevicePoll::Issued(issued) => return Ok(issued),

@@ -44,7 +44,7 @@ impl FromStr for LoginId {
 
 /// What a new session waits for, and how long.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(super) struct SessionSetup {
     pub(super) expires_at: Timestamp,
     pub(super) expected: Option<Arc<Expected>>,
     pub(super) cancelled: CancellationToken,
@@ -74,9 +74,9 @@ impl Session {
         account: Account,
         flow: Flow,
         prompt: Prompt,
-        waiting: Waiting,
+        setup: SessionSetup,
     ) -> Result<Self, LoginError> {
-        let Waiting { expires_at, expected, cancelled, port } = waiting;
+        let SessionSetup { expires_at, expected, cancelled, port } = setup;
         Ok(Self {
             id: LoginId(u128::from_be_bytes(pkce::random()?)),
             owner,
@@ -138,7 +138,7 @@ impl Session {
     }
 
     /// The same, where a login that is over by itself is none any more.
-    pub(super) fn standing(&self) -> Result<Login, LoginError> {
+    pub(super) fn current_status(&self) -> Result<Login, LoginError> {
         match self.login() {
             Login {
                 progress:

@@ -193,7 +193,7 @@ async fn a_login_takes_one_answer() {
 
 #[tokio::test]
 async fn a_reserved_port_answers_nobody_and_is_nobody_elses() {
-    let socket = loopback::reserve([127, 0, 0, 1].into()).unwrap();
+    let socket = redirect_listener::reserve([127, 0, 0, 1].into()).unwrap();
     let place = socket.local_addr().unwrap();
     assert_eq!(tokio::net::TcpStream::connect(place).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
     assert!(std::net::TcpListener::bind(place).is_err());

@@ -279,7 +279,7 @@ mod tests {
     #[test]
     fn what_belongs_to_a_stranger_is_refused() {
         if !rustix::process::geteuid().is_root() {
-            // Only root can give files away; `tests/hostile` says so aloud.
+            // Only root can give files away; `tests/security` says so aloud.
             return;
         }
         let (_home, file) = home();

@@ -22,13 +22,13 @@ use url::Url;
 
 use crate::{
     clock::Clock,
+    dialect::Request,
     grant::Grant,
     provider::{
         Body, DeviceAuthorization, DevicePoll, Flow, Provider, RedirectUri, Refusal, Reply, Rules,
         discovery::{Metadata, discover},
         wire::{Exchange, Http, Progress, answer},
     },
-    registration::Request,
     secret::{AuthorizationCode, CodeVerifier, DeviceCode, LoginState, RefreshToken},
 };
 
@@ -144,7 +144,7 @@ impl Provider for OAuth2 {
     async fn refresh(&self, grant: &Grant) -> Reply {
         let Some(refresh_token) = &grant.refresh_token else { return Reply::NotSent("there is no refresh token") };
         if let Some(second) = &self.settings.second_exchange {
-            return self.exchange_again(second, refresh_token).await;
+            return self.second_exchange(second, refresh_token).await;
         }
         let mut parameters = vec![("grant_type", "refresh_token"), ("refresh_token", refresh_token.expose_secret())];
         let scope = self.scope_of(grant);

@@ -1,6 +1,6 @@
 //! The HTTP client: one request, one answer, within limits.
 //!
-//! Owns: the only use of `reqwest`; which addresses may be spoken to and by which way ([`endpoint`]); the limits on
+//! Owns: the only use of `reqwest`; which addresses may be spoken to and by which route ([`endpoint`]); the limits on
 //! an answer's time and size; and, in [`answer`], the reading of a token endpoint's answer.
 //!
 //! Invariants:
@@ -52,7 +52,7 @@ pub const LONGEST_BODY: usize = 1024 * 1024;
 
 /// The longest time for name, connection and TLS handshake together, if the request has at least twice that: what
 /// takes longer is not going to answer, and must leave time for the answer.
-const LONGEST_CONNECT: Duration = Duration::from_secs(5);
+const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 const USER_AGENT: &str = concat!("credproxy/", env!("CARGO_PKG_VERSION"));
 
@@ -163,28 +163,28 @@ fn read_roots(file: &Path) -> Result<Vec<Certificate>, CaFileError> {
     if roots.is_empty() { Err(CaFileError::Empty(file.to_owned())) } else { Ok(roots) }
 }
 
-/// The way to a host (invariant 3).
+/// The route to a host (invariant 3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Route {
     /// `http` to loopback: no proxy, and no certificates to load.
-    Plain,
+    LoopbackHttp,
     /// `https` to loopback: no proxy.
-    Direct,
+    LoopbackHttps,
     /// Everywhere else, through the system's proxy if it has one.
-    Outward,
+    Remote,
 }
 
-impl Way {
+impl Route {
     fn to(url: &Url) -> Self {
         match (is_loopback(url), url.scheme()) {
-            (true, "http") => Self::Plain,
-            (true, _) => Self::Direct,
-            (false, _) => Self::Outward,
+            (true, "http") => Self::LoopbackHttp,
+            (true, _) => Self::LoopbackHttps,
+            (false, _) => Self::Remote,
         }
     }
 }
 
-/// A client for each [`Way`], made when it is first needed: reading the system's root certificates takes longer than
+/// A client for each [`Route`], made when it is first needed: reading the system's root certificates takes longer than
 /// the whole start of the daemon may.
 pub(super) struct Http {
     /// Without those that are configured nothing is sent.
@@ -200,7 +200,7 @@ impl fmt::Debug for Http {
 }
 
 /// A `POST` to be sent. Without `Debug`, as is all that holds a body.
-pub(super) struct Post {
+pub(super) struct PostRequest {
     pub(super) content_type: &'static str,
     pub(super) authorization: Option<HeaderValue>,
     /// Further headers, which win over those of the client's that they may replace.
@@ -247,7 +247,7 @@ impl Http {
     pub(super) fn new(ca_file: Option<&Path>, request_timeout: Duration) -> Self {
         Self {
             roots: ca_file.map_or(Ok(Vec::new()), read_roots),
-            connect_timeout: LONGEST_CONNECT.min(request_timeout / 2),
+            connect_timeout: MAX_CONNECT_TIMEOUT.min(request_timeout / 2),
             clients: Default::default(),
         }
     }
@@ -261,19 +261,19 @@ impl Http {
     }
 
     /// Sends a `POST` that accepts JSON, and notes in `progress` how far it came.
-    pub(super) async fn post(&self, url: &Url, post: Post, progress: &mut Progress) -> Exchange {
+    pub(super) async fn post(&self, url: &Url, post: PostRequest, progress: &mut Progress) -> Exchange {
         let client = match self.client(url) {
             Ok(client) => client,
             Err(why) => return Exchange::NotSent(why),
         };
-        let (letter, sealed) = Letter::new(post.body);
-        progress.cargo = Cargo::Letter(letter);
+        let (body, stream) = RevocableBody::new(post.body);
+        progress.credential = CredentialLocation::Body(body);
         let mut request = client
             .post(url.clone())
             .header(ACCEPT, JSON)
             .header(CONTENT_TYPE, post.content_type)
             .headers(post.headers)
-            .body(reqwest::Body::wrap(sealed));
+            .body(reqwest::Body::wrap(stream));
         if let Some(credentials) = post.authorization {
             request = request.header(AUTHORIZATION, credentials);
         }
@@ -289,7 +289,7 @@ impl Http {
     /// as soon as there is a connection, and when the time is up.
     pub(super) async fn get_for(&self, url: &Url, credentials: HeaderValue, mut headers: HeaderMap) -> Exchange {
         headers.insert(AUTHORIZATION, credentials);
-        let mut progress = Progress { cargo: Cargo::Head, head: None };
+        let mut progress = Progress { credential: CredentialLocation::Head, head: None };
         self.ask(url, headers, &mut progress).await
     }
 
@@ -301,19 +301,19 @@ impl Http {
     }
 
     fn client(&self, url: &Url) -> Result<&Client, &'static str> {
-        let way = Way::to(url);
-        let place = &self.clients[way as usize];
+        let route = Route::to(url);
+        let place = &self.clients[route as usize];
         if let Some(client) = place.get() {
             return Ok(client);
         }
         let roots = self.roots.as_deref().map_err(|_| "the certificates of ca_file cannot be used")?;
-        let client = build(way, roots, self.connect_timeout)
+        let client = build(route, roots, self.connect_timeout)
             .map_err(|_| "the HTTP client found no root certificates to start with")?;
         Ok(place.get_or_init(|| client))
     }
 }
 
-fn build(way: Way, roots: &[Certificate], connect_timeout: Duration) -> reqwest::Result<Client> {
+fn build(route: Route, roots: &[Certificate], connect_timeout: Duration) -> reqwest::Result<Client> {
     if CryptoProvider::get_default().is_none() {
         // Whoever was faster has set one as well, which is all that is needed.
         drop(ring::default_provider().install_default());
@@ -328,10 +328,10 @@ fn build(way: Way, roots: &[Certificate], connect_timeout: Duration) -> reqwest:
         .connect_timeout(connect_timeout)
         // The name is taken at its word (RFC 6761 section 6.3), whatever the resolver says.
         .resolve_to_addrs(LOCALHOST, &[(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()]);
-    match way {
-        Way::Plain => builder.no_proxy().tls_certs_only([]),
-        Way::Direct => builder.no_proxy().tls_certs_merge(roots.to_vec()),
-        Way::Outward => builder.tls_certs_merge(roots.to_vec()),
+    match route {
+        Route::LoopbackHttp => builder.no_proxy().tls_certs_only([]),
+        Route::LoopbackHttps => builder.no_proxy().tls_certs_merge(roots.to_vec()),
+        Route::Remote => builder.tls_certs_merge(roots.to_vec()),
     }
     .build()
 }
@@ -339,13 +339,13 @@ fn build(way: Way, roots: &[Certificate], connect_timeout: Duration) -> reqwest:
 async fn exchange(request: RequestBuilder, progress: &mut Progress) -> Exchange {
     let mut response = match request.send().await {
         Ok(response) => response,
-        Err(error) if error.is_connect() && matches!(progress.cargo, Cargo::Head) => {
+        Err(error) if error.is_connect() && matches!(progress.credential, CredentialLocation::Head) => {
             return Exchange::NotSent(why(&error));
         }
         Err(error) => return mem::take(progress).broken(why(&error), false),
     };
     progress.head = Some(Head::of(&response));
-    let mut body = Zeroizing::new(Vec::with_capacity(USUAL_BODY));
+    let mut body = Zeroizing::new(Vec::with_capacity(INITIAL_BODY_CAPACITY));
     loop {
         match response.chunk().await {
             Ok(Some(chunk)) if body.len().saturating_add(chunk.len()) <= LONGEST_BODY => body.extend_from_slice(&chunk),
@@ -359,7 +359,7 @@ async fn exchange(request: RequestBuilder, progress: &mut Progress) -> Exchange 
 }
 
 /// Room for most answers, so that no copies of their tokens are left behind by growing.
-const USUAL_BODY: usize = 16 * 1024;
+const INITIAL_BODY_CAPACITY: usize = 16 * 1024;
 
 /// Why nothing was sent. The error's own text may hold the address and what the other side said.
 fn why(error: &reqwest::Error) -> &'static str {
@@ -394,18 +394,18 @@ fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
 /// was dropped because the time was up.
 #[derive(Default)]
 pub(super) struct Progress {
-    cargo: Cargo,
+    credential: CredentialLocation,
     head: Option<Head>,
 }
 
 /// Where the part of a request is that must not be sent unnoticed.
 #[derive(Default)]
-enum Cargo {
+enum CredentialLocation {
     /// There is none.
     #[default]
     None,
     /// In the body.
-    Letter(Letter),
+    Body(RevocableBody),
     /// In the head.
     Head,
 }
@@ -414,10 +414,10 @@ impl Progress {
     /// The outcome of a request that goes no further. A refusal counts without its body: its status says that the
     /// request was not carried out. A 2xx or 5xx says nothing as long as the rest is missing.
     pub(super) fn broken(self, why_not_sent: &'static str, timed_out: bool) -> Exchange {
-        let unsent = match self.cargo {
-            Cargo::None => true,
-            Cargo::Letter(letter) => letter.take_back(),
-            Cargo::Head => false,
+        let unsent = match self.credential {
+            CredentialLocation::None => true,
+            CredentialLocation::Body(body) => body.revoke(),
+            CredentialLocation::Head => false,
         };
         match self.head {
             _ if unsent => Exchange::NotSent(why_not_sent),
@@ -427,14 +427,14 @@ impl Progress {
     }
 }
 
-/// A body on its way (invariant 1): whoever takes it first, the connection or its sender, decides whether it is sent.
-struct Letter(Arc<Mutex<Option<Bytes>>>);
+/// A request body that can be revoked until it is sent (invariant 1): whoever takes it first, the connection or its sender, decides whether it is sent.
+struct RevocableBody(Arc<Mutex<Option<Bytes>>>);
 
-impl Letter {
-    fn new(body: Zeroizing<Vec<u8>>) -> (Self, SealedLetter) {
+impl RevocableBody {
+    fn new(body: Zeroizing<Vec<u8>>) -> (Self, BodyStream) {
         let left = u64::try_from(body.len()).unwrap_or(u64::MAX);
         let place = Arc::new(Mutex::new(Some(Bytes::from_owner(body))));
-        (Self(Arc::clone(&place)), SealedLetter { letter: Self(place), left })
+        (Self(Arc::clone(&place)), BodyStream { body: Self(place), left })
     }
 
     fn take(&self) -> Option<Bytes> {
@@ -442,18 +442,18 @@ impl Letter {
     }
 
     /// Whether the body was still there: it is now gone, and was not sent.
-    fn take_back(&self) -> bool {
+    fn revoke(&self) -> bool {
         self.take().is_some()
     }
 }
 
-/// What the connection holds of a [`Letter`].
-struct SealedLetter {
-    letter: Letter,
+/// What the connection holds of a [`RevocableBody`].
+struct BodyStream {
+    body: RevocableBody,
     left: u64,
 }
 
-impl Body for SealedLetter {
+impl Body for BodyStream {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -461,7 +461,7 @@ impl Body for SealedLetter {
         if self.left == 0 {
             return Poll::Ready(None);
         }
-        let body = self.letter.take();
+        let body = self.body.take();
         self.left = 0;
         // An error and not an end: the head that promised a length must not leave with nothing behind it.
         Poll::Ready(Some(body.map(Frame::data).ok_or_else(|| io::Error::other("taken back"))))
@@ -558,31 +558,31 @@ mod tests {
 
     #[test]
     fn what_goes_to_loopback_passes_no_proxy() {
-        for (url, way) in [
-            ("http://127.0.0.1:1/", Way::Plain),
-            ("http://localhost/", Way::Plain),
-            ("https://[::1]/", Way::Direct),
-            ("https://localhost:8443/", Way::Direct),
-            ("https://127.0.0.2/", Way::Direct),
-            ("https://example.com/", Way::Outward),
-            ("https://10.0.0.1/", Way::Outward),
+        for (url, route) in [
+            ("http://127.0.0.1:1/", Route::LoopbackHttp),
+            ("http://localhost/", Route::LoopbackHttp),
+            ("https://[::1]/", Route::LoopbackHttps),
+            ("https://localhost:8443/", Route::LoopbackHttps),
+            ("https://127.0.0.2/", Route::LoopbackHttps),
+            ("https://example.com/", Route::Remote),
+            ("https://10.0.0.1/", Route::Remote),
         ] {
-            assert_eq!(Way::to(&endpoint(url).unwrap()), way, "{url}");
+            assert_eq!(Route::to(&endpoint(url).unwrap()), route, "{url}");
         }
     }
 
     #[test]
     fn a_letter_taken_back_is_never_sent_and_one_that_was_sent_cannot_be_taken_back() {
         let mut context = Context::from_waker(std::task::Waker::noop());
-        let (letter, mut sealed) = Letter::new(Zeroizing::new(b"body".to_vec()));
-        assert_eq!(sealed.size_hint().exact(), Some(4));
-        assert!(letter.take_back());
-        assert!(matches!(Pin::new(&mut sealed).poll_frame(&mut context), Poll::Ready(Some(Err(_)))));
+        let (body, mut stream) = RevocableBody::new(Zeroizing::new(b"body".to_vec()));
+        assert_eq!(stream.size_hint().exact(), Some(4));
+        assert!(body.revoke());
+        assert!(matches!(Pin::new(&mut stream).poll_frame(&mut context), Poll::Ready(Some(Err(_)))));
 
-        let (letter, mut sealed) = Letter::new(Zeroizing::new(b"body".to_vec()));
-        let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut sealed).poll_frame(&mut context) else { panic!("no frame") };
+        let (body, mut stream) = RevocableBody::new(Zeroizing::new(b"body".to_vec()));
+        let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut stream).poll_frame(&mut context) else { panic!("no frame") };
         assert_eq!(frame.into_data().unwrap(), "body");
-        assert!(matches!(Pin::new(&mut sealed).poll_frame(&mut context), Poll::Ready(None)));
-        assert!(!letter.take_back());
+        assert!(matches!(Pin::new(&mut stream).poll_frame(&mut context), Poll::Ready(None)));
+        assert!(!body.revoke());
     }
 }

@@ -8,13 +8,13 @@ use std::sync::{
 };
 
 use super::{
-    Coordinator, RefreshError, Ticket,
+    CallerContext, Coordinator, RefreshError,
     condition::{self, EntityTag, IfMatch},
 };
 use crate::{
     account::Account,
     grant::{Grant, Issued},
-    store::{Deleted, Expect, Marks, Put, PutGrant, Renamed, random_grant_id},
+    store::{Deleted, Expect, Put, PutGrant, RefreshState, Renamed, random_grant_id},
 };
 
 impl Coordinator {
@@ -29,16 +29,16 @@ impl Coordinator {
     }
 
     /// The same, unless the account has a grant that is of use still.
-    pub async fn put_unless_living(&self, account: &Account, issued: Issued) -> Result<(Put, EntityTag), RefreshError> {
+    pub async fn put_unless_usable(&self, account: &Account, issued: Issued) -> Result<(Put, EntityTag), RefreshError> {
         self.put_over(account, issued, Expect::Whatever, true).await
     }
 
-    /// [`RefreshError::Living`] if the account has a grant that is of use still: it can be refreshed, or its access token
+    /// [`RefreshError::StillUsable`] if the account has a grant that is of use still: it can be refreshed, or its access token
     /// has not expired, and nothing says that it is dead.
-    pub async fn refuse_living(&self, account: &Account) -> Result<(), RefreshError> {
+    pub async fn refuse_if_usable(&self, account: &Account) -> Result<(), RefreshError> {
         let record = self.0.store.load(account).await?;
-        let lives = record.is_some_and(|record| self.0.lives(account, &record));
-        if lives { Err(RefreshError::Living) } else { Ok(()) }
+        let usable = record.is_some_and(|record| self.0.is_usable(account, &record));
+        if usable { Err(RefreshError::StillUsable) } else { Ok(()) }
     }
 
     async fn put_over(
@@ -46,16 +46,16 @@ impl Coordinator {
         account: &Account,
         issued: Issued,
         expect: Expect,
-        spare_living: bool,
+        keep_usable: bool,
     ) -> Result<(Put, EntityTag), RefreshError> {
         let (this, inner, account) = (self.clone(), Arc::clone(&self.0), account.clone());
         self.detached(async move {
             let id = random_grant_id().map_err(|_| RefreshError::Internal)?;
             let grant = Grant::new(id, issued, inner.clock.now());
             let slot = inner.slot(&account);
-            let boarding = slot.boarding.lock().await;
-            if spare_living && let Err(error) = this.refuse_living(&account).await {
-                drop(boarding);
+            let grant_lock = slot.grant_lock.lock().await;
+            if keep_usable && let Err(error) = this.refuse_if_usable(&account).await {
+                drop(grant_lock);
                 inner.forget_if_empty(&account, slot);
                 return Err(error);
             }
@@ -70,13 +70,13 @@ impl Coordinator {
                 Ok(PutGrant::Done(put @ (Put::Created | Put::Replaced))) => put,
                 Ok(PutGrant::Held(version)) => {
                     // What is under way or in doubt goes on. The marks are the store's to say.
-                    slot.lock().reread(base);
+                    slot.lock().invalidate(base);
                     slot.changed.notify_waiters();
                     tracing::info!(%account, "grant stored; the refresh token is the one that was there");
                     return Ok((Put::Replaced, condition::tag(&account, version)));
                 }
                 other => {
-                    drop(boarding);
+                    drop(grant_lock);
                     inner.forget_if_empty(&account, slot);
                     return Err(match other {
                         Ok(PutGrant::Known(known)) => RefreshError::GrantConflict(known),
@@ -85,10 +85,10 @@ impl Coordinator {
                     });
                 }
             };
-            let snapshot = inner.snapshot(&account, &grant, Marks::default());
+            let snapshot = inner.snapshot(&account, &grant, RefreshState::default());
             let tag = snapshot.tag.clone();
             slot.lock().replace(base, Some(snapshot));
-            drop(boarding);
+            drop(grant_lock);
             slot.changed.notify_waiters();
             tracing::info!(%account, "grant stored");
             Ok((put, tag))
@@ -99,20 +99,20 @@ impl Coordinator {
     /// Deletes the account's grant, after the flight under way; `revoke` tells the provider, too (RFC 7009). Answers
     /// whether the provider agreed.
     pub async fn delete(&self, account: &Account, if_match: &IfMatch, revoke: bool) -> Result<bool, RefreshError> {
-        self.delete_with(account, if_match, revoke, &Ticket::default()).await
+        self.delete_with(account, if_match, revoke, &CallerContext::default()).await
     }
 
-    /// The same for a caller with a ticket.
+    /// The same for a caller with a context.
     pub async fn delete_with(
         &self,
         account: &Account,
         if_match: &IfMatch,
         revoke: bool,
-        ticket: &Ticket,
+        caller: &CallerContext,
     ) -> Result<bool, RefreshError> {
-        let called = Arc::new(AtomicBool::new(false));
-        let deleted = self.delete_noting(account, if_match, revoke, Arc::clone(&called)).await;
-        ticket.saw(called.load(Ordering::Relaxed));
+        let provider_called = Arc::new(AtomicBool::new(false));
+        let deleted = self.delete_noting(account, if_match, revoke, Arc::clone(&provider_called)).await;
+        caller.note_provider_called(provider_called.load(Ordering::Relaxed));
         deleted
     }
 
@@ -129,10 +129,10 @@ impl Coordinator {
             let slot = inner.slot(&account);
             if let Some(flight) = slot.flight() {
                 // Whatever came of it: a late success is deleted as well.
-                drop(flight.landed(None).await);
-                called.store(flight.called(), Ordering::Relaxed);
+                drop(flight.wait(None).await);
+                called.store(flight.provider_called(), Ordering::Relaxed);
             }
-            let boarding = slot.boarding.lock().await;
+            let grant_lock = slot.grant_lock.lock().await;
             let base = slot.base(inner.store.epoch());
             #[cfg(feature = "faults")]
             crate::faults::reach("before_delete").await;
@@ -144,7 +144,7 @@ impl Coordinator {
                 slot.changed.notify_waiters();
                 tracing::info!(%account, "grant deleted");
             }
-            drop(boarding);
+            drop(grant_lock);
             inner.forget_if_empty(&account, slot);
             match deleted? {
                 Deleted::Gone(Some(grant)) if revoke => {
@@ -168,11 +168,11 @@ impl Coordinator {
         self.detached(async move {
             let (old, new) = (inner.slot(&from), inner.slot(&to));
             if let Some(flight) = old.flight() {
-                drop(flight.landed(None).await);
+                drop(flight.wait(None).await);
             }
             // Always in the order of the names, so that two renamings cannot wait for each other.
             let (first, second) = if from < to { (&old, &new) } else { (&new, &old) };
-            let boarding = (first.boarding.lock().await, second.boarding.lock().await);
+            let grant_lock = (first.grant_lock.lock().await, second.grant_lock.lock().await);
             let bases = (old.base(inner.store.epoch()), new.base(inner.store.epoch()));
             let renamed = if old.lock().unsaved.is_some() {
                 Err(RefreshError::Unsaved)
@@ -192,7 +192,7 @@ impl Coordinator {
                 new.changed.notify_waiters();
                 tracing::info!(%from, %to, "account renamed");
             }
-            drop(boarding);
+            drop(grant_lock);
             inner.forget_if_empty(&from, old);
             inner.forget_if_empty(&to, new);
             renamed

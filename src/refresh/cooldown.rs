@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::{
     clock::{Monotonic, Timestamp},
-    store::{Attempt, Marks, Outcome, Presented},
+    store::{Attempt, Outcome, Presentation, RefreshState},
 };
 
 /// A provider's `Retry-After` is honoured up to this: a mistaken date must not shut an account for days.
@@ -26,7 +26,7 @@ const CONFIGURATION_BACKOFF: (Duration, Duration) = (Duration::from_mins(5), Dur
 
 /// How an attempt ended, as far as the waiting depends on it.
 #[derive(Debug, Clone)]
-pub(super) struct Ending {
+pub(super) struct AttemptResult {
     pub(super) outcome: Outcome,
     pub(super) code: Option<String>,
     pub(super) retry_after: Option<Duration>,
@@ -35,29 +35,34 @@ pub(super) struct Ending {
 }
 
 /// The mark for an attempt that ended at `now`, given the one before it.
-pub(super) fn mark(ending: Ending, before: Option<&Attempt>, cooldown: Duration, now: Timestamp) -> Attempt {
-    let streak = match before {
-        Some(before) if before.outcome == ending.outcome => before.streak.saturating_add(1),
+pub(super) fn record_attempt(
+    result: AttemptResult,
+    before: Option<&Attempt>,
+    cooldown: Duration,
+    now: Timestamp,
+) -> Attempt {
+    let consecutive = match before {
+        Some(before) if before.outcome == result.outcome => before.consecutive.saturating_add(1),
         Some(_) | None => 1,
     };
-    let wait = match ending.outcome {
-        Outcome::Success => ending.expires_at.map_or(cooldown, |end| cooldown.min(end.since(now))),
+    let wait = match result.outcome {
+        Outcome::Success => result.expires_at.map_or(cooldown, |end| cooldown.min(end.since(now))),
         Outcome::Final => Duration::ZERO,
-        Outcome::NotSpent => cooldown.max(ending.retry_after.unwrap_or_default().min(LONGEST_RETRY_AFTER)),
-        Outcome::Configuration => doubled(CONFIGURATION_BACKOFF.0, streak, CONFIGURATION_BACKOFF.1),
-        Outcome::Refused | Outcome::Ambiguous => doubled(cooldown, streak, LONGEST_BACKOFF.max(cooldown)),
+        Outcome::NotSpent => cooldown.max(result.retry_after.unwrap_or_default().min(LONGEST_RETRY_AFTER)),
+        Outcome::Configuration => doubled(CONFIGURATION_BACKOFF.0, consecutive, CONFIGURATION_BACKOFF.1),
+        Outcome::Refused | Outcome::Ambiguous => doubled(cooldown, consecutive, LONGEST_BACKOFF.max(cooldown)),
     };
-    Attempt { ended_at: now, outcome: ending.outcome, code: ending.code, streak, not_before: now.plus(wait) }
+    Attempt { ended_at: now, outcome: result.outcome, code: result.code, consecutive, not_before: now.plus(wait) }
 }
 
-fn doubled(first: Duration, streak: u32, longest: Duration) -> Duration {
+fn doubled(first: Duration, consecutive: u32, longest: Duration) -> Duration {
     // Past 2^16 every first step other than zero has reached the longest one.
-    first.saturating_mul(1 << streak.saturating_sub(1).min(16)).min(longest)
+    first.saturating_mul(1 << consecutive.saturating_sub(1).min(16)).min(longest)
 }
 
 /// The end of an attempt that this process made itself (invariant 3).
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Ended {
+pub(super) struct OwnAttemptEnd {
     pub(super) at: Timestamp,
     pub(super) monotonic: Monotonic,
 }
@@ -75,13 +80,13 @@ pub(super) struct Now {
 }
 
 /// How long until the next attempt may be made; `None` when it may be made now.
-pub(super) fn wait(marks: &Marks, own: Option<Ended>, now: Now) -> Option<Duration> {
-    let after_attempt = marks.attempt.as_ref().and_then(|attempt| after_attempt(attempt, own, now));
-    let after_crash = cut_off(marks).and_then(|presented| after_crash(presented, now));
+pub(super) fn wait(refresh_state: &RefreshState, own: Option<OwnAttemptEnd>, now: Now) -> Option<Duration> {
+    let after_attempt = refresh_state.attempt.as_ref().and_then(|attempt| after_attempt(attempt, own, now));
+    let after_crash = cut_off(refresh_state).and_then(|presented| after_crash(presented, now));
     after_attempt.max(after_crash)
 }
 
-fn after_attempt(attempt: &Attempt, own: Option<Ended>, now: Now) -> Option<Duration> {
+fn after_attempt(attempt: &Attempt, own: Option<OwnAttemptEnd>, now: Now) -> Option<Duration> {
     let forgiven = attempt.outcome == Outcome::Configuration && attempt.ended_at < now.configured_at;
     // The mark ends with the token's life, but the clock may have been set ahead since, or the machine have slept.
     if attempt.outcome == Outcome::Success && now.expired {
@@ -98,13 +103,15 @@ fn after_attempt(attempt: &Attempt, own: Option<Ended>, now: Now) -> Option<Dura
 }
 
 /// A presentation without an end: a crash cut it off, unless it is under way.
-pub(super) fn cut_off(marks: &Marks) -> Option<Presented> {
-    marks.presented.filter(|mark| marks.attempt.as_ref().is_none_or(|attempt| attempt.ended_at < mark.at))
+pub(super) fn cut_off(refresh_state: &RefreshState) -> Option<Presentation> {
+    refresh_state
+        .presented
+        .filter(|mark| refresh_state.attempt.as_ref().is_none_or(|attempt| attempt.ended_at < mark.at))
 }
 
 /// After one that was cut off the second try is made at once (docs/architecture.md, "Ambiguity"); a
 /// daemon that crashes every time must not present once per start.
-fn after_crash(presented: Presented, now: Now) -> Option<Duration> {
+fn after_crash(presented: Presentation, now: Now) -> Option<Duration> {
     if presented.count < 2 || presented.at > now.wall {
         return None;
     }
@@ -120,12 +127,12 @@ mod tests {
     const COOLDOWN: Duration = Duration::from_secs(30);
     const T: Timestamp = Timestamp::from_secs(1_700_000_000);
 
-    fn ending(outcome: Outcome) -> Ending {
-        Ending { outcome, code: None, retry_after: None, expires_at: None }
+    fn result(outcome: Outcome) -> AttemptResult {
+        AttemptResult { outcome, code: None, retry_after: None, expires_at: None }
     }
 
-    fn marks(attempt: Attempt) -> Marks {
-        Marks { attempt: Some(attempt), ..Marks::default() }
+    fn refresh_state(attempt: Attempt) -> RefreshState {
+        RefreshState { attempt: Some(attempt), ..RefreshState::default() }
     }
 
     fn at(wall: Timestamp) -> Now {
@@ -140,25 +147,28 @@ mod tests {
     #[test]
     fn the_cooldown_counts_from_the_end_of_the_attempt() {
         for outcome in [Outcome::Success, Outcome::NotSpent, Outcome::Refused, Outcome::Ambiguous] {
-            let marks = marks(mark(ending(outcome), None, COOLDOWN, T));
-            assert_eq!(wait(&marks, None, at(T)), seconds(30), "{outcome:?}");
-            assert_eq!(wait(&marks, None, at(T.plus(Duration::from_secs(29)))), seconds(1), "{outcome:?}");
-            assert_eq!(wait(&marks, None, at(T.plus(COOLDOWN))), None, "{outcome:?}");
+            let refresh_state = refresh_state(record_attempt(result(outcome), None, COOLDOWN, T));
+            assert_eq!(wait(&refresh_state, None, at(T)), seconds(30), "{outcome:?}");
+            assert_eq!(wait(&refresh_state, None, at(T.plus(Duration::from_secs(29)))), seconds(1), "{outcome:?}");
+            assert_eq!(wait(&refresh_state, None, at(T.plus(COOLDOWN))), None, "{outcome:?}");
         }
     }
 
     #[test]
     fn after_a_success_it_ends_at_the_latest_when_the_token_expires() {
-        let soon = Ending { expires_at: Some(T.plus(Duration::from_secs(5))), ..ending(Outcome::Success) };
-        assert_eq!(wait(&marks(mark(soon, None, COOLDOWN, T)), None, at(T)), seconds(5));
+        let soon = AttemptResult { expires_at: Some(T.plus(Duration::from_secs(5))), ..result(Outcome::Success) };
+        assert_eq!(wait(&refresh_state(record_attempt(soon, None, COOLDOWN, T)), None, at(T)), seconds(5));
     }
 
     #[test]
     fn when_the_machine_has_slept_past_the_tokens_end_a_success_keeps_nobody_waiting() {
         let awake = Now { expired: true, ..at(T.plus(Duration::from_hours(8))) };
-        let own = Some(Ended { at: T, monotonic: awake.monotonic });
-        assert_eq!(wait(&marks(mark(ending(Outcome::Success), None, COOLDOWN, T)), own, awake), None);
-        assert_eq!(wait(&marks(mark(ending(Outcome::NotSpent), None, COOLDOWN, T)), own, awake), seconds(30));
+        let own = Some(OwnAttemptEnd { at: T, monotonic: awake.monotonic });
+        assert_eq!(wait(&refresh_state(record_attempt(result(Outcome::Success), None, COOLDOWN, T)), own, awake), None);
+        assert_eq!(
+            wait(&refresh_state(record_attempt(result(Outcome::NotSpent), None, COOLDOWN, T)), own, awake),
+            seconds(30)
+        );
     }
 
     #[test]
@@ -166,7 +176,7 @@ mod tests {
         let waits = |outcome, cooldown| {
             let mut before: Option<Attempt> = None;
             (0..40).map(move |_| {
-                let next = mark(ending(outcome), before.as_ref(), cooldown, T);
+                let next = record_attempt(result(outcome), before.as_ref(), cooldown, T);
                 before = Some(next.clone());
                 next.not_before.since(T).as_secs()
             })
@@ -176,50 +186,56 @@ mod tests {
         assert_eq!(first(Outcome::Refused, Duration::ZERO), [0; 6]);
         assert_eq!(first(Outcome::Configuration, COOLDOWN), [300, 600, 1200, 2400, 3600, 3600]);
         assert_eq!(waits(Outcome::Refused, COOLDOWN).nth(39), Some(600));
-        let refused = mark(ending(Outcome::Refused), None, COOLDOWN, T);
-        assert_eq!(mark(ending(Outcome::Ambiguous), Some(&refused), COOLDOWN, T).streak, 1);
+        let refused = record_attempt(result(Outcome::Refused), None, COOLDOWN, T);
+        assert_eq!(record_attempt(result(Outcome::Ambiguous), Some(&refused), COOLDOWN, T).consecutive, 1);
     }
 
     #[test]
     fn retry_after_lengthens_the_cooldown_to_an_hour_at_most() {
-        let later = |retry_after| Ending { retry_after: Some(retry_after), ..ending(Outcome::NotSpent) };
+        let later = |retry_after| AttemptResult { retry_after: Some(retry_after), ..result(Outcome::NotSpent) };
         for (asked, waited) in [(10, 30), (90, 90), (86_400, 3600)] {
-            let attempt = mark(later(Duration::from_secs(asked)), None, COOLDOWN, T);
-            assert_eq!(wait(&marks(attempt), None, at(T)), seconds(waited), "{asked}");
+            let attempt = record_attempt(later(Duration::from_secs(asked)), None, COOLDOWN, T);
+            assert_eq!(wait(&refresh_state(attempt), None, at(T)), seconds(waited), "{asked}");
         }
-        let endless = mark(later(Duration::MAX), None, COOLDOWN, T);
-        assert_eq!(wait(&marks(endless), None, at(T)), seconds(3600));
+        let endless = record_attempt(later(Duration::MAX), None, COOLDOWN, T);
+        assert_eq!(wait(&refresh_state(endless), None, at(T)), seconds(3600));
     }
 
     #[test]
     fn a_mark_in_the_future_counts_as_over() {
-        let marks = marks(mark(ending(Outcome::Success), None, COOLDOWN, T.plus(Duration::from_hours(24 * 365))));
-        assert_eq!(wait(&marks, None, at(T)), None);
+        let refresh_state = refresh_state(record_attempt(
+            result(Outcome::Success),
+            None,
+            COOLDOWN,
+            T.plus(Duration::from_hours(24 * 365)),
+        ));
+        assert_eq!(wait(&refresh_state, None, at(T)), None);
     }
 
     #[test]
     fn inside_the_process_the_wall_clock_does_not_count() {
-        let marks = marks(mark(ending(Outcome::Success), None, COOLDOWN, T));
-        let own = Some(Ended { at: T, monotonic: Monotonic::new(Duration::ZERO) });
+        let refresh_state = refresh_state(record_attempt(result(Outcome::Success), None, COOLDOWN, T));
+        let own = Some(OwnAttemptEnd { at: T, monotonic: Monotonic::new(Duration::ZERO) });
         for wall in [Timestamp::from_millis(i64::MIN), Timestamp::from_secs(0), T, Timestamp::from_millis(i64::MAX)] {
             let now = Now { monotonic: Monotonic::new(Duration::from_secs(10)), ..at(wall) };
-            assert_eq!(wait(&marks, own, now), seconds(20));
+            assert_eq!(wait(&refresh_state, own, now), seconds(20));
         }
     }
 
     #[test]
     fn a_configuration_error_is_forgiven_once_the_configuration_was_read_again() {
-        let marks = marks(mark(ending(Outcome::Configuration), None, COOLDOWN, T));
+        let refresh_state = refresh_state(record_attempt(result(Outcome::Configuration), None, COOLDOWN, T));
         let later = T.plus(Duration::from_secs(10));
-        assert_eq!(wait(&marks, None, at(later)), seconds(290));
-        assert_eq!(wait(&marks, None, Now { configured_at: later, ..at(later) }), None);
+        assert_eq!(wait(&refresh_state, None, at(later)), seconds(290));
+        assert_eq!(wait(&refresh_state, None, Now { configured_at: later, ..at(later) }), None);
     }
 
     #[test]
     fn after_one_crash_the_next_try_is_at_once_and_after_two_it_waits() {
         for (count, waited) in [(1, None), (2, seconds(30)), (9, seconds(30))] {
-            let marks = Marks { presented: Some(Presented { at: T, count }), ..Marks::default() };
-            assert_eq!(wait(&marks, None, at(T)), waited, "{count}");
+            let refresh_state =
+                RefreshState { presented: Some(Presentation { at: T, count }), ..RefreshState::default() };
+            assert_eq!(wait(&refresh_state, None, at(T)), waited, "{count}");
         }
     }
 
@@ -228,8 +244,8 @@ mod tests {
             outcome in outcomes(),
             retry_after in proptest::option::of(any::<Duration>()),
             expires_at in proptest::option::of(timestamps()),
-        ) -> Ending {
-            Ending { outcome, code: None, retry_after, expires_at }
+        ) -> AttemptResult {
+            AttemptResult { outcome, code: None, retry_after, expires_at }
         }
     }
 
@@ -254,15 +270,15 @@ mod tests {
     }
 
     prop_compose! {
-        /// Marks as a store could give them back, damage that still reads as marks included.
+        /// RefreshState as a store could give them back, damage that still reads as marks included.
         fn any_marks()(
             attempt in proptest::option::of((timestamps(), outcomes(), any::<u32>(), timestamps())),
             presented in proptest::option::of((timestamps(), any::<u32>())),
-        ) -> Marks {
-            let attempt = attempt.map(|(ended_at, outcome, streak, not_before)| {
-                Attempt { ended_at, outcome, code: None, streak, not_before }
+        ) -> RefreshState {
+            let attempt = attempt.map(|(ended_at, outcome, consecutive, not_before)| {
+                Attempt { ended_at, outcome, code: None, consecutive, not_before }
             });
-            Marks { attempt, presented: presented.map(|(at, count)| Presented { at, count }), latch: None, copied_at: None }
+            RefreshState { attempt, presented: presented.map(|(at, count)| Presentation { at, count }), dead: None, copied_at: None }
         }
     }
 
@@ -279,20 +295,20 @@ mod tests {
     proptest! {
         #[test]
         fn no_time_makes_the_arithmetic_panic(
-            marks in any_marks(),
-            ending in endings(),
+            refresh_state in any_marks(),
+            result in endings(),
             times in (timestamps(), timestamps(), timestamps()),
             monotonic in (any::<Duration>(), any::<Duration>()),
             (cooldown, expired) in (any::<Duration>(), any::<bool>()),
         ) {
             let (wall, configured_at, ended) = times;
-            let own = Some(Ended { at: ended, monotonic: Monotonic::new(monotonic.0) });
+            let own = Some(OwnAttemptEnd { at: ended, monotonic: Monotonic::new(monotonic.0) });
             let now = Now { wall, monotonic: Monotonic::new(monotonic.1), configured_at, cooldown, expired };
-            let attempt = mark(ending, marks.attempt.as_ref(), cooldown, wall);
+            let attempt = record_attempt(result, refresh_state.attempt.as_ref(), cooldown, wall);
             prop_assert!(attempt.not_before >= attempt.ended_at);
-            for marks in [marks, Marks { attempt: Some(attempt), ..Marks::default() }] {
+            for refresh_state in [refresh_state, RefreshState { attempt: Some(attempt), ..RefreshState::default() }] {
                 for own in [None, own] {
-                    prop_assert_ne!(wait(&marks, own, now), Some(Duration::ZERO));
+                    prop_assert_ne!(wait(&refresh_state, own, now), Some(Duration::ZERO));
                 }
             }
         }
@@ -302,25 +318,25 @@ mod tests {
             endings in proptest::collection::vec(endings(), 1..40), cooldown in cooldowns(), at_end in timestamps(),
         ) {
             let mut before: Option<Attempt> = None;
-            for ending in endings {
-                let outcome = ending.outcome;
-                let next = mark(ending, before.as_ref(), cooldown, at_end);
-                let waited = wait(&marks(next.clone()), None, Now { cooldown, ..at(at_end) }).unwrap_or_default();
+            for result in endings {
+                let outcome = result.outcome;
+                let next = record_attempt(result, before.as_ref(), cooldown, at_end);
+                let waited = wait(&refresh_state(next.clone()), None, Now { cooldown, ..at(at_end) }).unwrap_or_default();
                 prop_assert!(waited <= longest(outcome, cooldown), "{outcome:?}: {waited:?}");
-                let streak = before.filter(|before| before.outcome == outcome).map_or(1, |before| before.streak + 1);
-                prop_assert_eq!(next.streak, streak);
+                let consecutive = before.filter(|before| before.outcome == outcome).map_or(1, |before| before.consecutive + 1);
+                prop_assert_eq!(next.consecutive, consecutive);
                 before = Some(next);
             }
         }
 
         #[test]
         fn what_is_left_shrinks_as_time_passes_and_never_grows(
-            ending in endings(), cooldown in cooldowns(), passed in (0..8_000_000_u64, 0..8_000_000_u64),
+            result in endings(), cooldown in cooldowns(), passed in (0..8_000_000_u64, 0..8_000_000_u64),
         ) {
-            let marks = marks(mark(ending, None, cooldown, T));
+            let refresh_state = refresh_state(record_attempt(result, None, cooldown, T));
             let left = |millis| {
                 let now = Now { cooldown, ..at(T.plus(Duration::from_millis(millis))) };
-                wait(&marks, None, now).unwrap_or_default()
+                wait(&refresh_state, None, now).unwrap_or_default()
             };
             let (sooner, later) = (passed.0.min(passed.1), passed.0.max(passed.1));
             prop_assert!(left(later) <= left(sooner));
@@ -328,40 +344,40 @@ mod tests {
         }
 
         #[test]
-        fn a_longer_streak_never_waits_less(outcome in outcomes(), cooldown in cooldowns(), streak in 1..1000_u32) {
-            let waits = |streak| {
-                let before = Attempt { ended_at: T, outcome, code: None, streak, not_before: T };
-                mark(ending(outcome), Some(&before), cooldown, T).not_before
+        fn a_longer_streak_never_waits_less(outcome in outcomes(), cooldown in cooldowns(), consecutive in 1..1000_u32) {
+            let waits = |consecutive| {
+                let before = Attempt { ended_at: T, outcome, code: None, consecutive, not_before: T };
+                record_attempt(result(outcome), Some(&before), cooldown, T).not_before
             };
-            prop_assert!(waits(streak + 1) >= waits(streak));
+            prop_assert!(waits(consecutive + 1) >= waits(consecutive));
         }
 
         #[test]
-        fn any_mark_of_the_future_is_over(mut marks in any_marks(), wall in timestamps(), cooldown in cooldowns()) {
-            if let Some(attempt) = &mut marks.attempt {
+        fn any_mark_of_the_future_is_over(mut refresh_state in any_marks(), wall in timestamps(), cooldown in cooldowns()) {
+            if let Some(attempt) = &mut refresh_state.attempt {
                 attempt.ended_at = attempt.ended_at.max(wall.plus(Duration::from_millis(1)));
             }
-            if let Some(presented) = &mut marks.presented {
+            if let Some(presented) = &mut refresh_state.presented {
                 presented.at = presented.at.max(wall.plus(Duration::from_millis(1)));
             }
             prop_assume!(wall < Timestamp::from_millis(i64::MAX));
-            prop_assert_eq!(wait(&marks, None, Now { cooldown, ..at(wall) }), None);
+            prop_assert_eq!(wait(&refresh_state, None, Now { cooldown, ..at(wall) }), None);
         }
 
         #[test]
         fn inside_the_process_no_wall_clock_changes_the_wait(
-            ending in endings(),
+            result in endings(),
             cooldown in cooldowns(),
             ended in timestamps(),
             walls in (timestamps(), timestamps()),
             passed in 0..4_000_u64,
         ) {
-            let attempt = mark(ending, None, cooldown, ended);
+            let attempt = record_attempt(result, None, cooldown, ended);
             let whole = attempt.not_before.since(ended);
-            let marks = marks(attempt);
-            let own = Some(Ended { at: ended, monotonic: Monotonic::new(Duration::from_secs(9)) });
+            let refresh_state = refresh_state(attempt);
+            let own = Some(OwnAttemptEnd { at: ended, monotonic: Monotonic::new(Duration::from_secs(9)) });
             let monotonic = Monotonic::new(Duration::from_secs(9 + passed));
-            let left = |wall| wait(&marks, own, Now { monotonic, cooldown, ..at(wall) });
+            let left = |wall| wait(&refresh_state, own, Now { monotonic, cooldown, ..at(wall) });
             for wall in [walls.0, walls.1] {
                 prop_assert_eq!(left(wall).unwrap_or_default(), whole.saturating_sub(Duration::from_secs(passed)));
             }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use super::outcome::Failure;
 use crate::{
     account::Account,
-    store::{KnownToken, Latch, StoreError},
+    store::{DeadGrant, KnownToken, StoreError},
 };
 
 /// Why there is no token. Everything in it may be shown to the caller.
@@ -27,7 +27,7 @@ pub enum RefreshError {
     #[error(
         "the account has a grant that is of use still, which a sandbox's login does not replace: log in on the host"
     )]
-    Living,
+    StillUsable,
     /// The grant is dead; a person must log in again.
     #[error("{}", reauth(*answer_lost, *copied))]
     Reauth {
@@ -52,13 +52,13 @@ pub enum RefreshError {
     },
     /// The caller's socket has had as many new tokens of this account as it may.
     #[error("this socket has asked for a new token of this account too often")]
-    Spent {
+    QuotaExceeded {
         /// How long until it may have another.
         wait: Duration,
     },
     /// As many accounts of the provider are being refreshed as may at once.
     #[error("too many accounts of this provider are being refreshed at once")]
-    Crowded,
+    ProviderBusy,
     /// The provider failed.
     #[error("{}", .failure.reason)]
     Failed {
@@ -110,9 +110,9 @@ fn known(KnownToken { account, spent }: &KnownToken) -> String {
     }
 }
 
-impl From<Latch> for RefreshError {
-    fn from(latch: Latch) -> Self {
-        Self::Reauth { answer_lost: latch.answer_lost, copied: latch.copied }
+impl From<DeadGrant> for RefreshError {
+    fn from(dead: DeadGrant) -> Self {
+        Self::Reauth { answer_lost: dead.answer_lost, copied: dead.copied }
     }
 }
 

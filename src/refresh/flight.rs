@@ -20,23 +20,23 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Inner, RefreshError,
-    cooldown::{self, Ended, Ending},
+    cooldown::{self, AttemptResult, OwnAttemptEnd},
     default_validity,
-    outcome::{Failure, Sorted, sort},
-    slot::{Base, Handle, Landed, Slot, Snapshot},
+    outcome::{Classified, Failure, classify},
+    slot::{Base, FlightHandle, FlightResult, Slot, Snapshot},
 };
 use crate::{
     account::Account,
     clock::{Monotonic, Timestamp},
     grant::{Grant, Issued, Version},
     provider::Provider,
-    store::{Claim, Latch, Marks, Outcome, Presented, Record, Revision, StoreError},
+    store::{Claim, DeadGrant, Outcome, Presentation, Record, RefreshState, Revision, StoreError},
     timeouts::{LAST_PROVIDER_CALL_START, LEASE},
 };
 
-mod late;
+mod unsaved;
 
-use late::Late;
+use unsaved::Unsaved;
 
 /// How often it looks whether the lease is free.
 const LEASE_INTERVAL: Duration = Duration::from_millis(100);
@@ -46,15 +46,14 @@ const LEASE_INTERVAL: Duration = Duration::from_millis(100);
 const RETRY_PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 
 /// So many refusals in a row without a known reason, and the grant is taken for dead once its token is.
-const PATIENCE_WITH_REFUSALS: u32 = 5;
+const MAX_CONSECUTIVE_REFUSALS: u32 = 5;
 
 /// Whether the provider has refused so often that only a new login will help. Not latched: a later try may succeed.
-pub(super) fn given_up(marks: &Marks, expired: bool) -> bool {
+pub(super) fn given_up(refresh_state: &RefreshState, expired: bool) -> bool {
     expired
-        && marks
-            .attempt
-            .as_ref()
-            .is_some_and(|attempt| attempt.outcome == Outcome::Refused && attempt.streak >= PATIENCE_WITH_REFUSALS)
+        && refresh_state.attempt.as_ref().is_some_and(|attempt| {
+            attempt.outcome == Outcome::Refused && attempt.consecutive >= MAX_CONSECUTIVE_REFUSALS
+        })
 }
 
 #[derive(Debug, Clone)]
@@ -62,7 +61,7 @@ struct Flight {
     inner: Arc<Inner>,
     account: Account,
     slot: Arc<Slot>,
-    handle: Arc<Handle>,
+    handle: Arc<FlightHandle>,
     provider: Arc<dyn Provider>,
     /// What the caller who started it had seen.
     seen: Version,
@@ -76,25 +75,31 @@ struct Claimed {
     snapshot: Arc<Snapshot>,
     revision: Revision,
     /// The mark of the presentation under way.
-    marked: Presented,
+    marked: Presentation,
     /// The mark of an earlier one whose outcome is not known.
-    uncertain: Option<Presented>,
+    uncertain: Option<Presentation>,
 }
 
 #[derive(Debug)]
-enum Clearance {
-    Lease(Box<Claimed>),
+enum ClaimOutcome {
+    Claimed(Box<Claimed>),
     /// No call is needed: this is the answer.
     Answer(Arc<Snapshot>),
 }
 
 impl Inner {
     /// Starts a flight as a task of the coordinator's. The caller has put `handle` into the slot.
-    pub(super) fn take_off(self: &Arc<Self>, account: &Account, slot: &Arc<Slot>, handle: &Arc<Handle>, seen: Version) {
+    pub(super) fn spawn_flight(
+        self: &Arc<Self>,
+        account: &Account,
+        slot: &Arc<Slot>,
+        handle: &Arc<FlightHandle>,
+        seen: Version,
+    ) {
         let (inner, account) = (Arc::clone(self), account.clone());
         let (slot, handle) = (Arc::clone(slot), Arc::clone(handle));
         self.tasks.spawn(async move {
-            let landed = match inner.providers.get(&account.provider).cloned() {
+            let result = match inner.providers.get(&account.provider).cloned() {
                 Some(provider) => {
                     let started = inner.clock.monotonic();
                     let flight = Flight {
@@ -106,11 +111,11 @@ impl Inner {
                         seen,
                         started,
                     };
-                    AssertUnwindSafe(flight.fly()).catch_unwind().await.unwrap_or(Err(RefreshError::Internal))
+                    AssertUnwindSafe(flight.run()).catch_unwind().await.unwrap_or(Err(RefreshError::Internal))
                 }
                 None => Err(RefreshError::NotConfigured),
             };
-            if let Err(error) = &landed {
+            if let Err(error) = &result {
                 tracing::warn!(%account, %error, "refresh failed");
             }
             #[cfg(feature = "faults")]
@@ -118,82 +123,82 @@ impl Inner {
             {
                 let mut state = slot.lock();
                 // A put may have made room for the flight of another grant.
-                if state.is_flown_by(&handle) {
+                if state.is_current_flight(&handle) {
                     state.flight = None;
                 }
             }
-            handle.land(landed);
+            handle.finish(result);
             slot.changed.notify_waiters();
         });
     }
 }
 
 impl Flight {
-    async fn fly(self) -> Landed {
-        let _place = self.place().await?;
-        match self.clear().await? {
-            Clearance::Answer(snapshot) => Ok(snapshot),
-            Clearance::Lease(claimed) => match self.too_late() {
-                Some(error) => self.call_off(*claimed, error).await,
+    async fn run(self) -> FlightResult {
+        let _permit = self.provider_permit().await?;
+        match self.claim_lease().await? {
+            ClaimOutcome::Answer(snapshot) => Ok(snapshot),
+            ClaimOutcome::Claimed(claimed) => match self.too_late() {
+                Some(error) => self.withdraw(*claimed, error).await,
                 None => self.present(*claimed).await,
             },
         }
     }
 
     /// Waits for one of the provider's places, before anything is marked.
-    async fn place(&self) -> Result<OwnedSemaphorePermit, RefreshError> {
+    async fn provider_permit(&self) -> Result<OwnedSemaphorePermit, RefreshError> {
         tokio::select! {
-            place = self.inner.places.take(&self.account.provider) => place.ok_or(RefreshError::Crowded),
+            permit = self.inner.provider_permits.acquire(&self.account.provider) => permit.ok_or(RefreshError::ProviderBusy),
             () = self.inner.stopping.cancelled() => Err(RefreshError::ShuttingDown),
         }
     }
 
     /// Reads the record again, repeats every check on it, and takes the lease together with the mark.
-    async fn clear(&self) -> Result<Clearance, RefreshError> {
+    async fn claim_lease(&self) -> Result<ClaimOutcome, RefreshError> {
         let inner = &self.inner;
         let begun = inner.clock.monotonic();
         loop {
             #[cfg(feature = "faults")]
             crate::faults::reach("before_load").await;
-            let boarding = self.slot.boarding.lock().await;
+            let grant_lock = self.slot.grant_lock.lock().await;
             let base = self.slot.base(inner.store.epoch());
             let record = inner.store.load(&self.account).await?;
-            let snapshot = record
-                .as_ref()
-                .map(|record| inner.snapshot_in(&self.slot, &self.account, &record.grant, record.marks.clone()));
+            let snapshot = record.as_ref().map(|record| {
+                inner.snapshot_in(&self.slot, &self.account, &record.grant, record.refresh_state.clone())
+            });
             let Ok(seen) = self.slot.lock().fill(base, snapshot) else { continue };
             let (Some(record), Some(snapshot)) = (record, seen) else { return Err(RefreshError::NotFound) };
             let expired = snapshot.expired(&*inner.clock);
             // A put has made room for the flights of its grant: only they may present it.
-            let detached = !self.slot.is_flown_by(&self.handle);
+            let detached = !self.slot.is_current_flight(&self.handle);
             if detached || snapshot.token.version != self.seen && !expired {
-                return Ok(Clearance::Answer(snapshot));
+                return Ok(ClaimOutcome::Answer(snapshot));
             }
-            inner.fit(&self.account, &snapshot.token)?;
-            if let Some(latch) = record.marks.latch {
-                return Err(latch.into());
+            inner.check_refreshable(&self.account, &snapshot.token)?;
+            if let Some(dead) = record.refresh_state.dead {
+                return Err(dead.into());
             }
             let own = self.slot.lock().ended;
-            inner.paced(&snapshot, &record.marks, own)?;
-            let uncertain = self.uncertain(record.marks.presented);
+            inner.check_cooldown(&snapshot, &record.refresh_state, own)?;
+            let uncertain = self.uncertain(record.refresh_state.presented);
             if uncertain.is_some_and(|mark| !self.may_try_again(mark, &snapshot)) {
-                return Ok(Clearance::Answer(snapshot));
+                return Ok(ClaimOutcome::Answer(snapshot));
             }
             // The other copy of the store may have spent the refresh token: nothing is risked for a token that is good.
-            if record.marks.copied_at.is_some() && !self.is_needed(&snapshot) {
-                return Ok(Clearance::Answer(snapshot));
+            if record.refresh_state.copied_at.is_some() && !self.is_needed(&snapshot) {
+                return Ok(ClaimOutcome::Answer(snapshot));
             }
             if inner.stopping.is_cancelled() {
                 return Err(RefreshError::ShuttingDown);
             }
             let count = uncertain.map_or(1, |mark| mark.count.saturating_add(1));
-            let marked = Presented { at: inner.clock.now(), count };
+            let marked = Presentation { at: inner.clock.now(), count };
             #[cfg(feature = "faults")]
             crate::faults::reach("after_load").await;
             self.slot.lock().unsent = Some((marked, uncertain));
             let claim = inner.noted(inner.store.claim(&self.account, record.revision, marked).await)?;
             self.slot.lock().unsent = None;
-            drop(boarding);
+            drop(grant_lock);
             match claim {
                 Claim::Taken(revision) => {
                     if let Some(mark) = uncertain {
@@ -202,9 +207,15 @@ impl Flight {
                             "nobody knows what came of an earlier presentation; presenting again"
                         );
                     }
-                    return Ok(Clearance::Lease(Box::new(Claimed { record, snapshot, revision, marked, uncertain })));
+                    return Ok(ClaimOutcome::Claimed(Box::new(Claimed {
+                        record,
+                        snapshot,
+                        revision,
+                        marked,
+                        uncertain,
+                    })));
                 }
-                Claim::Held if !self.handle.forced() && !expired => return Ok(Clearance::Answer(snapshot)),
+                Claim::Held if !self.handle.forced() && !expired => return Ok(ClaimOutcome::Answer(snapshot)),
                 Claim::Held | Claim::Changed if inner.clock.monotonic().since(begun) >= LEASE => {
                     return Err(RefreshError::LeaseHeld);
                 }
@@ -216,7 +227,7 @@ impl Flight {
 
     /// The mark in the record, unless this process wrote it for a presentation that it never made: a store that failed in
     /// the middle of a claim may have taken it all the same.
-    fn uncertain(&self, found: Option<Presented>) -> Option<Presented> {
+    fn uncertain(&self, found: Option<Presentation>) -> Option<Presentation> {
         match self.slot.lock().unsent {
             Some((unsent, before)) if found == Some(unsent) => before,
             Some(_) | None => found,
@@ -235,9 +246,9 @@ impl Flight {
     }
 
     /// Takes the mark of a presentation back that will not be made, and releases the lease.
-    async fn call_off(&self, claimed: Claimed, error: RefreshError) -> Landed {
-        let marks = &claimed.record.marks;
-        let settled = self.inner.store.settle(&self.account, claimed.record.grant.version, marks).await;
+    async fn withdraw(&self, claimed: Claimed, error: RefreshError) -> FlightResult {
+        let refresh_state = &claimed.record.refresh_state;
+        let settled = self.inner.store.settle(&self.account, claimed.record.grant.version, refresh_state).await;
         if let Err(error) = self.inner.noted(settled) {
             // It stays, and makes the next presentation a second try, which it need not be.
             tracing::warn!(account = %self.account, %error, "could not take the mark of a presentation back");
@@ -246,7 +257,7 @@ impl Flight {
     }
 
     /// The rule for ambiguity, for a presentation that nobody knows the outcome of.
-    fn may_try_again(&self, mark: Presented, snapshot: &Snapshot) -> bool {
+    fn may_try_again(&self, mark: Presentation, snapshot: &Snapshot) -> bool {
         let now = self.inner.clock.now();
         // A mark in the future was made before the clock was set back: nobody knows how long ago.
         let in_grace = mark.at <= now && now.since(mark.at) < self.provider.rules().reuse_grace;
@@ -265,7 +276,7 @@ impl Flight {
     }
 
     /// Presents the refresh token, again where that is right, until an outcome stands.
-    async fn present(&self, mut claimed: Claimed) -> Landed {
+    async fn present(&self, mut claimed: Claimed) -> FlightResult {
         let mut pauses = RETRY_PAUSES.into_iter();
         // An earlier presentation with an unknown outcome makes this one the second try.
         let mut second_try = claimed.uncertain.is_none();
@@ -274,19 +285,19 @@ impl Flight {
             let (sent_at, sent) = (clock.now(), clock.monotonic());
             #[cfg(feature = "faults")]
             crate::faults::reach("after_mark").await;
-            self.handle.call();
+            self.handle.note_call();
             let reply = self.provider.refresh(&claimed.record.grant).await;
-            self.handle.answered();
+            self.handle.note_answer();
             #[cfg(feature = "faults")]
             crate::faults::reach("after_answer").await;
-            let failure = match sort(reply, self.provider.rules(), &claimed.record.grant) {
-                Sorted::Success(issued) => {
+            let failure = match classify(reply, self.provider.rules(), &claimed.record.grant) {
+                Classified::Success(issued) => {
                     // The monotonic clock may have stood still while the machine slept, and the wall clock may have been
                     // set: the life counts from the earlier of what they say.
                     let asked_at = clock.now().minus(clock.monotonic().since(sent)).min(sent_at);
-                    return self.land(claimed.record, *issued, asked_at, sent).await;
+                    return self.save_success(claimed.record, *issued, asked_at, sent).await;
                 }
-                Sorted::Failure(failure) => failure,
+                Classified::Failure(failure) => failure,
             };
             let pause = match failure.outcome {
                 Outcome::NotSpent => {
@@ -304,7 +315,7 @@ impl Flight {
                 Some(pause) if self.age().saturating_add(pause) < LAST_PROVIDER_CALL_START => self.pause(pause).await,
                 Some(_) | None => return self.fail(claimed, failure).await,
             }
-            let marked = Presented { at: self.inner.clock.now(), count: claimed.marked.count.saturating_add(1) };
+            let marked = Presentation { at: self.inner.clock.now(), count: claimed.marked.count.saturating_add(1) };
             let claim = self.inner.store.claim(&self.account, claimed.revision, marked).await;
             match self.inner.noted(claim) {
                 Ok(Claim::Taken(_)) if self.too_late().is_some() => return self.fail(claimed, failure).await,
@@ -317,50 +328,51 @@ impl Flight {
 
     /// Saves the next generation, and only then answers with it (invariant 2). The life of its token counts from when the
     /// answer was made: at the earliest, when it was asked for.
-    async fn land(&self, record: Record, issued: Issued, asked_at: Timestamp, sent: Monotonic) -> Landed {
+    async fn save_success(&self, record: Record, issued: Issued, asked_at: Timestamp, sent: Monotonic) -> FlightResult {
         let inner = &self.inner;
         let now = inner.clock.now();
         let before = record.grant.version;
         let next = record.grant.refreshed(issued, asked_at);
-        let ending = Ending { outcome: Outcome::Success, code: None, retry_after: None, expires_at: next.expires_at };
-        let attempt = cooldown::mark(ending, record.marks.attempt.as_ref(), inner.cooldown, now);
-        let marks = Marks { attempt: Some(attempt), ..Marks::default() };
-        let mut snapshot = Snapshot::of(&self.account, &next, marks, &self.provider.rules().expose);
+        let result =
+            AttemptResult { outcome: Outcome::Success, code: None, retry_after: None, expires_at: next.expires_at };
+        let attempt = cooldown::record_attempt(result, record.refresh_state.attempt.as_ref(), inner.cooldown, now);
+        let refresh_state = RefreshState { attempt: Some(attempt), ..RefreshState::default() };
+        let mut snapshot = Snapshot::of(&self.account, &next, refresh_state, &self.provider.rules().expose);
         snapshot.ends = snapshot.token.lifetime().map(|lifetime| sent.plus(lifetime));
         let snapshot = Arc::new(snapshot);
         let base = self.end_attempt(&snapshot);
         #[cfg(feature = "faults")]
         crate::faults::reach("before_save").await;
-        match inner.noted(inner.store.save(&self.account, before, &next, &snapshot.marks).await) {
+        match inner.noted(inner.store.save(&self.account, before, &next, &snapshot.refresh_state).await) {
             Ok(true) => {
                 #[cfg(feature = "faults")]
                 crate::faults::reach("after_save").await;
                 self.slot.lock().publish(base, Arc::clone(&snapshot));
-                let won_back = record.marks.presented.is_some();
+                let won_back = record.refresh_state.presented.is_some();
                 tracing::info!(account = %self.account, generation = next.version.generation, won_back, "refreshed");
                 Ok(snapshot)
             }
             Ok(false) => self.overtaken(before, Some(&next)).await,
             Err(error) => {
                 tracing::error!(account = %self.account, %error, "the refreshed grant could not be saved; it is kept in memory");
-                self.keep(before, Late::Grant(Box::new(next)), &snapshot);
+                self.keep_unsaved(before, Unsaved::Grant(Box::new(next)), &snapshot);
                 Ok(snapshot)
             }
         }
     }
 
-    /// Marks the failure, and answers with it.
-    async fn fail(&self, claimed: Claimed, failure: Failure) -> Landed {
+    /// Records the failure, and answers with it.
+    async fn fail(&self, claimed: Claimed, failure: Failure) -> FlightResult {
         let inner = &self.inner;
         let now = inner.clock.now();
-        let (grant, marks) = (&claimed.record.grant, &claimed.record.marks);
-        let ending = Ending {
+        let (grant, refresh_state) = (&claimed.record.grant, &claimed.record.refresh_state);
+        let result = AttemptResult {
             outcome: failure.outcome,
             code: failure.code.clone(),
             retry_after: failure.retry_after,
             expires_at: None,
         };
-        let attempt = cooldown::mark(ending, marks.attempt.as_ref(), inner.cooldown, now);
+        let attempt = cooldown::record_attempt(result, refresh_state.attempt.as_ref(), inner.cooldown, now);
         let wait = attempt.not_before.since(now);
         let dead = failure.outcome == Outcome::Final;
         if let Some(lost) = claimed.uncertain.filter(|_| dead) {
@@ -371,24 +383,24 @@ impl Flight {
                 "the grant is dead, and the answer to an earlier presentation was lost, perhaps with the successor"
             );
         }
-        let (answer_lost, copied) = (claimed.uncertain.is_some(), marks.copied_at.is_some());
-        let marks = Marks {
+        let (answer_lost, copied) = (claimed.uncertain.is_some(), refresh_state.copied_at.is_some());
+        let refresh_state = RefreshState {
             presented: claimed.uncertain.filter(|_| !dead),
             attempt: Some(attempt),
-            latch: dead.then_some(Latch { at: now, answer_lost, copied }),
-            copied_at: marks.copied_at,
+            dead: dead.then_some(DeadGrant { at: now, answer_lost, copied }),
+            copied_at: refresh_state.copied_at,
         };
-        let snapshot = inner.snapshot_in(&self.slot, &self.account, grant, marks);
+        let snapshot = inner.snapshot_in(&self.slot, &self.account, grant, refresh_state);
         let base = self.end_attempt(&snapshot);
-        match inner.noted(inner.store.settle(&self.account, grant.version, &snapshot.marks).await) {
+        match inner.noted(inner.store.settle(&self.account, grant.version, &snapshot.refresh_state).await) {
             Ok(true) => self.slot.lock().publish(base, Arc::clone(&snapshot)),
             Ok(false) => return self.overtaken(grant.version, None).await,
             Err(error) => {
                 tracing::error!(account = %self.account, %error, "the outcome of a refresh could not be saved; it is kept in memory");
-                self.keep(grant.version, Late::Marks, &snapshot);
+                self.keep_unsaved(grant.version, Unsaved::RefreshState, &snapshot);
             }
         }
-        if dead || given_up(&snapshot.marks, snapshot.expired(&*inner.clock)) {
+        if dead || given_up(&snapshot.refresh_state, snapshot.expired(&*inner.clock)) {
             return Err(RefreshError::Reauth { answer_lost, copied });
         }
         Err(RefreshError::Failed { failure, wait })
@@ -396,11 +408,11 @@ impl Flight {
 
     /// The grant was deleted or replaced meanwhile, and that wins. What came late is revoked after a delete; after a
     /// replacement never, since that could kill the new login of the same person.
-    async fn overtaken(&self, before: Version, late: Option<&Grant>) -> Landed {
+    async fn overtaken(&self, before: Version, late: Option<&Grant>) -> FlightResult {
         let snapshot = loop {
             let base = self.slot.base(self.inner.store.epoch());
             let record = self.inner.store.load(&self.account).await?;
-            let snapshot = record.map(|record| self.inner.snapshot(&self.account, &record.grant, record.marks));
+            let snapshot = record.map(|record| self.inner.snapshot(&self.account, &record.grant, record.refresh_state));
             if let Ok(seen) = self.slot.lock().fill(base, snapshot) {
                 break seen;
             }
@@ -422,8 +434,12 @@ impl Flight {
         let base = self.slot.base(self.inner.store.epoch());
         let mut state = self.slot.lock();
         // A flight that a put has detached must not slow the new grant down.
-        if state.is_flown_by(&self.handle) {
-            state.ended = snapshot.marks.attempt.as_ref().map(|attempt| Ended { at: attempt.ended_at, monotonic });
+        if state.is_current_flight(&self.handle) {
+            state.ended = snapshot
+                .refresh_state
+                .attempt
+                .as_ref()
+                .map(|attempt| OwnAttemptEnd { at: attempt.ended_at, monotonic });
         }
         drop(state);
         base

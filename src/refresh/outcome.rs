@@ -29,7 +29,7 @@ pub struct Failure {
 
 /// A reply, sorted.
 #[derive(Debug)]
-pub enum Sorted {
+pub enum Classified {
     /// New tokens.
     Success(Box<Issued>),
     /// None.
@@ -45,9 +45,9 @@ const LATER_CODES: [&str; 2] = ["slow_down", "temporarily_unavailable"];
 
 /// Sorts the reply to a presentation of `current`'s refresh token.
 #[must_use]
-pub fn sort(reply: Reply, rules: &Rules, current: &Grant) -> Sorted {
+pub fn classify(reply: Reply, rules: &Rules, current: &Grant) -> Classified {
     let failure = |outcome, reason| Failure { outcome, code: None, timed_out: false, retry_after: None, reason };
-    Sorted::Failure(match reply {
+    Classified::Failure(match reply {
         Reply::NotSent(reason) => failure(Outcome::NotSpent, reason),
         Reply::Lost { timed_out: true } => {
             Failure { timed_out: true, ..failure(Outcome::Ambiguous, "the provider did not answer in time") }
@@ -55,7 +55,7 @@ pub fn sort(reply: Reply, rules: &Rules, current: &Grant) -> Sorted {
         Reply::Lost { timed_out: false } => failure(Outcome::Ambiguous, "the provider's answer was lost on the way"),
         Reply::Answered { body: Body::Issued(issued), status, .. } if success(status) => {
             if !issued.reveals(current.refresh_token.as_ref()) {
-                return Sorted::Success(issued);
+                return Classified::Success(issued);
             }
             failure(Outcome::Ambiguous, "the provider's access token gives its refresh token away")
         }
@@ -127,9 +127,9 @@ mod tests {
     fn sorted(reply: Reply) -> Result<(), (Outcome, Option<String>)> {
         let rules = Rules { dead_grant_codes: vec!["refresh_token_reused".into()], ..Rules::default() };
         let grant = Grant::new(GrantId::from_bytes([1; 16]), issued("canary-at-1"), Timestamp::from_secs(0));
-        match sort(reply, &rules, &grant) {
-            Sorted::Success(_) => Ok(()),
-            Sorted::Failure(failure) => Err((failure.outcome, failure.code)),
+        match classify(reply, &rules, &grant) {
+            Classified::Success(_) => Ok(()),
+            Classified::Failure(failure) => Err((failure.outcome, failure.code)),
         }
     }
 
@@ -186,7 +186,7 @@ mod tests {
         let mut said = vec![unreadable(401), error(401, "odd"), error(401, "")];
         said.extend(CONFIGURATION_CODES.iter().chain(&LATER_CODES).map(|code| error(401, code)));
         for reply in said {
-            let Sorted::Failure(failure) = sort(reply, &rules, &grant) else { panic!("a success") };
+            let Classified::Failure(failure) = classify(reply, &rules, &grant) else { panic!("a success") };
             assert_eq!(failure.outcome, Outcome::Final, "{failure:?}");
         }
         for (reply, outcome) in [
@@ -194,7 +194,7 @@ mod tests {
             (error(403, "odd"), Outcome::Refused),
             (error(400, "invalid_client"), Outcome::Configuration),
         ] {
-            let Sorted::Failure(failure) = sort(reply, &rules, &grant) else { panic!("a success") };
+            let Classified::Failure(failure) = classify(reply, &rules, &grant) else { panic!("a success") };
             assert_eq!(failure.outcome, outcome, "{failure:?}");
         }
     }
@@ -258,9 +258,9 @@ mod tests {
             let rules = Rules { dead_grant_codes: vec!["refresh_token_reused".into()], ..Rules::default() };
             let grant = Grant::new(GrantId::from_bytes([1; 16]), issued("canary-at-1"), Timestamp::from_secs(0));
             let clean = matches!(&sent, Sent::Issued(token) if !token.contains("canary-rt"));
-            match sort(Reply::Answered { status, body, retry_after }, &rules, &grant) {
-                Sorted::Success(_) => prop_assert!((200..300).contains(&status) && clean),
-                Sorted::Failure(failure) => {
+            match classify(Reply::Answered { status, body, retry_after }, &rules, &grant) {
+                Classified::Success(_) => prop_assert!((200..300).contains(&status) && clean),
+                Classified::Failure(failure) => {
                     prop_assert!(!((200..300).contains(&status) && clean), "{failure:?}");
                     prop_assert_ne!(failure.outcome, Outcome::Success);
                     let dead = matches!(&sent, Sent::Error(code) if code == "invalid_grant" || code == "refresh_token_reused");
@@ -278,7 +278,7 @@ mod tests {
         fn what_was_not_sent_is_never_anything_but_not_spent(codes in proptest::collection::vec(codes(), 0..4)) {
             let rules = Rules { dead_grant_codes: codes, ..Rules::default() };
             let grant = Grant::new(GrantId::from_bytes([1; 16]), issued("canary-at-1"), Timestamp::from_secs(0));
-            let Sorted::Failure(failure) = sort(Reply::NotSent("no route"), &rules, &grant) else {
+            let Classified::Failure(failure) = classify(Reply::NotSent("no route"), &rules, &grant) else {
                 panic!("a success");
             };
             prop_assert_eq!(failure.outcome, Outcome::NotSpent);

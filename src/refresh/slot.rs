@@ -24,13 +24,13 @@ use tokio::{
 use super::{
     RefreshError,
     condition::{self, EntityTag},
-    cooldown::Ended,
+    cooldown::OwnAttemptEnd,
 };
 use crate::{
     account::Account,
     clock::{Clock, Monotonic},
     grant::{Grant, SanitizedToken, Version},
-    store::{Marks, Presented},
+    store::{Presentation, RefreshState},
 };
 
 /// What may be known of an account outside the store.
@@ -41,17 +41,17 @@ pub struct Snapshot {
     /// Its entity tag.
     pub tag: EntityTag,
     /// The record's marks.
-    pub marks: Marks,
+    pub refresh_state: RefreshState,
     /// When the access token ends, if this process saw it issued. The wall clock may have been set since.
     pub(super) ends: Option<Monotonic>,
 }
 
 impl Snapshot {
-    pub(super) fn of(account: &Account, grant: &Grant, marks: Marks, expose: &[String]) -> Self {
+    pub(super) fn of(account: &Account, grant: &Grant, refresh_state: RefreshState, expose: &[String]) -> Self {
         Self {
             token: SanitizedToken::of(grant, expose),
             tag: condition::tag(account, grant.version),
-            marks,
+            refresh_state,
             ends: None,
         }
     }
@@ -70,12 +70,12 @@ impl Snapshot {
     }
 
     /// The same grant with other marks.
-    fn marked(&self, marks: Marks) -> Self {
-        Self { token: self.token.clone(), tag: self.tag.clone(), marks, ends: self.ends }
+    fn with_state(&self, refresh_state: RefreshState) -> Self {
+        Self { token: self.token.clone(), tag: self.tag.clone(), refresh_state, ends: self.ends }
     }
 }
 
-pub(super) type Landed = Result<Arc<Snapshot>, RefreshError>;
+pub(super) type FlightResult = Result<Arc<Snapshot>, RefreshError>;
 
 /// What a flight is waiting for, or what it ended with.
 #[derive(Debug)]
@@ -84,23 +84,23 @@ enum Progress {
     Store,
     /// The provider.
     Provider,
-    Landed(Landed),
+    Finished(FlightResult),
 }
 
 /// A flight, as its callers see it.
 #[derive(Debug)]
-pub(super) struct Handle {
+pub(super) struct FlightHandle {
     /// Some caller asked for a new token, not just for one that is good for a while.
     forced: AtomicBool,
     /// The provider was called.
-    called: AtomicBool,
+    provider_called: AtomicBool,
     progress: watch::Sender<Progress>,
 }
 
-impl Handle {
+impl FlightHandle {
     pub(super) fn new(forced: bool) -> Self {
-        let called = AtomicBool::new(false);
-        Self { forced: AtomicBool::new(forced), called, progress: watch::Sender::new(Progress::Store) }
+        let provider_called = AtomicBool::new(false);
+        Self { forced: AtomicBool::new(forced), provider_called, progress: watch::Sender::new(Progress::Store) }
     }
 
     pub(super) fn forced(&self) -> bool {
@@ -111,37 +111,37 @@ impl Handle {
         self.forced.fetch_or(forced, Ordering::Relaxed);
     }
 
-    pub(super) fn called(&self) -> bool {
-        self.called.load(Ordering::Relaxed)
+    pub(super) fn provider_called(&self) -> bool {
+        self.provider_called.load(Ordering::Relaxed)
     }
 
     /// The provider is being called.
-    pub(super) fn call(&self) {
-        self.called.store(true, Ordering::Relaxed);
+    pub(super) fn note_call(&self) {
+        self.provider_called.store(true, Ordering::Relaxed);
         self.progress.send_replace(Progress::Provider);
     }
 
     /// The provider has answered, and the store is asked.
-    pub(super) fn answered(&self) {
+    pub(super) fn note_answer(&self) {
         self.progress.send_replace(Progress::Store);
     }
 
-    pub(super) fn land(&self, landed: Landed) {
-        self.progress.send_replace(Progress::Landed(landed));
+    pub(super) fn finish(&self, result: FlightResult) {
+        self.progress.send_replace(Progress::Finished(result));
     }
 
-    /// Waits for the flight's end; as long as `patience` at a time for the store.
-    pub(super) async fn landed(&self, patience: Option<Duration>) -> Landed {
+    /// Waits for the flight's end; as long as `store_timeout` at a time for the store.
+    pub(super) async fn wait(&self, store_timeout: Option<Duration>) -> FlightResult {
         let mut progress = self.progress.subscribe();
         loop {
             let at_store = match &*progress.borrow_and_update() {
-                Progress::Landed(landed) => return landed.clone(),
+                Progress::Finished(result) => return result.clone(),
                 Progress::Store => true,
                 Progress::Provider => false,
             };
-            let changed = match patience.filter(|_| at_store) {
-                Some(patience) => {
-                    timeout(patience, progress.changed()).await.map_err(|_| RefreshError::StoreStalled)?
+            let changed = match store_timeout.filter(|_| at_store) {
+                Some(store_timeout) => {
+                    timeout(store_timeout, progress.changed()).await.map_err(|_| RefreshError::StoreStalled)?
                 }
                 None => progress.changed().await,
             };
@@ -156,7 +156,7 @@ pub(super) struct Slot {
     /// Held while a put or delete changes the grant and makes room for the next one's flights, and by a flight from
     /// reading the record to claiming it: so a flight either claims before a put, and presents nothing of the new grant,
     /// or finds that it is not the slot's any more. The store's lease is no help: it is this process's own in both.
-    pub(super) boarding: tokio::sync::Mutex<()>,
+    pub(super) grant_lock: tokio::sync::Mutex<()>,
     /// Rung at every change of what a reader would see.
     pub(super) changed: Notify,
 }
@@ -165,12 +165,12 @@ pub(super) struct Slot {
 pub(super) struct State {
     cached: Option<(u64, Arc<Snapshot>)>,
     writes: u64,
-    pub(super) flight: Option<Arc<Handle>>,
+    pub(super) flight: Option<Arc<FlightHandle>>,
     /// When this process's own last attempt ended.
-    pub(super) ended: Option<Ended>,
+    pub(super) ended: Option<OwnAttemptEnd>,
     /// A mark that the store may have taken although it said that it did not, and the mark before it: no presentation
     /// followed.
-    pub(super) unsent: Option<(Presented, Option<Presented>)>,
+    pub(super) unsent: Option<(Presentation, Option<Presentation>)>,
     /// What the store would hold if it had taken our last write.
     pub(super) unsaved: Option<Arc<Snapshot>>,
 }
@@ -181,23 +181,23 @@ impl Slot {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn flight(&self) -> Option<Arc<Handle>> {
+    pub(super) fn flight(&self) -> Option<Arc<FlightHandle>> {
         self.lock().flight.clone()
     }
 
     /// Whether callers still join the flight of `handle`.
-    pub(super) fn is_flown_by(&self, handle: &Arc<Handle>) -> bool {
-        self.lock().is_flown_by(handle)
+    pub(super) fn is_current_flight(&self, handle: &Arc<FlightHandle>) -> bool {
+        self.lock().is_current_flight(handle)
     }
 
     /// Where a read or write begins, to be handed to [`State::fill`], [`State::publish`] or [`State::replace`] after it.
     /// `epoch` is the store's before the beginning.
     pub(super) fn base(&self, epoch: u64) -> Base {
-        self.look(epoch).0
+        self.cached(epoch).0
     }
 
     /// What is known without asking the store, and the base for asking it.
-    pub(super) fn look(&self, epoch: u64) -> (Base, Option<Arc<Snapshot>>) {
+    pub(super) fn cached(&self, epoch: u64) -> (Base, Option<Arc<Snapshot>>) {
         let state = self.lock();
         (Base { writes: state.writes, epoch }, state.current(epoch).cloned())
     }
@@ -215,7 +215,7 @@ pub(super) struct Base {
 pub(super) struct Overtaken;
 
 impl State {
-    pub(super) fn is_flown_by(&self, handle: &Arc<Handle>) -> bool {
+    pub(super) fn is_current_flight(&self, handle: &Arc<FlightHandle>) -> bool {
         self.flight.as_ref().is_some_and(|current| Arc::ptr_eq(current, handle))
     }
 
@@ -232,9 +232,9 @@ impl State {
 
     /// A snapshot of the grant in this version, if its view was made before: to make one takes longer than to find the
     /// record.
-    pub(super) fn marked(&self, version: Version, marks: &Marks) -> Option<Arc<Snapshot>> {
+    pub(super) fn with_state(&self, version: Version, refresh_state: &RefreshState) -> Option<Arc<Snapshot>> {
         let (_, cached) = self.cached.as_ref().filter(|(_, cached)| cached.token.version == version)?;
-        Some(Arc::new(cached.marked(marks.clone())))
+        Some(Arc::new(cached.with_state(refresh_state.clone())))
     }
 
     /// Remembers what was read, and gives what a reader now sees: that, or what is kept for the store. An error when a
@@ -260,7 +260,7 @@ impl State {
     }
 
     /// Remembers a put or a delete, and lets go of all that the old grant left. Its flight goes on, but nobody joins it
-    /// any more, and its result will be dropped. The caller holds [`Slot::boarding`], so nothing of a newer grant is
+    /// any more, and its result will be dropped. The caller holds [`Slot::grant_lock`], so nothing of a newer grant is
     /// here yet.
     pub(super) fn replace(&mut self, base: Base, snapshot: Option<Arc<Snapshot>>) {
         self.unsaved = None;
@@ -271,7 +271,7 @@ impl State {
     }
 
     /// Another grant was stored in the same version: whoever reads next asks the store.
-    pub(super) fn reread(&mut self, base: Base) {
+    pub(super) fn invalidate(&mut self, base: Base) {
         self.written(base, None);
     }
 
@@ -283,14 +283,14 @@ impl State {
     }
 
     /// Remembers what the flight of `handle` could not write, unless a put or delete came in between.
-    pub(super) fn keep(&mut self, handle: &Arc<Handle>, snapshot: Arc<Snapshot>) {
-        if self.is_flown_by(handle) {
+    pub(super) fn keep_unsaved(&mut self, handle: &Arc<FlightHandle>, snapshot: Arc<Snapshot>) {
+        if self.is_current_flight(handle) {
             self.unsaved = Some(snapshot);
         }
     }
 
     /// Forgets what was kept, once the store has something else.
-    pub(super) fn let_go(&mut self, kept: &Arc<Snapshot>) {
+    pub(super) fn discard_unsaved(&mut self, kept: &Arc<Snapshot>) {
         self.unsaved.take_if(|unsaved| Arc::ptr_eq(unsaved, kept));
         self.cached = None;
     }
@@ -315,7 +315,7 @@ mod tests {
             extra: Extra::default(),
         };
         let grant = Grant::new(GrantId::from_bytes([id; 16]), issued, Timestamp::from_secs(0));
-        Arc::new(Snapshot::of(&"corp".parse().unwrap(), &grant, Marks::default(), &[]))
+        Arc::new(Snapshot::of(&"corp".parse().unwrap(), &grant, RefreshState::default(), &[]))
     }
 
     #[test]
@@ -338,16 +338,16 @@ mod tests {
 
     #[test]
     fn what_is_kept_for_a_new_grant_outlives_the_last_word_of_a_flight_of_the_old_one() {
-        let (mut state, new) = (State::default(), Arc::new(Handle::new(true)));
+        let (mut state, new) = (State::default(), Arc::new(FlightHandle::new(true)));
         let old_base = Base { writes: state.writes, epoch: 0 };
         state.replace(old_base, Some(snapshot(2)));
         state.flight = Some(Arc::clone(&new));
         state.publish(old_base, snapshot(1));
-        state.keep(&new, snapshot(2));
+        state.keep_unsaved(&new, snapshot(2));
         state.publish(old_base, snapshot(1));
         assert_eq!(state.current(0).unwrap().token.version, snapshot(2).token.version);
         state.replace(old_base, None);
-        state.keep(&new, snapshot(2));
+        state.keep_unsaved(&new, snapshot(2));
         assert!(state.last().is_none(), "a delete has detached the flight");
     }
 

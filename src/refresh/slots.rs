@@ -42,28 +42,28 @@ impl Inner {
     }
 
     /// What is known of the account, from memory or from the store.
-    pub(super) async fn look(
+    pub(super) async fn lookup(
         &self,
         account: &Account,
         staleness: Staleness,
     ) -> Result<(Arc<Slot>, Arc<Snapshot>), RefreshError> {
         // Made before its slot is held, and so dropped after that.
-        let mut leaving = Leaving { inner: self, account, slot: None };
+        let mut forget = ForgetOnDrop { inner: self, account, slot: None };
         let slot = self.slot(account);
-        leaving.slot = Some(Arc::clone(&slot));
-        let snapshot = self.look_into(account, &slot, staleness).await?;
-        leaving.slot = None;
+        forget.slot = Some(Arc::clone(&slot));
+        let snapshot = self.lookup_in(account, &slot, staleness).await?;
+        forget.slot = None;
         Ok((slot, snapshot))
     }
 
-    async fn look_into(
+    async fn lookup_in(
         &self,
         account: &Account,
         slot: &Slot,
         staleness: Staleness,
     ) -> Result<Arc<Snapshot>, RefreshError> {
         loop {
-            let (base, known) = slot.look(self.store.epoch());
+            let (base, known) = slot.cached(self.store.epoch());
             if let Some(snapshot) = known {
                 return Ok(snapshot);
             }
@@ -78,7 +78,7 @@ impl Inner {
                 Ok(Err(error)) => return last.ok_or(error.into()),
                 Err(_) => return last.ok_or(RefreshError::StoreStalled),
             };
-            let snapshot = record.map(|record| self.snapshot_in(slot, account, &record.grant, record.marks));
+            let snapshot = record.map(|record| self.snapshot_in(slot, account, &record.grant, record.refresh_state));
             if let Ok(seen) = slot.lock().fill(base, snapshot) {
                 return seen.ok_or(RefreshError::NotFound);
             }
@@ -99,13 +99,13 @@ fn remove_if_empty(slots: &mut HashMap<Account, Arc<Slot>>, account: &Account, s
 }
 
 /// Of a caller who has found nothing, or has gone away: whoever makes names up takes no memory with them.
-struct Leaving<'a> {
+struct ForgetOnDrop<'a> {
     inner: &'a Inner,
     account: &'a Account,
     slot: Option<Arc<Slot>>,
 }
 
-impl Drop for Leaving<'_> {
+impl Drop for ForgetOnDrop<'_> {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
             self.inner.forget_if_empty(self.account, slot);
@@ -122,8 +122,8 @@ mod tests {
         let account: Account = "corp".parse().unwrap();
         let mut slots = HashMap::new();
         let held = Arc::clone(slots.entry(account.clone()).or_insert_with(Arc::<Slot>::default));
-        let leaving = Arc::clone(&held);
-        remove_if_empty(&mut slots, &account, leaving);
+        let forget = Arc::clone(&held);
+        remove_if_empty(&mut slots, &account, forget);
         assert!(slots.contains_key(&account), "the next caller makes a second slot for this account");
         remove_if_empty(&mut slots, &account, held);
         assert!(slots.is_empty());

@@ -4,7 +4,7 @@ use super::{Inner, cooldown::cut_off, flight::given_up, slot::Snapshot};
 use crate::{
     account::Account,
     clock::Timestamp,
-    store::{Entry, Marks, Outcome, Record},
+    store::{Entry, Outcome, Record, RefreshState},
 };
 
 /// How an account stands.
@@ -50,8 +50,10 @@ impl Inner {
         });
         let snapshot = match (unsaved, entry.record, slot) {
             (Some(unsaved), ..) => unsaved,
-            (None, Ok(record), Some(slot)) => self.snapshot_in(&slot, &entry.account, &record.grant, record.marks),
-            (None, Ok(record), None) => self.snapshot(&entry.account, &record.grant, record.marks),
+            (None, Ok(record), Some(slot)) => {
+                self.snapshot_in(&slot, &entry.account, &record.grant, record.refresh_state)
+            }
+            (None, Ok(record), None) => self.snapshot(&entry.account, &record.grant, record.refresh_state),
             (None, Err(_), _) => {
                 return Status {
                     account: entry.account,
@@ -73,13 +75,14 @@ impl Inner {
             refreshable: token.refreshable,
             refreshed_at: (token.version.generation > 1).then_some(token.issued_at),
             // What is under way here is no error yet.
-            last_error: last_error(&snapshot.marks).filter(|_| !flying || cut_off(&snapshot.marks).is_none()),
+            last_error: last_error(&snapshot.refresh_state)
+                .filter(|_| !flying || cut_off(&snapshot.refresh_state).is_none()),
         }
     }
 
     /// Whether the grant is of use still.
-    pub(super) fn lives(&self, account: &Account, record: &Record) -> bool {
-        let snapshot = self.snapshot(account, &record.grant, record.marks.clone());
+    pub(super) fn is_usable(&self, account: &Account, record: &Record) -> bool {
+        let snapshot = self.snapshot(account, &record.grant, record.refresh_state.clone());
         match self.state(&snapshot) {
             AccountState::ReauthRequired => false,
             AccountState::Expired => snapshot.token.refreshable,
@@ -89,13 +92,13 @@ impl Inner {
 
     fn state(&self, snapshot: &Snapshot) -> AccountState {
         let token = &snapshot.token;
-        if snapshot.marks.latch.is_some() || given_up(&snapshot.marks, snapshot.expired(&*self.clock)) {
+        if snapshot.refresh_state.dead.is_some() || given_up(&snapshot.refresh_state, snapshot.expired(&*self.clock)) {
             AccountState::ReauthRequired
         } else if token.expires_at.is_none() {
             AccountState::Unknown
         } else if snapshot.expired(&*self.clock) {
             AccountState::Expired
-        } else if self.lasts(snapshot, None) {
+        } else if self.has_enough_validity(snapshot, None) {
             AccountState::Valid
         } else {
             AccountState::Expiring
@@ -104,12 +107,12 @@ impl Inner {
 }
 
 /// What the last attempt failed of: the provider's code, or a word of ours.
-pub(super) fn last_error(marks: &Marks) -> Option<String> {
-    if cut_off(marks).is_some() {
+pub(super) fn last_error(refresh_state: &RefreshState) -> Option<String> {
+    if cut_off(refresh_state).is_some() {
         return Some("interrupted".to_owned());
     }
-    let copied = marks.copied_at.map(|_| "store_copied".to_owned());
-    let Some(attempt) = &marks.attempt else { return copied };
+    let copied = refresh_state.copied_at.map(|_| "store_copied".to_owned());
+    let Some(attempt) = &refresh_state.attempt else { return copied };
     let word = match attempt.outcome {
         Outcome::Success => return copied,
         Outcome::Final => "grant_dead",
@@ -124,14 +127,15 @@ pub(super) fn last_error(marks: &Marks) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Attempt, Presented};
+    use crate::store::{Attempt, Presentation};
 
     #[test]
     fn a_presentation_without_an_end_is_told_from_one_whose_answer_was_lost() {
         let at = Timestamp::from_secs;
-        let mark = |seconds| Some(Presented { at: at(seconds), count: 1 });
-        let attempt = |outcome| Some(Attempt { ended_at: at(10), outcome, code: None, streak: 1, not_before: at(10) });
-        let word = |presented, attempt| last_error(&Marks { presented, attempt, latch: None, copied_at: None });
+        let mark = |seconds| Some(Presentation { at: at(seconds), count: 1 });
+        let attempt =
+            |outcome| Some(Attempt { ended_at: at(10), outcome, code: None, consecutive: 1, not_before: at(10) });
+        let word = |presented, attempt| last_error(&RefreshState { presented, attempt, dead: None, copied_at: None });
         assert_eq!(word(None, None), None);
         assert_eq!(word(mark(1), None).as_deref(), Some("interrupted"));
         assert_eq!(word(mark(20), attempt(Outcome::Success)).as_deref(), Some("interrupted"));

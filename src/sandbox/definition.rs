@@ -32,7 +32,7 @@ pub(super) struct Definition {
 /// The form in the store. A member that is not known may be a restriction: what has one is not read.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Kept {
+struct StoredSandbox {
     root: PathBuf,
     /// Of one that an earlier version made: the whole id, in the root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -51,7 +51,7 @@ impl Definition {
     /// `None` when it cannot be written down: the root is not UTF-8.
     pub(super) fn content(&self) -> Option<Content> {
         let texts = |list: &[_]| list.iter().map(ToString::to_string).collect();
-        let kept = Kept {
+        let stored = StoredSandbox {
             root: self.root.clone(),
             directory: Some(self.directory.clone()),
             allow: texts(&self.allowed.allow),
@@ -62,32 +62,32 @@ impl Definition {
             expires_at: self.expires_at,
             process: self.process,
         };
-        serde_json::to_vec(&kept).ok().map(Content::new)
+        serde_json::to_vec(&stored).ok().map(Content::new)
     }
 
     /// `None` when it is not understood in full.
     #[expect(clippy::disallowed_methods, reason = "reads a definition, which holds no secret but a hash")]
     pub(super) fn read(name: &ItemName, content: &Content) -> Option<Self> {
-        let kept: Kept = serde_json::from_slice(content.expose_secret()).ok()?;
+        let stored: StoredSandbox = serde_json::from_slice(content.expose_secret()).ok()?;
         let hash = |text: String| <[u8; _]>::try_from(URL_SAFE_NO_PAD.decode(text).ok()?).ok();
-        let capability = match kept.capability {
+        let capability = match stored.capability {
             Some(text) => Some(CapabilityHash::from_bytes(hash(text)?)),
             None => None,
         };
         let id: SandboxId = name.as_str().parse().ok()?;
         Some(Self {
             id,
-            directory: kept.directory.unwrap_or_else(|| kept.root.join(id.to_string())),
-            root: kept.root,
+            directory: stored.directory.unwrap_or_else(|| stored.root.join(id.to_string())),
+            root: stored.root,
             allowed: Allowed {
-                allow: kept.allow.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?,
-                operations: kept.operations.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?,
-                keys: kept.keys,
+                allow: stored.allow.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?,
+                operations: stored.operations.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?,
+                keys: stored.keys,
             },
             capability,
-            lifetime: Duration::from_millis(kept.lifetime),
-            expires_at: kept.expires_at,
-            process: kept.process,
+            lifetime: Duration::from_millis(stored.lifetime),
+            expires_at: stored.expires_at,
+            process: stored.process,
         })
     }
 

@@ -23,26 +23,26 @@ pub(super) struct Process {
 
 /// An eye on one process, whoever gets its number after it.
 #[derive(Debug)]
-pub(super) struct Watch(OwnedFd);
+pub(super) struct ProcessWatch(OwnedFd);
 
 impl Process {
     /// The process of that number, which must be running.
-    pub(super) fn running(id: i32) -> io::Result<(Self, Watch)> {
+    pub(super) fn running(id: i32) -> io::Result<(Self, ProcessWatch)> {
         // A number below zero would be a panic, and is nobody's.
         let pid = Pid::from_raw(id.max(0)).ok_or(io::ErrorKind::NotFound)?;
-        let watch = Watch(pidfd_open(pid, PidfdFlags::empty())?);
+        let watch = ProcessWatch(pidfd_open(pid, PidfdFlags::empty())?);
         // Should it end now, and its number go to another one, the watch tells of the end all the same.
         Ok((Self { id, started: started(id)? }, watch))
     }
 
     /// Watches it again; an error when it is not there any more.
-    pub(super) fn watch(self) -> io::Result<Watch> {
+    pub(super) fn watch(self) -> io::Result<ProcessWatch> {
         let (found, watch) = Self::running(self.id)?;
         if found == self { Ok(watch) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 }
 
-impl Watch {
+impl ProcessWatch {
     /// Whether it has ended.
     pub(super) fn has_ended(&self) -> bool {
         let mut end = [PollFd::new(&self.0, PollFlags::IN)];

@@ -36,18 +36,18 @@ mod consent;
 use consent::{Consents, Verdict};
 
 /// How long an access token lives: long enough to play with, short enough to see it expire.
-const LIFETIME: Duration = Duration::from_mins(10);
+const ACCESS_TOKEN_LIFETIME: Duration = Duration::from_mins(10);
 
 /// The state of one refresh token.
 #[derive(Debug, Clone, Copy)]
-struct Known {
+struct IssuedRefreshToken {
     family: u64,
     spent: bool,
 }
 
 #[derive(Debug, Default)]
 struct Families {
-    tokens: HashMap<String, Known>,
+    tokens: HashMap<String, IssuedRefreshToken>,
     next: u64,
 }
 
@@ -56,21 +56,21 @@ impl Families {
     fn begin(&mut self) -> String {
         self.next += 1;
         let token = random("dev-rt");
-        self.tokens.insert(token.clone(), Known { family: self.next, spent: false });
+        self.tokens.insert(token.clone(), IssuedRefreshToken { family: self.next, spent: false });
         token
     }
 
     /// Spends the token, for its successor.
     fn rotate(&mut self, presented: &str) -> Option<String> {
-        let known = self.tokens.get_mut(presented)?;
-        let Known { family, spent } = *known;
+        let issued = self.tokens.get_mut(presented)?;
+        let IssuedRefreshToken { family, spent } = *issued;
         if spent {
             self.end(family);
             return None;
         }
-        known.spent = true;
+        issued.spent = true;
         let successor = random("dev-rt");
-        self.tokens.insert(successor.clone(), Known { family, spent: false });
+        self.tokens.insert(successor.clone(), IssuedRefreshToken { family, spent: false });
         Some(successor)
     }
 
@@ -81,13 +81,13 @@ impl Families {
 
 /// What the server knows.
 #[derive(Debug)]
-struct Memory {
+struct IssuerState {
     address: SocketAddr,
     families: Mutex<Families>,
     consents: Mutex<Consents>,
 }
 
-impl Memory {
+impl IssuerState {
     fn families(&self) -> MutexGuard<'_, Families> {
         self.families.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -101,7 +101,7 @@ impl Memory {
 #[derive(Debug)]
 pub struct Issuer {
     listener: TcpListener,
-    memory: Arc<Memory>,
+    state: Arc<IssuerState>,
 }
 
 impl Issuer {
@@ -109,22 +109,22 @@ impl Issuer {
     pub async fn bind() -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let (address, families, consents) = (listener.local_addr()?, Mutex::default(), Mutex::default());
-        Ok(Self { listener, memory: Arc::new(Memory { address, families, consents }) })
+        Ok(Self { listener, state: Arc::new(IssuerState { address, families, consents }) })
     }
 
     /// The address of one of its endpoints: `token`, `authorize`, `device_authorization` or `revoke`.
     #[must_use]
     pub fn endpoint(&self, name: &str) -> String {
-        format!("http://{}/{name}", self.memory.address)
+        format!("http://{}/{name}", self.state.address)
     }
 
     /// Tokens of a new login, as a person would get them. `known` is false for a grant that the server has forgotten.
     pub fn login(&self, known: bool) -> Result<Issued, SecretError> {
-        let refresh_token = if known { self.memory.families().begin() } else { random("dev-rt") };
+        let refresh_token = if known { self.state.families().begin() } else { random("dev-rt") };
         Ok(Issued {
             access_token: AccessToken::new(random("dev-at"))?,
             token_type: Some("Bearer".to_owned()),
-            lifetime: Lifetime::In(LIFETIME),
+            lifetime: Lifetime::In(ACCESS_TOKEN_LIFETIME),
             scope: Some("dev".to_owned()),
             refresh_token: Some(RefreshToken::new(refresh_token)?),
             extra: Extra::default(),
@@ -139,7 +139,7 @@ impl Issuer {
             .route("/authorize", get(consent::authorize).post(consent::decide))
             .route("/device_authorization", post(consent::device_authorization))
             .route("/device", get(consent::device).post(consent::decide_device))
-            .with_state(Arc::clone(&self.memory));
+            .with_state(Arc::clone(&self.state));
         let service = TowerToHyperService::new(router);
         let connections = TaskTracker::new();
         loop {
@@ -164,36 +164,34 @@ fn members(text: &str) -> HashMap<String, String> {
 }
 
 /// RFC 6749 sections 4.1.3 and 6, and RFC 8628 section 3.4, for a public client.
-async fn token(State(memory): State<Arc<Memory>>, body: String) -> Response {
+async fn token(State(state): State<Arc<IssuerState>>, body: String) -> Response {
     let members = members(&body);
     let given = |name: &str| members.get(name).map_or("", String::as_str);
     let verdict = match given("grant_type") {
         REFRESH => {
-            return match memory.families().rotate(given(REFRESH)) {
+            return match state.families().rotate(given(REFRESH)) {
                 Some(successor) => tokens(&successor),
                 None => refused("invalid_grant"),
             };
         }
-        "authorization_code" => {
-            memory.consents().exchange(given("code"), given("redirect_uri"), given("code_verifier"))
-        }
-        "urn:ietf:params:oauth:grant-type:device_code" => memory.consents().ask(given("device_code")),
+        "authorization_code" => state.consents().exchange(given("code"), given("redirect_uri"), given("code_verifier")),
+        "urn:ietf:params:oauth:grant-type:device_code" => state.consents().ask(given("device_code")),
         _ => return refused("unsupported_grant_type"),
     };
     match verdict {
-        Verdict::Agreed => tokens(&memory.families().begin()),
+        Verdict::Agreed => tokens(&state.families().begin()),
         Verdict::Pending => refused("authorization_pending"),
         Verdict::Refused => refused("access_denied"),
         Verdict::Unknown => refused("invalid_grant"),
     }
 }
 
-/// RFC 7009: a token that is not known is none already.
-async fn revoke(State(memory): State<Arc<Memory>>, body: String) -> StatusCode {
-    let mut families = memory.families();
+/// RFC 7009: an unknown token counts as revoked.
+async fn revoke(State(state): State<Arc<IssuerState>>, body: String) -> StatusCode {
+    let mut families = state.families();
     let token = members(&body).remove("token").unwrap_or_default();
-    if let Some(known) = families.tokens.get(&token).copied() {
-        families.end(known.family);
+    if let Some(issued) = families.tokens.get(&token).copied() {
+        families.end(issued.family);
     }
     StatusCode::OK
 }
@@ -202,7 +200,7 @@ fn tokens(refresh_token: &str) -> Response {
     let answer = json!({
         "access_token": random("dev-at"),
         "token_type": "Bearer",
-        "expires_in": LIFETIME.as_secs(),
+        "expires_in": ACCESS_TOKEN_LIFETIME.as_secs(),
         REFRESH: refresh_token,
         "scope": "dev",
     });

@@ -1,4 +1,4 @@
-//! The listening sockets: whom they serve, and how they go. How they come to be is `listener/place.rs`.
+//! The listening sockets: whom they serve, and how they go. How they come to be is `listener/bind.rs`.
 //!
 //! Invariants:
 //! 1. On the way out, only the socket that this listener made is removed, without waiting for anybody.
@@ -26,40 +26,40 @@ use tower::Service as _;
 
 use super::{
     Api,
-    connection::{Connection, Errand},
+    connection::{Connection, RequestContext},
+    connection_limiter::{ConnectionLimiter, ConnectionPermit, TrackedBody},
     hang_up::Line,
     head_timer::HeadTimer,
     peer::{Peer, Peers},
-    seats::{Held, Seat, Seats},
     stall::Stalling,
     unread::watched,
 };
 use crate::{
     audit::{Audit, Event, Origin, Subject, words},
-    limits::{RateLimiter, SocketLimits, Spending},
+    limits::{RateLimiter, RefreshQuota, SocketLimits},
     problem_code::ProblemCode,
 };
 
-mod place;
+mod bind;
 
-pub use place::{BindError, BindLock, Occupant, SANDBOXES};
+pub use bind::{BindError, BindLock, SANDBOXES_DIRECTORY, SocketState};
 
 /// How long a connection may stay silent, before its first request and between two.
-const IDLE: Duration = Duration::from_mins(1);
+const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The longest head of a request, and so the most that a peer can make the daemon hold for a connection but for a body.
 /// Other servers allow 8 to 16 KiB.
-const LONGEST_HEAD: usize = 16 * 1024;
+const MAX_HEAD_BYTES: usize = 16 * 1024;
 
 /// How long a peer may leave answers unread once they fill the socket's buffer.
-const UNREAD: Duration = Duration::from_secs(30);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The pause after an error that waiting may cure, such as too many open files.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// How a socket serves.
 #[derive(Debug, Clone)]
-pub struct Terms {
+pub struct ServeOptions {
     /// How much its peers may ask for.
     pub limits: SocketLimits,
     /// Its part of the open files.
@@ -70,11 +70,11 @@ pub struct Terms {
 
 /// How a listener is told to end.
 #[derive(Debug, Clone, Default)]
-pub struct Ending {
+pub struct Shutdown {
     /// It accepts nobody any more, and the requests under way are finished.
-    pub orderly: CancellationToken,
+    pub graceful: CancellationToken,
     /// Every connection is cut where it is.
-    pub at_once: CancellationToken,
+    pub immediate: CancellationToken,
 }
 
 /// A bound socket.
@@ -90,13 +90,13 @@ pub struct Listener {
 impl Listener {
     /// Binds `path` for `peers`. `name` is the socket's name in logs.
     pub fn bind(name: &str, path: &Path, peers: Peers) -> Result<Self, BindError> {
-        let (accepting, identity) = place::bind(path, &peers)?;
+        let (accepting, identity) = bind::bind(path, &peers)?;
         Ok(Self { accepting, path: path.to_owned(), identity, name: name.to_owned(), peers })
     }
 
     /// Whether [`Listener::bind`] would be refused, or whom it would find. Changes nothing.
-    pub fn look(path: &Path, peers: &Peers) -> Result<Occupant, BindError> {
-        place::look(path, peers)
+    pub fn inspect(path: &Path, peers: &Peers) -> Result<SocketState, BindError> {
+        bind::inspect(path, peers)
     }
 
     /// Its name in the configuration.
@@ -112,48 +112,48 @@ impl Listener {
     }
 
     /// Serves until it is to end. No connection is left when it returns.
-    pub async fn serve(&self, api: Api, terms: Terms, ending: &Ending) {
+    pub async fn serve(&self, api: Api, options: ServeOptions, shutdown: &Shutdown) {
         let mut builder = http1::Builder::new();
-        builder.header_read_timeout(IDLE).max_buf_size(LONGEST_HEAD).half_close(true);
+        builder.header_read_timeout(IDLE_TIMEOUT).max_buf_size(MAX_HEAD_BYTES).half_close(true);
         // Head and body leave as one piece: they are small, and a copy costs less than a list of pieces.
         builder.writev(false);
         let mut connections = JoinSet::new();
         let graceful = GracefulShutdown::new();
-        let seats = self.seats(&terms);
-        let rates = terms.limits.rate.map(RateLimiter::new);
-        let spending = terms.limits.forced_refreshes.map(|rate| Arc::new(Spending::new(rate)));
+        let limiter = self.connection_limiter(&options);
+        let rates = options.limits.rate.map(RateLimiter::new);
+        let quota = options.limits.forced_refreshes.map(|rate| Arc::new(RefreshQuota::new(rate)));
         // It goes on where it was when a connection ends meanwhile.
-        let mut accepting = pin!(self.accept(&seats, &terms.audit));
+        let mut accepting = pin!(self.accept(&limiter, &options.audit));
         loop {
             let accepted = tokio::select! {
-                () = ending.orderly.cancelled() => break,
-                () = ending.at_once.cancelled() => break,
+                () = shutdown.graceful.cancelled() => break,
+                () = shutdown.immediate.cancelled() => break,
                 Some(_) = connections.join_next() => continue,
                 accepted = &mut accepting => accepted,
             };
-            accepting.set(self.accept(&seats, &terms.audit));
-            let (stream, peer, seat) = match accepted {
+            accepting.set(self.accept(&limiter, &options.audit));
+            let (stream, peer, permit) = match accepted {
                 Ok(Some(accepted)) => accepted,
                 Ok(None) => continue,
                 Err(error) => {
                     tracing::warn!(socket = self.name, %error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                     continue;
                 }
             };
-            let origin = terms.audit.is_on().then(|| Origin::of_peer(&self.name, peer.uid, peer.pid));
+            let origin = options.audit.is_on().then(|| Origin::of_peer(&self.name, peer.uid, peer.pid));
             let connection =
-                Connection::new(peer, origin, rates.as_ref().map(|rates| rates.of(peer.uid)), spending.clone());
-            let (api, usher, line) = (api.clone(), seat.usher(), Line::new(stream));
+                Connection::new(peer, origin, rates.as_ref().map(|rates| rates.of(peer.uid)), quota.clone());
+            let (api, tracker, line) = (api.clone(), permit.request_tracker(), Line::new(stream));
             let watched_line = line.clone();
             let known = service_fn(move |request: Request<Incoming>| {
                 let (mut request, fate) = watched(request);
-                request.extensions_mut().insert(Errand::on(Arc::clone(&connection)));
+                request.extensions_mut().insert(RequestContext::for_connection(Arc::clone(&connection)));
                 let waiting = request.headers().contains_key("prefer").then(|| watched_line.clone());
-                let (busy, answer) = (usher.begin(), api.clone().0.call(request));
+                let (active, answer) = (tracker.begin_request(), api.clone().0.call(request));
                 async move {
                     // Idle for longest, it has just made room for another: nothing is done.
-                    let busy = busy.ok_or(io::ErrorKind::ConnectionAborted)?;
+                    let active = active.ok_or(io::ErrorKind::ConnectionAborted)?;
                     let Ok(answer) = match waiting {
                         None => answer.await,
                         Some(line) => tokio::select! {
@@ -162,10 +162,10 @@ impl Listener {
                             () = line.hung_up() => return Err(io::ErrorKind::ConnectionAborted.into()),
                         },
                     };
-                    Ok::<_, io::Error>(fate.told(answer).map(|body| Held::new(body, busy)))
+                    Ok::<_, io::Error>(fate.told(answer).map(|body| TrackedBody::new(body, active)))
                 }
             });
-            let stream = TokioIo::new(Stalling::new(line, UNREAD));
+            let stream = TokioIo::new(Stalling::new(line, WRITE_TIMEOUT));
             let connection = builder.clone().timer(HeadTimer::default()).serve_connection(stream, known);
             let connection = graceful.watch(connection);
             connections.spawn(async move {
@@ -175,9 +175,9 @@ impl Listener {
                             tracing::debug!(%error, "a connection broke");
                         }
                     }
-                    () = seat.evicted() => tracing::debug!("an idle connection makes room"),
+                    () = permit.evicted() => tracing::debug!("an idle connection makes room"),
                 }
-                drop(seat);
+                drop(permit);
             });
             // It has usually asked already: to be answered, it need not wait for all the others to be accepted.
             tokio::task::yield_now().await;
@@ -186,18 +186,22 @@ impl Listener {
             graceful.shutdown().await;
             while connections.join_next().await.is_some() {}
         };
-        ending.at_once.run_until_cancelled(finished).await;
+        shutdown.immediate.run_until_cancelled(finished).await;
         connections.shutdown().await;
     }
 
-    fn seats(&self, terms: &Terms) -> Arc<Seats> {
-        let most = terms.limits.connections.unwrap_or(usize::MAX).min(terms.share);
+    fn connection_limiter(&self, options: &ServeOptions) -> Arc<ConnectionLimiter> {
+        let most = options.limits.connections.unwrap_or(usize::MAX).min(options.share);
         let half = if self.peers.are_several() { most.div_ceil(2) } else { most };
-        Seats::new(most, terms.limits.connections_per_user.unwrap_or(half).min(most))
+        ConnectionLimiter::new(most, options.limits.connections_per_user.unwrap_or(half).min(most))
     }
 
     /// The next connection; `None` for one that was turned away.
-    async fn accept(&self, seats: &Arc<Seats>, audit: &Audit) -> io::Result<Option<(UnixStream, Peer, Seat)>> {
+    async fn accept(
+        &self,
+        limiter: &Arc<ConnectionLimiter>,
+        audit: &Audit,
+    ) -> io::Result<Option<(UnixStream, Peer, ConnectionPermit)>> {
         let (stream, _) = self.accepting.accept().await?;
         let peer = match self.peers.admitted(&stream, &self.name) {
             Ok(peer) => peer,
@@ -206,12 +210,12 @@ impl Listener {
                 return Ok(None);
             }
         };
-        let seat = seats.take(peer.uid).await;
-        if seat.is_none() {
+        let permit = limiter.acquire(peer.uid).await;
+        if permit.is_none() {
             tracing::debug!(socket = self.name, uid = peer.uid, "closed a connection of a user who has his share");
             self.turned_away(Some(peer), ProblemCode::RateLimited, audit, Origin::of_peer);
         }
-        Ok(seat.map(|seat| (stream, peer, seat)))
+        Ok(permit.map(|permit| (stream, peer, permit)))
     }
 
     fn turned_away(
@@ -261,7 +265,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{clock::SystemClock, server::Gate};
+    use crate::{clock::SystemClock, server::AdmissionLayer};
 
     fn mode(path: &Path) -> u32 {
         fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777
@@ -304,22 +308,22 @@ mod tests {
     #[tokio::test]
     async fn a_look_finds_what_binding_would_and_changes_nothing() {
         let home = tempfile::tempdir().unwrap();
-        let look = |path: &Path| Listener::look(path, &Peers::own());
+        let inspect = |path: &Path| Listener::inspect(path, &Peers::own());
         let path = home.path().join("run/credproxy.sock");
-        assert_eq!(look(&path).unwrap(), Occupant::Nobody);
+        assert_eq!(inspect(&path).unwrap(), SocketState::Absent);
         assert!(!path.parent().unwrap().exists());
         let listener = bind(&path).unwrap();
-        assert_eq!(look(&path).unwrap(), Occupant::Living);
+        assert_eq!(inspect(&path).unwrap(), SocketState::Live);
         drop(listener);
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        assert_eq!(look(&path).unwrap(), Occupant::Dead);
+        assert_eq!(inspect(&path).unwrap(), SocketState::Stale);
         fs::remove_file(&path).unwrap();
         drop(File::create(&path).unwrap());
-        assert!(matches!(look(&path), Err(BindError::NotASocket(_))));
+        assert!(matches!(inspect(&path), Err(BindError::NotASocket(_))));
         fs::set_permissions(path.parent().unwrap(), Permissions::from_mode(0o777)).unwrap();
-        assert!(matches!(look(&path), Err(BindError::Directory { .. })));
+        assert!(matches!(inspect(&path), Err(BindError::Directory { .. })));
         assert_eq!(mode(path.parent().unwrap()), 0o777);
-        assert!(matches!(look(&home.path().join("x".repeat(110))), Err(BindError::TooLong { .. })));
+        assert!(matches!(inspect(&home.path().join("x".repeat(110))), Err(BindError::TooLong { .. })));
     }
 
     #[tokio::test]
@@ -361,7 +365,7 @@ mod tests {
         let ours = home.path().join("ours");
         fs::create_dir(&ours).unwrap();
         fs::set_permissions(&ours, Permissions::from_mode(0o755)).unwrap();
-        fs::create_dir(ours.join(SANDBOXES)).unwrap();
+        fs::create_dir(ours.join(SANDBOXES_DIRECTORY)).unwrap();
         assert!(bind(&ours.join("s")).is_ok());
         assert_eq!(mode(&ours), 0o700);
     }
@@ -377,15 +381,15 @@ mod tests {
             handler.add_permits(1);
             std::future::pending::<()>()
         };
-        let ending = Ending::default();
-        let gate = Gate::new(Arc::new(SystemClock::new()), Audit::default(), "");
-        let terms = Terms { limits: SocketLimits::HOST, share: 10, audit: Audit::default() };
-        let serving = listener.serve(Api::behind(&gate, axum::Router::new().fallback(never)), terms, &ending);
+        let shutdown = Shutdown::default();
+        let admission = AdmissionLayer::new(Arc::new(SystemClock::new()), Audit::default(), "");
+        let options = ServeOptions { limits: SocketLimits::HOST, share: 10, audit: Audit::default() };
+        let serving = listener.serve(Api::behind(&admission, axum::Router::new().fallback(never)), options, &shutdown);
         let calling = async {
             let mut stream = UnixStream::connect(&path).await.unwrap();
             stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
             reached.acquire().await.unwrap().forget();
-            ending.at_once.cancel();
+            shutdown.immediate.cancel();
             stream.read_to_end(&mut Vec::new()).await.unwrap()
         };
         assert_eq!(tokio::join!(serving, calling), ((), 0));

@@ -122,17 +122,17 @@ impl Problem {
             RefreshError::NotRefreshable => problem(ProblemCode::RefreshNotAvailable),
             RefreshError::NotConfigured => problem(ProblemCode::ProviderNotConfigured),
             RefreshError::PreconditionFailed => problem(ProblemCode::PreconditionFailed),
-            RefreshError::GrantConflict(_) | RefreshError::NameTaken(_) | RefreshError::Living => {
+            RefreshError::GrantConflict(_) | RefreshError::NameTaken(_) | RefreshError::StillUsable => {
                 problem(ProblemCode::GrantConflict)
             }
             RefreshError::Reauth { .. } => {
                 let challenge = format!("Credproxy realm=\"{account}\", error=\"reauth_required\"");
                 Self { challenge: HeaderValue::try_from(challenge).ok(), ..problem(ProblemCode::ReauthRequired) }
             }
-            RefreshError::RateLimited { wait, .. } | RefreshError::Spent { wait } => {
+            RefreshError::RateLimited { wait, .. } | RefreshError::QuotaExceeded { wait } => {
                 problem(ProblemCode::RateLimited).retry_after(*wait)
             }
-            RefreshError::Crowded => problem(ProblemCode::RateLimited).soon(),
+            RefreshError::ProviderBusy => problem(ProblemCode::RateLimited).soon(),
             RefreshError::Failed { failure, wait } => {
                 let detail = match &failure.code {
                     Some(code) => format!("{} ({code})", failure.reason),
@@ -169,7 +169,7 @@ impl Problem {
             LoginError::Expired => problem(ProblemCode::SessionExpired),
             LoginError::AlreadyUsed => problem(ProblemCode::SessionAlreadyUsed),
             LoginError::Exchange { .. } => problem(ProblemCode::ExchangeFailed),
-            LoginError::GrantConflict(_) | LoginError::Store(RefreshError::Living) => {
+            LoginError::GrantConflict(_) | LoginError::Store(RefreshError::StillUsable) => {
                 problem(ProblemCode::GrantConflict)
             }
             LoginError::Store(error) => {

@@ -17,7 +17,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 
-use super::{AppState, connection::Errand, peer::Peer, problem::Problem};
+use super::{AppState, connection::RequestContext, peer::Peer, problem::Problem};
 use crate::{
     account::{Account, AccountRef, KeyName},
     audit::Kind,
@@ -86,16 +86,16 @@ impl<'a> Target<'a> {
     }
 
     /// The account that the path's provider and the query's `bucket` make, by their names: what the request is about.
-    pub(super) fn named(&self, errand: &Errand) -> Result<AccountRef<'_>, Problem> {
+    pub(super) fn named(&self, context: &RequestContext) -> Result<AccountRef<'_>, Problem> {
         let named = AccountRef::new(&self.provider, self.query.get("bucket"));
         let named = named.map_err(|(which, error)| Problem::invalid(format!("{which}: {error}")))?;
-        errand.about(named);
+        context.set_account(named);
         Ok(named)
     }
 
     /// The same with names of its own.
-    pub(super) fn account(&self, errand: &Errand) -> Result<Account, Problem> {
-        self.named(errand).map(Account::from)
+    pub(super) fn account(&self, context: &RequestContext) -> Result<Account, Problem> {
+        self.named(context).map(Account::from)
     }
 }
 
@@ -111,8 +111,8 @@ impl<S: Send + Sync> FromRequestParts<S> for KeySegment {
             .await
             .map_err(|_| Problem::invalid("the name in the path is not UTF-8 text"))?;
         let name: KeyName = text.parse().map_err(|error| Problem::invalid(format!("name: {error}")))?;
-        let Ok(errand) = Errand::from_request_parts(parts, state).await;
-        errand.about_named(Kind::Key, name.as_str());
+        let Ok(context) = RequestContext::from_request_parts(parts, state).await;
+        context.set_subject(Kind::Key, name.as_str());
         Ok(Self(name))
     }
 }
@@ -122,18 +122,18 @@ impl<S: Send + Sync> FromRequestParts<S> for KeySegment {
 pub(super) struct Caller {
     pub(super) owner: Owner,
     pub(super) policy: Arc<Policy>,
-    pub(super) errand: Errand,
+    pub(super) context: RequestContext,
 }
 
 impl FromRequestParts<AppState> for Caller {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
-        let (errand, peer) =
-            (Errand::from_request_parts(parts, state).await?, Peer::from_request_parts(parts, state).await?);
+        let (context, peer) =
+            (RequestContext::from_request_parts(parts, state).await?, Peer::from_request_parts(parts, state).await?);
         let (socket, role) = (Arc::clone(&state.0.socket), state.0.policy.role());
         let owner = Owner { socket, role, uid: peer.uid };
-        Ok(Self { owner, policy: Arc::clone(&state.0.policy), errand })
+        Ok(Self { owner, policy: Arc::clone(&state.0.policy), context })
     }
 }
 
@@ -149,8 +149,8 @@ impl<S: Send + Sync> FromRequestParts<S> for LoginSegment {
         let unknown = || Problem::login(None, &LoginError::NotFound);
         let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| unknown())?;
         let id: LoginId = text.parse().map_err(|_| unknown())?;
-        let Ok(errand) = Errand::from_request_parts(parts, state).await;
-        errand.about_named(Kind::Login, &id.to_string());
+        let Ok(context) = RequestContext::from_request_parts(parts, state).await;
+        context.set_subject(Kind::Login, &id.to_string());
         Ok(Self(id))
     }
 }
@@ -167,8 +167,8 @@ impl<S: Send + Sync> FromRequestParts<S> for SandboxSegment {
         let unknown = || Problem::sandbox(&SandboxError::NotFound);
         let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| unknown())?;
         let id: SandboxId = text.parse().map_err(|_| unknown())?;
-        let Ok(errand) = Errand::from_request_parts(parts, state).await;
-        errand.about_named(Kind::Sandbox, &id.to_string());
+        let Ok(context) = RequestContext::from_request_parts(parts, state).await;
+        context.set_subject(Kind::Sandbox, &id.to_string());
         Ok(Self(id))
     }
 }
@@ -339,7 +339,7 @@ mod tests {
         let uri = |text: &str| text.parse::<Uri>().unwrap();
         let known = ["bucket", "min_validity"];
         let account = |text: &str| {
-            Target::parse(&uri(text), &known).unwrap().account(&Errand::default()).map(|it| it.to_string())
+            Target::parse(&uri(text), &known).unwrap().account(&RequestContext::default()).map(|it| it.to_string())
         };
         assert_eq!(account("/v1/tokens/corp?bucket=a%2Bb").unwrap(), "corp/a+b");
         assert_eq!(account("/v1/tokens/corp?bucket=a+b").unwrap(), "corp/a+b");
@@ -440,7 +440,7 @@ mod tests {
             prop_assert_eq!(parsed.is_ok(), strict, "{}", query);
             if let Ok(parsed) = parsed {
                 let given = pairs.iter().find(|(name, _)| name == "bucket").map(|(_, value)| value);
-                match parsed.account(&Errand::default()) {
+                match parsed.account(&RequestContext::default()) {
                     // What wrote the query wrote a space as a plus sign.
                     Ok(account) => prop_assert_eq!(
                         account.bucket.as_str(), given.map_or("default".to_owned(), |given| given.replace(' ', "+")),
@@ -455,7 +455,7 @@ mod tests {
         #[test]
         fn no_raw_query_panics_or_is_repeated(query in "[!-~]{0,40}|(bucket|canary)?[=&%+a-f0-9]{0,20}canary") {
             let Ok(uri) = format!("/v1/tokens/corp?{query}").parse::<Uri>() else { return Ok(()) };
-            match Target::parse(&uri, &["bucket"]).and_then(|target| target.account(&Errand::default())) {
+            match Target::parse(&uri, &["bucket"]).and_then(|target| target.account(&RequestContext::default())) {
                 Ok(account) => prop_assert!(account.provider.as_str() == "corp"),
                 Err(problem) => {
                     let shown = format!("{problem:?}");

@@ -136,7 +136,7 @@ fn same(left: &StoreKey, right: &StoreKey) -> bool {
 const VANISHED: &str = "the key vanished as soon as it was made; look for what removes it";
 
 fn read(path: &Path) -> Result<Option<StoreKey>, StoreError> {
-    let file = match OpenOptions::new().read(true).custom_flags(private::wary()).open(path) {
+    let file = match OpenOptions::new().read(true).custom_flags(private::no_follow_flags()).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         // The error of a link that is not followed differs from system to system; the file tells what it is.

@@ -1,11 +1,11 @@
 //! Records and items in the memory of this process: for tests, and for `serve --dev`.
 //!
-//! Owns: [`Memory`].
+//! Owns: [`MemoryStore`].
 //!
 //! Invariants:
 //! 1. What is kept is sealed, with a key that nothing else knows: tests meet the same format as on disk, and a dump of
 //!    memory shows no grant at rest.
-//! 2. An owner lives as long as its [`Memory`].
+//! 2. An owner lives as long as its [`MemoryStore`].
 //!
 //! Must not know: files.
 
@@ -27,13 +27,13 @@ use crate::{
     item::{Item, ItemKind, ItemTag},
     secret::{FingerprintKey, StoreKey, TokenFingerprint},
     store::{
-        Claim, Deleted, Entry, Expect, ItemEntry, KnownToken, Marks, Presented, Put, PutGrant, Record, Removed,
-        Renamed, Revision, SPENT_TOKENS, Shelf, Store, StoreError, Visitor, Wanted, seal::Sealer,
+        AccountFilter, Claim, Deleted, Entry, Expect, ItemEntry, ItemStore, KnownToken, Presentation, Put, PutGrant,
+        Record, RefreshState, Removed, Renamed, Revision, SPENT_TOKENS, Store, StoreError, Visitor, seal::Sealer,
     },
 };
 
 /// One owner of records that live in memory.
-pub struct Memory {
+pub struct MemoryStore {
     shared: Arc<Shared>,
     owner: Owner,
     epoch: Arc<AtomicU64>,
@@ -64,14 +64,14 @@ struct State {
 struct Row {
     sealed: Vec<u8>,
     version: Version,
-    marks: Marks,
+    refresh_state: RefreshState,
     revision: Revision,
     lease: Option<Owner>,
     /// Of the refresh token.
     fingerprint: Option<TokenFingerprint>,
 }
 
-impl Memory {
+impl MemoryStore {
     /// An empty store, and its first owner. The error is a generator of random numbers that fails.
     pub fn new() -> Result<Self, StoreError> {
         let mut key = Zeroizing::new([0; 32]);
@@ -99,15 +99,15 @@ impl Memory {
     }
 }
 
-impl Drop for Memory {
+impl Drop for MemoryStore {
     fn drop(&mut self) {
         self.shared.lock().owners.remove(&self.owner);
     }
 }
 
-impl fmt::Debug for Memory {
+impl fmt::Debug for MemoryStore {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Memory").field("owner", &self.owner).finish_non_exhaustive()
+        formatter.debug_struct("MemoryStore").field("owner", &self.owner).finish_non_exhaustive()
     }
 }
 
@@ -119,7 +119,7 @@ impl Shared {
 
     fn open(&self, account: &Account, row: &Row) -> Result<Record, StoreError> {
         let grant = self.sealer.open(account, row.version, &row.sealed)?;
-        Ok(Record { grant, marks: row.marks.clone(), revision: row.revision })
+        Ok(Record { grant, refresh_state: row.refresh_state.clone(), revision: row.revision })
     }
 
     fn fingerprint(&self, grant: &Grant) -> Option<TokenFingerprint> {
@@ -150,7 +150,7 @@ impl State {
 
     /// Remembers the refresh token of a record that goes, if it has been presented.
     fn spend_if_presented(&mut self, account: &Account) {
-        let row = self.rows.get(account).filter(|row| row.marks.presented.is_some());
+        let row = self.rows.get(account).filter(|row| row.refresh_state.presented.is_some());
         if let Some(fingerprint) = row.and_then(|row| row.fingerprint) {
             self.spend(account, fingerprint);
         }
@@ -170,7 +170,7 @@ impl State {
 }
 
 #[async_trait]
-impl Store for Memory {
+impl Store for MemoryStore {
     async fn load(&self, account: &Account) -> Result<Option<Record>, StoreError> {
         self.shared.lock().rows.get(account).map(|row| self.shared.open(account, row)).transpose()
     }
@@ -179,7 +179,7 @@ impl Store for Memory {
         Ok(self.shared.lock().rows.keys().cloned().collect())
     }
 
-    async fn visit(&self, wanted: &Wanted<'_>, each: &mut Visitor<'_>) -> Result<(), StoreError> {
+    async fn visit(&self, wanted: &AccountFilter<'_>, each: &mut Visitor<'_>) -> Result<(), StoreError> {
         let state = self.shared.lock();
         for (account, row) in state.rows.iter().filter(|(account, _)| wanted(account)) {
             each(Entry { account: account.clone(), record: self.shared.open(account, row) });
@@ -187,7 +187,7 @@ impl Store for Memory {
         Ok(())
     }
 
-    async fn claim(&self, account: &Account, expected: Revision, presented: Presented) -> Result<Claim, StoreError> {
+    async fn claim(&self, account: &Account, expected: Revision, presented: Presentation) -> Result<Claim, StoreError> {
         let state = &mut *self.shared.lock();
         let Some(row) = state.rows.get(account).filter(|row| row.revision == expected) else {
             return Ok(Claim::Changed);
@@ -198,13 +198,18 @@ impl Store for Memory {
         let revision = state.write(self.owner);
         if let Some(row) = state.rows.get_mut(account) {
             row.lease = Some(self.owner);
-            row.marks.presented = Some(presented);
+            row.refresh_state.presented = Some(presented);
             row.revision = revision;
         }
         Ok(Claim::Taken(revision))
     }
 
-    async fn settle(&self, account: &Account, version: Version, marks: &Marks) -> Result<bool, StoreError> {
+    async fn settle(
+        &self,
+        account: &Account,
+        version: Version,
+        refresh_state: &RefreshState,
+    ) -> Result<bool, StoreError> {
         let state = &mut *self.shared.lock();
         let overtaken = |row: &Row| row.version != version || row.lease.is_some_and(|owner| owner != self.owner);
         if state.rows.get(account).is_none_or(overtaken) {
@@ -215,7 +220,7 @@ impl Store for Memory {
             *row = Row {
                 sealed: mem::take(&mut row.sealed),
                 version,
-                marks: marks.clone(),
+                refresh_state: refresh_state.clone(),
                 revision,
                 lease: None,
                 fingerprint: row.fingerprint,
@@ -224,7 +229,13 @@ impl Store for Memory {
         Ok(true)
     }
 
-    async fn save(&self, account: &Account, version: Version, next: &Grant, marks: &Marks) -> Result<bool, StoreError> {
+    async fn save(
+        &self,
+        account: &Account,
+        version: Version,
+        next: &Grant,
+        refresh_state: &RefreshState,
+    ) -> Result<bool, StoreError> {
         let sealed = self.shared.sealer.seal(account, next)?;
         let fingerprint = self.shared.fingerprint(next);
         let state = &mut *self.shared.lock();
@@ -235,7 +246,7 @@ impl Store for Memory {
         let row = Row {
             sealed,
             version: next.version,
-            marks: marks.clone(),
+            refresh_state: refresh_state.clone(),
             revision: state.write(self.owner),
             lease: None,
             fingerprint,
@@ -264,7 +275,7 @@ impl Store for Memory {
         }
         match (fingerprint, found) {
             (Some(fingerprint), Some(row)) if row.fingerprint == Some(fingerprint) => {
-                if row.marks.latch.is_none() {
+                if row.refresh_state.dead.is_none() {
                     let version = row.version;
                     let sealed = self.shared.sealer.seal_as(account, version, grant)?;
                     let revision = state.write(self.owner);
@@ -283,7 +294,14 @@ impl Store for Memory {
             (None, _) => state.spend_if_presented(account),
         }
         let revision = state.write(self.owner);
-        let row = Row { sealed, version: grant.version, marks: Marks::default(), revision, lease: None, fingerprint };
+        let row = Row {
+            sealed,
+            version: grant.version,
+            refresh_state: RefreshState::default(),
+            revision,
+            lease: None,
+            fingerprint,
+        };
         state.rows.insert(account.clone(), row);
         Ok(put.into())
     }
@@ -297,10 +315,10 @@ impl Store for Memory {
         if row.lease.is_some_and(|owner| owner != self.owner && state.owners.contains_key(&owner)) {
             return Ok(Renamed::LeaseHeld);
         }
-        let Record { grant, marks, .. } = self.shared.open(from, row)?;
+        let Record { grant, refresh_state, .. } = self.shared.open(from, row)?;
         let sealed = self.shared.sealer.seal(to, &grant)?;
         let (version, fingerprint) = (row.version, row.fingerprint);
-        let row = Row { sealed, version, marks, revision: state.write(self.owner), lease: None, fingerprint };
+        let row = Row { sealed, version, refresh_state, revision: state.write(self.owner), lease: None, fingerprint };
         state.rows.remove(from);
         state.rows.insert(to.clone(), row);
         state.spent.iter_mut().filter(|(of, _)| of == from).for_each(|(of, _)| *of = to.clone());
@@ -330,7 +348,7 @@ impl Store for Memory {
 }
 
 #[async_trait]
-impl Shelf for Memory {
+impl ItemStore for MemoryStore {
     async fn item(&self, kind: ItemKind, name: &ItemName) -> Result<Option<Item>, StoreError> {
         let found = self.shared.lock().items.get(&(kind, name.clone())).cloned();
         found.map(|(tag, sealed)| self.shared.sealer.open_item(kind, name, tag, &sealed)).transpose()

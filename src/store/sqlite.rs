@@ -34,8 +34,8 @@ use crate::{
     grant::{Grant, Version},
     secret::{FingerprintKey, TokenFingerprint},
     store::{
-        Claim, Deleted, Entry, Expect, Marks, Presented, PutGrant, Record, Renamed, Revision, Store, StoreError,
-        Visitor, Wanted, key::Key, seal::Sealer,
+        AccountFilter, Claim, Deleted, Entry, Expect, Presentation, PutGrant, Record, RefreshState, Renamed, Revision,
+        Store, StoreError, Visitor, key::Key, seal::Sealer,
     },
 };
 
@@ -52,12 +52,12 @@ use changes::{Claiming, Deleting, Probing, Putting, Renaming, Saving, Sealed, Se
 use database::{Place, Prepared};
 use owner::Owner;
 use readers::Readers;
-use rows::{MarkTexts, Removal, Row};
+use rows::{RefreshStateColumns, Removal, Row};
 use writer::{QueuedChange, Writer};
 
 /// How often other processes' changes are looked for. They are to be seen within 250 ms; the look itself takes
 /// microseconds.
-const LOOK: Duration = Duration::from_millis(200);
+const CHANGE_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A store in one database file, and one owner of leases in it.
 pub struct Sqlite {
@@ -154,8 +154,8 @@ impl Sqlite {
         grant: &Grant,
         fingerprint: TokenFingerprint,
     ) -> Result<Option<Sealed>, StoreError> {
-        let look = async |connection: &mut SqliteConnection| rows::held_version(connection, account, fingerprint).await;
-        let Some(version) = readers::in_time(self.shared.readers.read(look)).await?? else { return Ok(None) };
+        let find = async |connection: &mut SqliteConnection| rows::held_version(connection, account, fingerprint).await;
+        let Some(version) = readers::in_time(self.shared.readers.read(find)).await?? else { return Ok(None) };
         let bytes = self.shared.sealer.seal_as(account, version, grant)?;
         Ok(Some(Sealed { version, bytes, fingerprint: Some(fingerprint) }))
     }
@@ -206,7 +206,7 @@ impl Shared {
     }
 
     /// Looks for changes by other processes, and that our own owner file is still there.
-    async fn look(&self) -> Result<(), StoreError> {
+    async fn poll_changes(&self) -> Result<(), StoreError> {
         self.owner.ensure_alive()?;
         self.place.ensure_in_place()?;
         self.place.ensure_log_in_place()?;
@@ -220,7 +220,7 @@ impl Shared {
     fn open(&self, account: &Account, row: Option<Row>) -> Result<Record, StoreError> {
         let row = row.ok_or_else(|| StoreError::Unreadable { account: account.clone() })?;
         let grant = self.sealer.open(account, row.version, &row.sealed)?;
-        Ok(Record { grant, marks: row.marks, revision: row.revision })
+        Ok(Record { grant, refresh_state: row.refresh_state, revision: row.revision })
     }
 
     fn seal(&self, account: &Account, grant: &Grant) -> Result<Sealed, StoreError> {
@@ -235,9 +235,9 @@ async fn data_version(connection: &mut SqliteConnection) -> Result<i64, StoreErr
 
 async fn watch(shared: Arc<Shared>, stop: CancellationToken) {
     let mut well = true;
-    while stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
+    while stop.run_until_cancelled(tokio::time::sleep(CHANGE_POLL_INTERVAL)).await.is_some() {
         // The change is still there at the next look.
-        match shared.look().await {
+        match shared.poll_changes().await {
             Ok(()) => well = true,
             Err(error) if mem::take(&mut well) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
@@ -245,7 +245,7 @@ async fn watch(shared: Arc<Shared>, stop: CancellationToken) {
             }
             Err(error) => tracing::debug!(%error, "the store still cannot be looked at"),
         }
-        shared.readers.tire(LOOK).await;
+        shared.readers.close_idle(CHANGE_POLL_INTERVAL).await;
     }
 }
 
@@ -266,7 +266,7 @@ impl Store for Sqlite {
         Ok(names)
     }
 
-    async fn visit(&self, wanted: &Wanted<'_>, each: &mut Visitor<'_>) -> Result<(), StoreError> {
+    async fn visit(&self, wanted: &AccountFilter<'_>, each: &mut Visitor<'_>) -> Result<(), StoreError> {
         self.scan(rows::LIST, |account, row| {
             if wanted(&account) {
                 let record = self.shared.open(&account, rows::read(row));
@@ -276,17 +276,33 @@ impl Store for Sqlite {
         .await
     }
 
-    async fn claim(&self, account: &Account, expected: Revision, presented: Presented) -> Result<Claim, StoreError> {
+    async fn claim(&self, account: &Account, expected: Revision, presented: Presentation) -> Result<Claim, StoreError> {
         self.write(Claiming { account: account.clone(), expected, presented: rows::json(&presented)? }).await
     }
 
-    async fn settle(&self, account: &Account, version: Version, marks: &Marks) -> Result<bool, StoreError> {
-        self.write(Settling { account: account.clone(), version, marks: MarkTexts::of(marks)? }).await
+    async fn settle(
+        &self,
+        account: &Account,
+        version: Version,
+        refresh_state: &RefreshState,
+    ) -> Result<bool, StoreError> {
+        self.write(Settling {
+            account: account.clone(),
+            version,
+            refresh_state: RefreshStateColumns::of(refresh_state)?,
+        })
+        .await
     }
 
-    async fn save(&self, account: &Account, version: Version, next: &Grant, marks: &Marks) -> Result<bool, StoreError> {
-        let (next, marks) = (self.shared.seal(account, next)?, MarkTexts::of(marks)?);
-        self.write(Saving { account: account.clone(), version, next, marks }).await
+    async fn save(
+        &self,
+        account: &Account,
+        version: Version,
+        next: &Grant,
+        refresh_state: &RefreshState,
+    ) -> Result<bool, StoreError> {
+        let (next, refresh_state) = (self.shared.seal(account, next)?, RefreshStateColumns::of(refresh_state)?);
+        self.write(Saving { account: account.clone(), version, next, refresh_state }).await
     }
 
     async fn put(

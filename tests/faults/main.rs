@@ -15,6 +15,7 @@ mod pair;
 mod provider;
 mod stalls;
 mod store;
+#[expect(dead_code, reason = "each test binary uses its own part of the shared code")]
 #[path = "../support/mod.rs"]
 mod support;
 mod world;

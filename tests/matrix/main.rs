@@ -10,7 +10,9 @@ mod account;
 mod django;
 mod glewlwyd;
 mod oidc_provider;
+mod oidc_server;
 mod server;
+#[expect(dead_code, reason = "each test binary uses its own part of the shared code")]
 #[path = "../support/mod.rs"]
 mod support;
 mod table;

@@ -1,5 +1,4 @@
 //! What the integration tests share. Not `support.rs`: cargo would take that for a test of its own.
-#![expect(dead_code, reason = "each test binary uses its own part of the shared code")]
 
 pub(crate) mod audit_log;
 pub(crate) mod contract;
@@ -14,6 +13,3 @@ pub(crate) mod piped;
 pub(crate) mod server;
 pub(crate) mod skip;
 pub(crate) mod terminal;
-
-/// Used by nobody, so that the expectation above holds in a test binary that uses all the rest.
-const UNUSED: () = ();

@@ -6,7 +6,7 @@ use credproxy::{
     account::Account,
     clock::{Clock as _, SystemClock},
     secret::StoreKey,
-    store::{Expect, Marks, Store, memory::Memory, sqlite::Sqlite},
+    store::{Expect, RefreshState, Store, memory::MemoryStore, sqlite::Sqlite},
 };
 use sqlx::{
     ConnectOptions as _,
@@ -35,7 +35,7 @@ pub(crate) fn saves(world: &World) -> Fallible<Vec<Row>> {
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let sqlite = runtime.block_on(Sqlite::open(&home.join("db"), StoreKey::new([7; 32]), "the bench's"))?;
     let sqlite: Arc<dyn Store> = Arc::new(sqlite);
-    let memory: Arc<dyn Store> = Arc::new(Memory::new()?);
+    let memory: Arc<dyn Store> = Arc::new(MemoryStore::new()?);
     let file = home.join("bare.db");
     let bare = || runtime.block_on(bare_updates(&file));
     let beside_bare = |save: &dyn Fn() -> Fallible<f64>| -> Fallible<[Pairs; 1]> {
@@ -67,7 +67,7 @@ async fn several(store: &Arc<dyn Store>, accounts: u32) -> Fallible<f64> {
                 let mut next = grant(&account)?;
                 next.version = version;
                 next.version.generation += 1;
-                let saved = store.save(&account, version, &next, &Marks::default()).await;
+                let saved = store.save(&account, version, &next, &RefreshState::default()).await;
                 if !saved.map_err(|error| error.to_string())? {
                     return Err("a save was overtaken".to_owned());
                 }

@@ -5,7 +5,7 @@ use crate::{
         ConfigError, SecretSource,
         document::{Entry, Section},
     },
-    registration::{Algorithm, SecretPlace},
+    dialect::{Algorithm, SecretPlace},
 };
 
 /// How a client authenticates.

@@ -10,7 +10,7 @@ use crate::{
         ConfigError,
         document::{Entry, Section},
     },
-    registration::{
+    dialect::{
         Additions, AnswerForm, Dialect, ExpiresInUnit, Headers, MemberNames, Parameters, Request, RequestForm,
         RequestFormat, SecondExchange,
     },

@@ -6,7 +6,7 @@ use crate::{
         SecretSource,
         tests::{parse, refused},
     },
-    registration::{
+    dialect::{
         Additions, Algorithm, AnswerForm, ExpiresInUnit, Headers, MemberNames, Parameters, Request, RequestForm,
         RequestFormat, SecretPlace,
     },

@@ -21,15 +21,15 @@ use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::{clock::Timestamp, registration::Algorithm, secret::ClientKey};
+use crate::{clock::Timestamp, dialect::Algorithm, secret::ClientKey};
 
 /// How long an assertion is good for, in seconds: the time of a request, and of clocks that do not agree.
-const LIFETIME: i64 = 60;
+const ASSERTION_LIFETIME_SECS: i64 = 60;
 
 /// What signs a client's assertions.
 #[derive(Debug)]
 pub struct Assertions {
-    key: Key,
+    key: SigningKey,
     algorithm: Algorithm,
     /// The key's name at the provider.
     id: Option<String>,
@@ -59,7 +59,7 @@ impl Assertions {
         id: Option<String>,
         audience: Option<String>,
     ) -> Result<Self, KeyError> {
-        let key = Key::read(key)?;
+        let key = SigningKey::read(key)?;
         let algorithm = match (key.algorithm(), algorithm) {
             (Algorithm::Rs256, Some(wanted @ (Algorithm::Rs256 | Algorithm::Ps256))) => wanted,
             (own, None) => own,
@@ -88,7 +88,7 @@ impl Assertions {
             "aud": self.audience.as_deref().unwrap_or(audience),
             "jti": URL_SAFE_NO_PAD.encode(id),
             "iat": now.as_secs(),
-            "exp": now.as_secs().saturating_add(LIFETIME),
+            "exp": now.as_secs().saturating_add(ASSERTION_LIFETIME_SECS),
         });
         let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let signed = format!("{}.{}", part(header), part(claims));
@@ -101,20 +101,20 @@ const NO_RANDOMNESS: &str = "there is no randomness for a client assertion";
 
 /// A key that was read. It is wiped as little as any key that a library has taken in, so it is read once and not anew
 /// for each assertion.
-enum Key {
+enum SigningKey {
     Rsa(Box<RsaKeyPair>),
     P256(EcdsaKeyPair),
     P384(EcdsaKeyPair),
     Ed25519(Ed25519KeyPair),
 }
 
-impl fmt::Debug for Key {
+impl fmt::Debug for SigningKey {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("Key([REDACTED])")
+        formatter.write_str("SigningKey([REDACTED])")
     }
 }
 
-impl Key {
+impl SigningKey {
     #[expect(clippy::disallowed_methods, reason = "the key is taken in to sign with")]
     fn read(key: &ClientKey) -> Result<Self, KeyError> {
         let mut der = PrivatePkcs8KeyDer::from_pem_slice(key.expose_secret().as_bytes()).map_err(|_| KeyError::Form)?;

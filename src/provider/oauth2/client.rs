@@ -12,7 +12,7 @@ use url::form_urlencoded::byte_serialize;
 use zeroize::Zeroizing;
 
 use super::assertion::Assertions;
-use crate::{clock::Timestamp, registration::SecretPlace, secret::ClientSecret};
+use crate::{clock::Timestamp, dialect::SecretPlace, secret::ClientSecret};
 
 /// How the client authenticates.
 #[derive(Debug)]

@@ -16,17 +16,17 @@ use url::Url;
 
 use super::{Endpoints, OAuth2, log};
 use crate::{
+    dialect::Request,
     provider::{
         Body, DeviceAuthorization, DevicePoll, ErrorCode, Flow, Refusal, Reply,
         discovery::{Metadata, is_named},
         wire::{Exchange, answer, check_endpoint},
     },
-    registration::Request,
     secret::{AuthorizationCode, CodeVerifier, DeviceCode, LoginState, holds_forbidden_text},
 };
 
 /// RFC 8628 section 3.2: without a word of the provider's.
-const INTERVAL: Duration = Duration::from_secs(5);
+const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// RFC 8628 section 3.4.
 const DEVICE_GRANT: &str = "urn:ietf:params:oauth:grant-type:device_code";
@@ -115,8 +115,8 @@ impl OAuth2 {
                 Reply::Answered { status, body: Body::Error(error), retry_after }
             }
             Reply::Answered { status, body: Body::Issued(issued), retry_after } => {
-                let redeemed = self.redeemed(issued).await;
-                redeemed.map_or_else(
+                let complete_login = self.complete_login(issued).await;
+                complete_login.map_or_else(
                     |refusal| refusal,
                     |issued| Reply::Answered { status, body: Body::Issued(issued), retry_after },
                 )
@@ -189,7 +189,7 @@ impl OAuth2 {
         };
         match self.reply(exchange, None) {
             Reply::NotSent(_) | Reply::Lost { .. } => DevicePoll::Unreachable,
-            Reply::Answered { body: Body::Issued(issued), .. } => match self.redeemed(issued).await {
+            Reply::Answered { body: Body::Issued(issued), .. } => match self.complete_login(issued).await {
                 Ok(issued) => DevicePoll::Issued(issued),
                 Err(Reply::Answered { body: Body::Error(code), .. }) => DevicePoll::Failed(code),
                 Err(_) => DevicePoll::Failed(ErrorCode::new("", None)),
@@ -239,7 +239,7 @@ fn authorization(members: &Map<String, Value>) -> Option<DeviceAuthorization> {
         user_code: user_code.to_owned(),
         verification_uri: address("verification_uri").or_else(|| address("verification_url"))?,
         verification_uri_complete: address("verification_uri_complete"),
-        interval: answer::seconds(members, "interval").unwrap_or(INTERVAL),
+        interval: answer::seconds(members, "interval").unwrap_or(DEFAULT_POLL_INTERVAL),
         lifetime: answer::seconds(members, "expires_in"),
         device_code,
     })

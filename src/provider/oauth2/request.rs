@@ -14,14 +14,14 @@ use zeroize::Zeroizing;
 
 use super::{OAuth2, Settings};
 use crate::{
+    dialect::{Request, RequestFormat},
     grant::Grant,
-    provider::wire::{JSON, Post, answer},
-    registration::{Request, RequestFormat},
+    provider::wire::{JSON, PostRequest, answer},
 };
 
 impl OAuth2 {
     /// The request that says `parameters`, and who the client is.
-    pub(super) fn post(&self, request: Request, parameters: &[(&str, &str)]) -> Result<Post, &'static str> {
+    pub(super) fn post(&self, request: Request, parameters: &[(&str, &str)]) -> Result<PostRequest, &'static str> {
         let Settings { client_id, authentication, dialect, .. } = &self.settings;
         let assertion = authentication.assertion(client_id, self.audience(), self.clock.now())?;
         let mut members = parameters.to_vec();
@@ -40,7 +40,7 @@ impl OAuth2 {
             RequestFormat::Json => (JSON, json(&members)),
         };
         let headers = additions.headers(request);
-        Ok(Post { content_type, authorization, headers, body: Zeroizing::new(body) })
+        Ok(PostRequest { content_type, authorization, headers, body: Zeroizing::new(body) })
     }
 
     /// The address to send a person's browser to. What the endpoint's own query says stays (RFC 6749 section 3.1),

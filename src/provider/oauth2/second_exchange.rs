@@ -14,19 +14,19 @@ use zeroize::Zeroizing;
 
 use super::{OAuth2, log};
 use crate::{
+    dialect::{Request, SecondExchange},
     grant::{Issued, Lifetime},
     provider::{Body, ErrorCode, Reply, wire::Exchange},
-    registration::{Request, SecondExchange},
     secret::{AccessToken, RefreshToken},
 };
 
 /// What stands for the access token of a grant that has none yet. It opens nothing, and has expired.
-const NONE_YET: &str = "none-yet";
+const PLACEHOLDER_TOKEN: &str = "none-yet";
 
 impl OAuth2 {
     /// Asks for an access token.
     #[expect(clippy::disallowed_methods, reason = "the long-lived token goes to its own provider")]
-    pub(super) async fn exchange_again(&self, second: &SecondExchange, token: &RefreshToken) -> Reply {
+    pub(super) async fn second_exchange(&self, second: &SecondExchange, token: &RefreshToken) -> Reply {
         let SecondExchange { endpoint, scheme } = second;
         let credentials = Zeroizing::new(format!("{scheme} {}", token.expose_secret()));
         let Ok(mut credentials) = HeaderValue::from_str(&credentials) else {
@@ -46,10 +46,10 @@ impl OAuth2 {
     /// access token that has expired: the person has agreed, the code is spent, and the next refresh asks again. To
     /// store nothing would lose the long-lived token, which nobody else has. Only a token that is called dead is no
     /// grant, and the refusal is what came of the login.
-    pub(super) async fn redeemed(&self, login: Box<Issued>) -> Result<Box<Issued>, Reply> {
+    pub(super) async fn complete_login(&self, login: Box<Issued>) -> Result<Box<Issued>, Reply> {
         let Some(second) = &self.settings.second_exchange else { return Ok(login) };
         let Some(token) = long_lived(&login.access_token) else { return Err(UNREADABLE) };
-        let brought = match self.exchange_again(second, &token).await {
+        let brought = match self.second_exchange(second, &token).await {
             Reply::Answered { body: Body::Issued(issued), .. } if !issued.reveals(Some(&token)) => Some(issued),
             Reply::Answered { status, body, retry_after } if self.settings.rules.is_dead(status, code(&body)) => {
                 tracing::warn!(status, "the second exchange refused a login's token");
@@ -62,7 +62,7 @@ impl OAuth2 {
         };
         let brought = match brought {
             Some(issued) => *issued,
-            None => self.none_yet().ok_or(UNREADABLE)?,
+            None => self.placeholder().ok_or(UNREADABLE)?,
         };
         let extra = login.extra.members().iter().chain(brought.extra.members());
         let extra: Map<_, _> = extra.map(|(name, value)| (name.clone(), value.clone())).collect();
@@ -75,9 +75,9 @@ impl OAuth2 {
         }))
     }
 
-    fn none_yet(&self) -> Option<Issued> {
+    fn placeholder(&self) -> Option<Issued> {
         Some(Issued {
-            access_token: AccessToken::new(NONE_YET.to_owned()).ok()?,
+            access_token: AccessToken::new(PLACEHOLDER_TOKEN.to_owned()).ok()?,
             token_type: None,
             lifetime: Lifetime::At(self.clock.now()),
             scope: None,

@@ -6,11 +6,11 @@ use url::Url;
 
 use super::client::Authentication;
 use crate::{
+    dialect::{Dialect, SecondExchange},
     provider::{
         RedirectUri, Rules,
         wire::{EndpointError, check_endpoint},
     },
-    registration::{Dialect, SecondExchange},
 };
 
 /// Where the provider is. An endpoint that is given wins over the issuer's metadata.

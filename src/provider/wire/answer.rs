@@ -17,9 +17,9 @@ use url::form_urlencoded;
 
 use crate::{
     clock::Timestamp,
+    dialect::{AnswerForm, Dialect, ExpiresInUnit, MemberNames},
     grant::{Issued, Lifetime},
     provider::{Body, ErrorCode},
-    registration::{AnswerForm, Dialect, ExpiresInUnit, MemberNames},
     secret::{AccessToken, RefreshToken},
 };
 
@@ -48,7 +48,7 @@ pub fn read(received: Received<'_>, dialect: &Dialect, presented: Option<&Refres
     if let Some(code) = error(&members, success) {
         Body::Error(ErrorCode::new(code, presented))
     } else if success {
-        let members = holder(members, dialect);
+        let members = token_members(members, dialect);
         issued(members, &dialect.answers, now).map_or(Body::Unreadable, |issued| Body::Issued(Box::new(issued)))
     } else {
         Body::Unreadable
@@ -78,16 +78,16 @@ pub(in crate::provider) fn members(received: Received<'_>, names: &MemberNames) 
 pub(in crate::provider) const FORM: &str = "application/x-www-form-urlencoded";
 
 /// What an answer says of its own token, where another one lies deeper.
-const OF_THE_TOKEN: [&str; 7] =
+const TOKEN_MEMBERS: [&str; 7] =
     ["access_token", "refresh_token", "token_type", "scope", "expires_in", "expires_at", "expiry"];
 
 /// The members of what holds the tokens, and those around it. Without an access token where it is expected the answer
 /// itself counts: Slack nests the tokens of a login and not those of a refresh, and a successor that is not found is
 /// lost.
-fn holder(mut members: Map<String, Value>, dialect: &Dialect) -> Map<String, Value> {
+fn token_members(mut members: Map<String, Value>, dialect: &Dialect) -> Map<String, Value> {
     let Some(inner) = take(&mut members, &dialect.answers.path, &dialect.names) else { return members };
     // They belong to another grant, which nobody could refresh, and would pass for this one's.
-    for name in OF_THE_TOKEN {
+    for name in TOKEN_MEMBERS {
         members.remove(name);
     }
     members.extend(inner);

@@ -18,16 +18,16 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use url::{Host, Url};
 
-use super::{Memory, members, random, random_bytes};
+use super::{IssuerState, members, random, random_bytes};
 
 /// More than a person begins; what is older was given up.
-const MOST: usize = 100;
+const MAX_PENDING: usize = 100;
 
 /// Letters that make no words and are not mistaken for one another (RFC 8628 section 6.1).
 const LETTERS: &[u8; 20] = b"BCDFGHJKLMNPQRSTVWXZ";
 
 /// Seconds between two questions of a device: one who tries things out does not want to wait.
-const INTERVAL: u64 = 1;
+const POLL_INTERVAL_SECS: u64 = 1;
 
 const PAGE: &str = include_str!("page.html");
 
@@ -91,14 +91,14 @@ impl Consents {
 }
 
 fn keep<T>(place: &mut HashMap<String, T>, name: &str, value: T) {
-    if place.len() >= MOST {
+    if place.len() >= MAX_PENDING {
         place.clear();
     }
     place.insert(name.to_owned(), value);
 }
 
 /// RFC 6749 section 4.1.1, with PKCE (RFC 7636).
-pub(super) async fn authorize(State(memory): State<Arc<Memory>>, RawQuery(query): RawQuery) -> Response {
+pub(super) async fn authorize(State(state): State<Arc<IssuerState>>, RawQuery(query): RawQuery) -> Response {
     let mut asked = members(&query.unwrap_or_default());
     let mut take = |name: &str| asked.remove(name).unwrap_or_default();
     let redirect_uri = Url::parse(&take("redirect_uri")).ok().filter(is_loopback);
@@ -108,14 +108,14 @@ pub(super) async fn authorize(State(memory): State<Arc<Memory>>, RawQuery(query)
     };
     let name = random("request");
     let request = Request { redirect_uri, state: take("state"), challenge: take("code_challenge") };
-    keep(&mut memory.consents().requests, &name, request);
+    keep(&mut state.consents().requests, &name, request);
     page(StatusCode::OK, "Log in to the built-in server", "credproxy asks for access to your account.", &hidden(&name))
 }
 
 /// What the person decided: sends the browser back (RFC 6749 section 4.1.2).
-pub(super) async fn decide(State(memory): State<Arc<Memory>>, body: String) -> Response {
+pub(super) async fn decide(State(state): State<Arc<IssuerState>>, body: String) -> Response {
     let members = members(&body);
-    let mut consents = memory.consents();
+    let mut consents = state.consents();
     let Some(request) = members.get("name").and_then(|name| consents.requests.remove(name)) else {
         return page(StatusCode::NOT_FOUND, "Too late", "This was decided before, or never asked.", "");
     };
@@ -132,27 +132,27 @@ pub(super) async fn decide(State(memory): State<Arc<Memory>>, body: String) -> R
 }
 
 /// RFC 8628 section 3.1.
-pub(super) async fn device_authorization(State(memory): State<Arc<Memory>>) -> Response {
+pub(super) async fn device_authorization(State(state): State<Arc<IssuerState>>) -> Response {
     let letters: Vec<u8> = random_bytes::<8>().iter().map(|byte| LETTERS[usize::from(*byte) % LETTERS.len()]).collect();
     let user_code = String::from_utf8_lossy(&[&letters[..4], b"-", &letters[4..]].concat()).into_owned();
     let device_code = random("dev-device");
-    let page = format!("http://{}/device", memory.address);
+    let page = format!("http://{}/device", state.address);
     let answer = json!({
         "device_code": device_code,
         "user_code": user_code,
         "verification_uri": page,
         "verification_uri_complete": format!("{page}?user_code={user_code}"),
         "expires_in": 600,
-        "interval": INTERVAL,
+        "interval": POLL_INTERVAL_SECS,
     });
-    keep(&mut memory.consents().devices, &device_code, Device { user_code, agreed: None });
+    keep(&mut state.consents().devices, &device_code, Device { user_code, agreed: None });
     Json(answer).into_response()
 }
 
 /// The page that a device's person opens, with the code in its address or without.
-pub(super) async fn device(State(memory): State<Arc<Memory>>, RawQuery(query): RawQuery) -> Response {
+pub(super) async fn device(State(state): State<Arc<IssuerState>>, RawQuery(query): RawQuery) -> Response {
     let typed = members(&query.unwrap_or_default()).remove("user_code").unwrap_or_default();
-    match memory.consents().waiting(&typed) {
+    match state.consents().waiting(&typed) {
         Some(Device { user_code, .. }) => {
             let text = format!("A device shows the code {user_code} and asks for access to your account.");
             page(StatusCode::OK, "Log in a device", &text, &hidden(user_code))
@@ -162,9 +162,9 @@ pub(super) async fn device(State(memory): State<Arc<Memory>>, RawQuery(query): R
 }
 
 /// What the person decided about a device.
-pub(super) async fn decide_device(State(memory): State<Arc<Memory>>, body: String) -> Response {
+pub(super) async fn decide_device(State(state): State<Arc<IssuerState>>, body: String) -> Response {
     let members = members(&body);
-    let mut consents = memory.consents();
+    let mut consents = state.consents();
     let Some(device) = members.get("name").and_then(|typed| consents.waiting(typed)) else {
         return page(StatusCode::NOT_FOUND, "No such code", "It was decided before, or mistyped.", "");
     };

@@ -17,7 +17,7 @@ pub(in crate::server) async fn health(
     uri: Uri,
 ) -> Result<Response, Problem> {
     Query::parse(&uri, &[])?;
-    let (mut reasons, of_the_log) = tokio::join!(coordinator.ailments(), audit.ailments());
+    let (mut reasons, of_the_log) = tokio::join!(coordinator.health_problems(), audit.health_problems());
     reasons.extend(of_the_log);
     let (status, body) = if reasons.is_empty() {
         (StatusCode::OK, json!({"status": "ok"}))

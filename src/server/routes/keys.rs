@@ -23,7 +23,7 @@ use super::{
 use crate::{
     account::KeyName,
     clock::Timestamp,
-    keys::{Key, Keys, Listed},
+    keys::{Key, KeyEntry, Keys},
     policy::{Operation, Policy},
     secret::{self, ApiKey},
     store::Put,
@@ -42,8 +42,8 @@ struct Line {
     created_at: Option<i64>,
 }
 
-impl From<Listed> for Line {
-    fn from(listed: Listed) -> Self {
+impl From<KeyEntry> for Line {
+    fn from(listed: KeyEntry) -> Self {
         Self {
             name: listed.name,
             readable: listed.created_at.is_some(),

@@ -51,7 +51,7 @@ struct Pasted {
 /// `startLogin`: what the person is to do.
 pub(in crate::server) async fn start(
     State(logins): State<Logins>,
-    Caller { owner, policy, errand }: Caller,
+    Caller { owner, policy, context }: Caller,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
@@ -61,18 +61,18 @@ pub(in crate::server) async fn start(
     let flow = asked.flow.map(|flow| flow.parse()).transpose();
     let flow: Option<Flow> = flow.map_err(|error| Problem::invalid(format!("{error}")))?;
     let account = Account::new(asked.provider, asked.bucket);
-    errand.about(&account);
+    context.set_account(&account);
     if !policy.permits(Operation::Login, &account) {
         return Err(Problem::unauthorized());
     }
     let begun = logins.start(owner, account.clone(), flow).await;
-    errand.saw(match &begun {
+    context.note_provider_called(match &begun {
         Ok(login) => login.flow == Flow::Device,
         Err(error) => asked_provider(error),
     });
     let login = begun.map_err(|error| Problem::login(Some(&account), &error))?;
     let id = login.id.to_string();
-    errand.about_named(Kind::Login, &id);
+    context.set_subject(Kind::Login, &id);
     let location = format!("/v1/logins/{id}");
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(View::of(&login, None))).into_response())
 }
@@ -87,12 +87,12 @@ pub(in crate::server) async fn get(
     headers: HeaderMap,
 ) -> Result<Json<View>, Problem> {
     Query::parse(&uri, &[])?;
-    let Caller { owner, policy, errand } = permitted(caller)?;
+    let Caller { owner, policy, context } = permitted(caller)?;
     let login = match preferred_wait(&headers) {
         Some(wait) => logins.wait(&owner, id, LONGEST_WAIT.min(Duration::from_secs(wait))).await,
-        None => logins.look(&owner, id),
+        None => logins.status(&owner, id),
     };
-    shown(login.inspect(|login| errand.about(&login.account)), &coordinator, &policy).await
+    shown(login.inspect(|login| context.set_account(&login.account)), &coordinator, &policy).await
 }
 
 /// `finishLogin`: the code that the person brought.
@@ -106,10 +106,10 @@ pub(in crate::server) async fn paste(
 ) -> Result<Json<View>, Problem> {
     Query::parse(&uri, &[])?;
     let pasted: Pasted = members(&headers, body, LARGEST_LOGIN, "code").await?;
-    let Caller { owner, policy, errand } = permitted(caller)?;
+    let Caller { owner, policy, context } = permitted(caller)?;
     let code = Zeroizing::new(pasted.code);
-    let login = parts.logins.paste(&owner, id, &code).await.inspect(|login| errand.about(&login.account));
-    errand.saw(login.as_ref().map_or_else(asked_provider, |_| true));
+    let login = parts.logins.paste(&owner, id, &code).await.inspect(|login| context.set_account(&login.account));
+    context.note_provider_called(login.as_ref().map_or_else(asked_provider, |_| true));
     shown(login, &parts.coordinator, &policy).await
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::{
     AppState,
-    connection::Errand,
+    connection::RequestContext,
     peer::Peer,
     problem::Problem,
     request::{Query, SandboxSegment, given, members},
@@ -22,7 +22,7 @@ use crate::{
     audit::Kind,
     policy::{Allowed, Operation, Pattern, Role},
     problem_code::ProblemCode,
-    sandbox::{Created, Lifetime, Sandbox, Sandboxes, Wanted},
+    sandbox::{Created, Sandbox, SandboxLifetime, SandboxRequest, Sandboxes},
 };
 
 /// The sandboxes, for whoever may have to do with them.
@@ -44,7 +44,7 @@ impl FromRequestParts<AppState> for Hosts {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Asked {
+struct CreateBody {
     #[serde(default)]
     allow: Vec<String>,
     #[serde(default, deserialize_with = "given")]
@@ -63,25 +63,25 @@ struct Asked {
 pub(in crate::server) async fn create(
     Hosts(sandboxes): Hosts,
     peer: Peer,
-    errand: Errand,
+    context: RequestContext,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     Query::parse(&uri, &[])?;
     let known = "allow, operations, keys, ttl, capability and tied, none of which must be there";
-    let asked: Asked = members(&headers, body, LARGEST_SANDBOX, known).await?;
-    let lifetime = asked.ttl.map(Lifetime::of_secs).transpose();
-    let wanted = Wanted {
+    let asked: CreateBody = members(&headers, body, LARGEST_SANDBOX, known).await?;
+    let lifetime = asked.ttl.map(SandboxLifetime::of_secs).transpose();
+    let request = SandboxRequest {
         lifetime: lifetime.map_err(|error| Problem::invalid(format!("ttl: {error}")))?,
         capability: asked.capability,
         // The number 0 is nobody's.
         process: asked.tied.then(|| peer.pid.map_or(0, u32::cast_signed)),
         allowed: allowed(asked)?,
     };
-    let created = sandboxes.create(wanted).await.map_err(|error| Problem::sandbox(&error))?;
+    let created = sandboxes.create(request).await.map_err(|error| Problem::sandbox(&error))?;
     let id = created.sandbox.id.to_string();
-    errand.about_named(Kind::Sandbox, &id);
+    context.set_subject(Kind::Sandbox, &id);
     let location = format!("/v1/sandboxes/{id}");
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(View::created(&created))).into_response())
 }
@@ -123,7 +123,7 @@ pub(in crate::server) async fn delete(
 const LARGEST_SANDBOX: usize = 16 * 1024;
 
 /// The same rules as in the configuration, but that keys bring their operation along where none is named.
-fn allowed(asked: Asked) -> Result<Allowed, Problem> {
+fn allowed(asked: CreateBody) -> Result<Allowed, Problem> {
     let allow = asked.allow.iter().map(|text| text.parse::<Pattern>());
     let allow = allow.collect::<Result<_, _>>();
     let operations = match &asked.operations {

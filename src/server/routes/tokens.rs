@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use super::{
     super::{
         AppState,
-        connection::Errand,
+        connection::RequestContext,
         problem::Problem,
         request::{
             LARGEST_GRANT, Query, SMALL_BODY, Target, change_condition, if_match, json_body, members, none_match,
@@ -30,7 +30,7 @@ use crate::{
     grant::{Issued, Lifetime},
     policy::{Operation, Policy},
     problem_code::ProblemCode,
-    refresh::{AccountState, Coordinator, Snapshot, Status, Ticket, condition::EntityTag},
+    refresh::{AccountState, CallerContext, Coordinator, Snapshot, Status, condition::EntityTag},
     secret::{AccessToken, RefreshToken, SecretError},
     store::Put,
 };
@@ -44,12 +44,12 @@ pub(super) const LONGEST_WAIT: Duration = Duration::from_mins(1);
 pub(in crate::server) async fn refresh(
     State(coordinator): State<Coordinator>,
     State(policy): State<Arc<Policy>>,
-    errand: Errand,
+    context: RequestContext,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let account = Target::parse(&uri, &["bucket"])?.account(&errand)?;
+    let account = Target::parse(&uri, &["bucket"])?.account(&context)?;
     let if_match = if_match(&headers)?;
     if if_match.is_foreign() {
         return Err(Problem::invalid("if-match holds no entity tag of this daemon's"));
@@ -59,8 +59,8 @@ pub(in crate::server) async fn refresh(
         return Err(Problem::invalid("a refresh takes no body but an empty JSON object"));
     }
     permitted(&policy, Operation::Refresh, &account)?;
-    let ticket = errand.ticket();
-    match coordinator.refresh_with(&account, &if_match, ticket.unwrap_or(&Ticket::default())).await {
+    let caller = context.caller();
+    match coordinator.refresh_with(&account, &if_match, caller.unwrap_or(&CallerContext::default())).await {
         Ok(snapshot) => Ok(token(&snapshot)),
         Err(error) => Err(Problem::refresh(&account, &error)),
     }
@@ -69,11 +69,11 @@ pub(in crate::server) async fn refresh(
 /// `getToken`: a token that lasts a while; `HEAD` shows the headers of what there is and refreshes nothing.
 pub(in crate::server) async fn get(
     State(AppState(parts)): State<AppState>,
-    errand: Errand,
+    context: RequestContext,
     request: Request,
 ) -> Result<Response, Problem> {
     let target = Target::parse(request.uri(), &["bucket", "min_validity"])?;
-    let account = target.named(&errand)?;
+    let account = target.named(&context)?;
     let min_validity = target.query.get("min_validity").map(seconds).transpose()?;
     let headers = request.headers();
     none_match(headers, "")?;
@@ -84,13 +84,13 @@ pub(in crate::server) async fn get(
         return peeked.map(|snapshot| token(&snapshot)).map_err(|error| Problem::refresh(&account, &error));
     }
     if !headers.contains_key(header::IF_NONE_MATCH)
-        && let Some(snapshot) = parts.coordinator.at_hand(account, min_validity)
+        && let Some(snapshot) = parts.coordinator.cached(account, min_validity)
     {
         return Ok(token(&snapshot));
     }
     // Boxed, so that room for what seldom happens is not made for every request.
-    let ticket = errand.ticket();
-    Box::pin(get_with_patience(&parts.coordinator, account.into(), min_validity, headers, ticket)).await
+    let caller = context.caller();
+    Box::pin(get_with_patience(&parts.coordinator, account.into(), min_validity, headers, caller)).await
 }
 
 /// The same, where something is to be waited for, or nothing is to be sent.
@@ -99,17 +99,17 @@ async fn get_with_patience(
     account: Account,
     min_validity: Option<Duration>,
     headers: &HeaderMap,
-    ticket: Option<&Ticket>,
+    caller: Option<&CallerContext>,
 ) -> Result<Response, Problem> {
     let problem = |error| Problem::refresh(&account, &error);
-    let own = Ticket::default();
-    let ticket = ticket.unwrap_or(&own);
-    let mut snapshot = coordinator.token_with(&account, min_validity, ticket).await.map_err(problem)?;
+    let own = CallerContext::default();
+    let caller = caller.unwrap_or(&own);
+    let mut snapshot = coordinator.token_with(&account, min_validity, caller).await.map_err(problem)?;
     if none_match(headers, &snapshot.tag)?
         && let Some(wait) = preferred_wait(headers)
     {
         coordinator.changed(&account, &snapshot.tag, LONGEST_WAIT.min(Duration::from_secs(wait))).await;
-        snapshot = coordinator.token_with(&account, min_validity, ticket).await.map_err(problem)?;
+        snapshot = coordinator.token_with(&account, min_validity, caller).await.map_err(problem)?;
     }
     if none_match(headers, &snapshot.tag)? {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag_header(&snapshot.tag))]).into_response());
@@ -120,12 +120,12 @@ async fn get_with_patience(
 /// `putToken`: a whole grant, refresh token and all. The host's alone.
 pub(in crate::server) async fn put(
     State(AppState(parts)): State<AppState>,
-    errand: Errand,
+    context: RequestContext,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let account = Target::parse(&uri, &["bucket"])?.account(&errand)?;
+    let account = Target::parse(&uri, &["bucket"])?.account(&context)?;
     let if_match = change_condition(&headers)?;
     if !parts.policy.may_write() {
         return Err(Problem::unauthorized());
@@ -162,12 +162,12 @@ struct NewName {
 pub(in crate::server) async fn rename(
     State(coordinator): State<Coordinator>,
     State(policy): State<Arc<Policy>>,
-    errand: Errand,
+    context: RequestContext,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, Problem> {
-    let from = Target::parse(&uri, &["bucket"])?.account(&errand)?;
+    let from = Target::parse(&uri, &["bucket"])?.account(&context)?;
     if !policy.may_write() {
         return Err(Problem::unauthorized());
     }
@@ -181,12 +181,12 @@ pub(in crate::server) async fn rename(
 pub(in crate::server) async fn delete(
     State(coordinator): State<Coordinator>,
     State(policy): State<Arc<Policy>>,
-    errand: Errand,
+    context: RequestContext,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Problem> {
     let target = Target::parse(&uri, &["bucket", "revoke"])?;
-    let account = target.account(&errand)?;
+    let account = target.account(&context)?;
     let revoke = match target.query.get("revoke") {
         None | Some("false") => false,
         Some("true") => true,
@@ -196,8 +196,8 @@ pub(in crate::server) async fn delete(
     if !policy.may_write() {
         return Err(Problem::unauthorized());
     }
-    let ticket = errand.ticket();
-    match coordinator.delete_with(&account, &if_match, revoke, ticket.unwrap_or(&Ticket::default())).await {
+    let caller = context.caller();
+    match coordinator.delete_with(&account, &if_match, revoke, caller.unwrap_or(&CallerContext::default())).await {
         Ok(revoked) => Ok(Json(json!({"revoked": revoked}))),
         Err(error) => Err(Problem::refresh(&account, &error)),
     }

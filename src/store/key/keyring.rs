@@ -1,11 +1,11 @@
 //! The store key in the platform's keyring: on Linux the Secret Service, which a desktop brings.
 //!
-//! Owns: the entries, one per store and one for a staged key, and the patience with a keyring that does not answer.
+//! Owns: the entries, one per store and one for a staged key, and the limit with a keyring that does not answer.
 //!
 //! Invariants:
 //! 1. Two daemons that start at once agree on one key: who makes it holds the lock of the store's directory.
 //! 2. A key counts as made when the keyring gives it back.
-//! 3. No question takes longer than `PATIENCE`, whatever the keyring does: it is asked on a thread of its own, which
+//! 3. No question takes longer than `KEYRING_TIMEOUT`, whatever the keyring does: it is asked on a thread of its own, which
 //!    the end of the process does not wait for.
 //!
 //! Must not know: what the key seals.
@@ -25,13 +25,13 @@ use super::{digits, from_text, private, random, same};
 use crate::{private::FileError, secret::StoreKey, store::StoreError};
 
 /// Long enough for a person to find the window in which the keyring asks to be unlocked, and to type.
-const PATIENCE: Duration = Duration::from_mins(1);
+const KEYRING_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Where the key is, in errors.
 pub const PLACE: &str = "the keyring";
 
 /// The other places for a key, as the configuration names them.
-pub(super) const OTHERS: &str = "\"file\", \"env:NAME\", \"command:CMD\" or \"credential:NAME\"";
+pub(super) const OTHER_SOURCES: &str = "\"file\", \"env:NAME\", \"command:CMD\" or \"credential:NAME\"";
 
 /// The name under which a keyring's own window lists our entries.
 #[cfg(feature = "keyring")]
@@ -146,13 +146,13 @@ impl KeyringKey {
         question: impl FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let this = self.clone();
-        within(PATIENCE, move || question(&this)).await
+        within(KEYRING_TIMEOUT, move || question(&this)).await
     }
 }
 
 /// Invariant 3.
 async fn within<T: Send + 'static>(
-    patience: Duration,
+    limit: Duration,
     question: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
     let (answer, answered) = oneshot::channel();
@@ -161,16 +161,16 @@ async fn within<T: Send + 'static>(
         answer.send(question()).ok();
     };
     thread::Builder::new().name("keyring".to_owned()).spawn(ask).map_err(StoreError::unavailable)?;
-    match tokio::time::timeout(patience, answered).await {
+    match tokio::time::timeout(limit, answered).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(_)) => Err(refused("it broke off")),
-        Err(_) => Err(refused(format!("it did not answer within {} s", patience.as_secs()))),
+        Err(_) => Err(refused(format!("it did not answer within {} s", limit.as_secs()))),
     }
 }
 
 fn refused(reason: impl AsRef<str>) -> StoreError {
     unfit(format!(
-        "cannot be used: {}; a machine without a desktop session usually has no keyring: set [store] key to {OTHERS}, \
+        "cannot be used: {}; a machine without a desktop session usually has no keyring: set [store] key to {OTHER_SOURCES}, \
          or to \"passphrase\"",
         reason.as_ref()
     ))
@@ -256,9 +256,9 @@ mod tests {
     use super::*;
 
     #[derive(Default)]
-    struct Shelf(Mutex<HashMap<String, String>>);
+    struct ItemStore(Mutex<HashMap<String, String>>);
 
-    impl Vault for Shelf {
+    impl Vault for ItemStore {
         fn get(&self, entry: &str) -> Result<Option<Zeroizing<String>>, String> {
             Ok(self.0.lock().unwrap().get(entry).cloned().map(Zeroizing::new))
         }
@@ -299,7 +299,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_key_made_first_is_found_later_and_by_all() {
-        let shelf = Arc::new(Shelf::default());
+        let shelf = Arc::new(ItemStore::default());
         let (_home, key) = key(shelf);
         let starts: Vec<_> = (0..8).map(|_| key.get_or_make(false)).collect();
         let keys = futures_util::future::join_all(starts).await;
@@ -310,15 +310,15 @@ mod tests {
 
     #[tokio::test]
     async fn no_new_key_is_made_for_an_old_store() {
-        let (_home, key) = key(Arc::new(Shelf::default()));
+        let (_home, key) = key(Arc::new(ItemStore::default()));
         let error = key.get_or_make(true).await.unwrap_err().to_string();
         assert!(error.contains("has no key for") && error.contains("credproxy.db"), "{error}");
     }
 
     #[tokio::test]
     async fn a_staged_key_takes_the_old_ones_place() {
-        let shelf = Arc::new(Shelf::default());
-        let (_home, key) = key(Arc::<Shelf>::clone(&shelf));
+        let shelf = Arc::new(ItemStore::default());
+        let (_home, key) = key(Arc::<ItemStore>::clone(&shelf));
         let old = key.get_or_make(false).await.unwrap();
         let next = key.stage_new().await.unwrap();
         assert!(same(&key.get_or_make(true).await.unwrap(), &old));
@@ -343,7 +343,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_keyring_that_never_answers_is_not_waited_for() {
         let (_hold, never) = mpsc::channel::<()>();
-        let error = within(PATIENCE, move || {
+        let error = within(KEYRING_TIMEOUT, move || {
             never.recv().ok();
             Ok(())
         });

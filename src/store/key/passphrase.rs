@@ -61,7 +61,7 @@ pub enum AskError {
     #[error(
         "there is no terminal to ask for the passphrase on; start the daemon on one, or keep the key elsewhere: \
          `credproxy store rekey --to SOURCE` with {}",
-        super::keyring::OTHERS
+        super::keyring::OTHER_SOURCES
     )]
     NoTerminal,
     /// The terminal failed, or the person gave up.

@@ -7,7 +7,7 @@ use sqlx::SqliteConnection;
 
 use super::{
     Shared, owner,
-    rows::{self, MarkTexts, Removal},
+    rows::{self, RefreshStateColumns, Removal},
     writer::Change,
 };
 use crate::{
@@ -34,7 +34,7 @@ impl Change for Claiming {
     async fn carry_out(&self, shared: &Shared, connection: &mut SqliteConnection) -> Result<Claim, StoreError> {
         let Self { account, expected, presented } = self;
         shared.owner.ensure_alive()?;
-        let wanted = rows::Wanted { account, expected: *expected, presented, owner: shared.owner.id() };
+        let wanted = rows::ClaimRequest { account, expected: *expected, presented, owner: shared.owner.id() };
         let taken = Claim::Taken(Revision(expected.0.saturating_add(1)));
         if rows::claim(connection, wanted, None).await.map_err(StoreError::unavailable)? {
             return Ok(taken);
@@ -54,7 +54,7 @@ impl Change for Claiming {
 pub(super) struct Settling {
     pub(super) account: Account,
     pub(super) version: Version,
-    pub(super) marks: MarkTexts,
+    pub(super) refresh_state: RefreshStateColumns,
 }
 
 #[async_trait]
@@ -67,7 +67,8 @@ impl Change for Settling {
     const NEEDS_LOG_IN_PLACE: bool = false;
 
     async fn carry_out(&self, shared: &Shared, connection: &mut SqliteConnection) -> Result<bool, StoreError> {
-        let settled = rows::settle(connection, &self.account, self.version, &self.marks, shared.owner.id()).await;
+        let settled =
+            rows::settle(connection, &self.account, self.version, &self.refresh_state, shared.owner.id()).await;
         settled.map_err(StoreError::unavailable)
     }
 }
@@ -77,7 +78,7 @@ pub(super) struct Saving {
     pub(super) account: Account,
     pub(super) version: Version,
     pub(super) next: Sealed,
-    pub(super) marks: MarkTexts,
+    pub(super) refresh_state: RefreshStateColumns,
 }
 
 /// A grant as it is written.
@@ -103,7 +104,7 @@ impl Change for Saving {
     const NEEDS_LOG_IN_PLACE: bool = false;
 
     async fn carry_out(&self, _: &Shared, connection: &mut SqliteConnection) -> Result<bool, StoreError> {
-        let saved = rows::save(connection, &self.account, self.version, self.next.content(), &self.marks).await;
+        let saved = rows::save(connection, &self.account, self.version, self.next.content(), &self.refresh_state).await;
         let saved = saved.map_err(StoreError::unavailable)?;
         if let Some(fingerprint) = self.next.fingerprint.filter(|_| saved) {
             // It is the only one there is, so it is stored all the same.
@@ -149,7 +150,7 @@ impl Change for Putting {
         if let Some(fingerprint) = self.grant.fingerprint {
             let own = found.filter(|found| found.fingerprint == Some(fingerprint)).and_then(|found| found.row);
             match own {
-                Some(own) if own.marks.latch.is_none() => {
+                Some(own) if own.refresh_state.dead.is_none() => {
                     let Some(held) = self.held.as_ref().filter(|held| held.version == own.version) else {
                         return Ok(None);
                     };

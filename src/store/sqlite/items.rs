@@ -15,7 +15,7 @@ use super::{Shared, Sqlite, readers, writer::Change};
 use crate::{
     account::ItemName,
     item::{Item, ItemKind, ItemTag},
-    store::{Expect, ItemEntry, Put, Removed, Shelf, StoreError, seal::Sealer},
+    store::{Expect, ItemEntry, ItemStore, Put, Removed, StoreError, seal::Sealer},
 };
 
 const LOAD: &str = "SELECT tag, sealed FROM items WHERE kind = ?1 AND name = ?2";
@@ -93,7 +93,7 @@ pub(super) async fn reseal(
 }
 
 #[async_trait]
-impl Shelf for Sqlite {
+impl ItemStore for Sqlite {
     async fn item(&self, kind: ItemKind, name: &ItemName) -> Result<Option<Item>, StoreError> {
         self.shared.place.ensure_in_place()?;
         let load = async |connection: &mut SqliteConnection| on(kind, name, LOAD).fetch_optional(connection).await;

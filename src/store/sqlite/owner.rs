@@ -136,7 +136,7 @@ pub(super) fn sweep(directory: &Path) {
 }
 
 fn probe(path: &Path) -> io::Result<bool> {
-    let file = match OpenOptions::new().read(true).custom_flags(private::wary()).open(path) {
+    let file = match OpenOptions::new().read(true).custom_flags(private::no_follow_flags()).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
@@ -167,7 +167,7 @@ fn lock_file(path: &Path) -> Result<File, StoreError> {
         .append(true)
         .create(true)
         .mode(0o600)
-        .custom_flags(private::wary())
+        .custom_flags(private::no_follow_flags())
         .open(path)
         .map_err(FileError::at("make the owner file", path))?;
     lock_opened(file, path)

@@ -22,20 +22,20 @@ use tokio::{sync::Semaphore, time::timeout};
 use crate::{store::StoreError, timeouts::STORE_CALL};
 
 /// They read what is not in the coordinator's memory: a handful at once is many.
-const MOST: u32 = 4;
+const MAX_CONNECTIONS: u32 = 4;
 
 /// How long one is kept that nobody needs: it is a thread and a page cache.
-const IDLE: Duration = Duration::from_secs(30);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) struct Readers {
     options: SqliteConnectOptions,
     /// Whoever reads has one.
-    seats: Semaphore,
+    permits: Semaphore,
     /// The one used last is used next.
-    idle: Mutex<Vec<Idle>>,
+    idle: Mutex<Vec<IdleConnection>>,
 }
 
-struct Idle {
+struct IdleConnection {
     connection: SqliteConnection,
     /// For how long nobody needed it.
     unused: Duration,
@@ -44,7 +44,11 @@ struct Idle {
 impl Readers {
     /// Connects when it has to.
     pub(super) fn new(options: SqliteConnectOptions) -> Self {
-        Self { options: options.read_only(true), seats: Semaphore::new(MOST as usize), idle: Mutex::default() }
+        Self {
+            options: options.read_only(true),
+            permits: Semaphore::new(MAX_CONNECTIONS as usize),
+            idle: Mutex::default(),
+        }
     }
 
     /// Lends a connection.
@@ -52,16 +56,16 @@ impl Readers {
         &self,
         work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
-        let seat = in_time(self.seats.acquire()).await?;
-        let _seat = seat.map_err(StoreError::unavailable)?;
+        let permit = in_time(self.permits.acquire()).await?;
+        let _permit = permit.map_err(StoreError::unavailable)?;
         let known = self.idle().pop();
         let mut connection = match known {
-            Some(Idle { connection, .. }) => connection,
+            Some(IdleConnection { connection, .. }) => connection,
             None => in_time(self.options.connect()).await?.map_err(StoreError::unavailable)?,
         };
         let found = work(&mut connection).await;
         if found.is_ok() {
-            self.idle().push(Idle { connection, unused: Duration::ZERO });
+            self.idle().push(IdleConnection { connection, unused: Duration::ZERO });
         } else {
             close(connection).await;
         }
@@ -69,31 +73,31 @@ impl Readers {
     }
 
     /// Lets go of those that nobody has needed for a while. `passed`: since the last time.
-    pub(super) async fn tire(&self, passed: Duration) {
-        let mut tired = Vec::new();
+    pub(super) async fn close_idle(&self, passed: Duration) {
+        let mut expired = Vec::new();
         {
             let mut idle = self.idle();
             for mut one in mem::take(&mut *idle) {
                 one.unused += passed;
-                if one.unused < IDLE { idle.push(one) } else { tired.push(one.connection) }
+                if one.unused < IDLE_TIMEOUT { idle.push(one) } else { expired.push(one.connection) }
             }
         }
-        for connection in tired {
+        for connection in expired {
             close(connection).await;
         }
     }
 
     /// Waits for the readings under way. Every later one fails.
     pub(super) async fn close(&self) {
-        let _all = self.seats.acquire_many(MOST).await;
-        self.seats.close();
+        let _all = self.permits.acquire_many(MAX_CONNECTIONS).await;
+        self.permits.close();
         let idle = mem::take(&mut *self.idle());
-        for Idle { connection, .. } in idle {
+        for IdleConnection { connection, .. } in idle {
             close(connection).await;
         }
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<IdleConnection>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -148,9 +152,9 @@ mod tests {
         assert!(readers.read(never_ends).now_or_never().is_none());
         assert_eq!(readers.idle().len(), 0, "its reader went away");
         readers.read(works).await.unwrap();
-        readers.tire(IDLE / 2).await;
+        readers.close_idle(IDLE_TIMEOUT / 2).await;
         assert_eq!(readers.idle().len(), 1);
-        readers.tire(IDLE / 2).await;
+        readers.close_idle(IDLE_TIMEOUT / 2).await;
         assert_eq!(readers.idle().len(), 0, "nobody needed it");
         readers.read(works).await.unwrap();
         readers.close().await;

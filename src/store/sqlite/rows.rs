@@ -23,7 +23,7 @@ use crate::{
     account::{Account, ProviderName},
     grant::{GrantId, Version},
     secret::TokenFingerprint,
-    store::{Expect, KnownToken, Marks, Revision, StoreError},
+    store::{Expect, KnownToken, RefreshState, Revision, StoreError},
 };
 
 pub(super) const LOAD: &str = "SELECT sealed, grant_id, generation, revision, presented, attempt, latch, copied \
@@ -53,25 +53,25 @@ pub(super) const MARK_COPIED: &str = "UPDATE records SET copied = CAST(CAST(unix
 pub(super) struct Row {
     pub(super) sealed: Vec<u8>,
     pub(super) version: Version,
-    pub(super) marks: Marks,
+    pub(super) refresh_state: RefreshState,
     pub(super) revision: Revision,
 }
 
-/// Marks as they are written: each a JSON text, or `NULL`.
-pub(super) struct MarkTexts {
+/// The refresh state as it is written: each a JSON text, or `NULL`.
+pub(super) struct RefreshStateColumns {
     presented: Option<String>,
     attempt: Option<String>,
-    latch: Option<String>,
+    dead: Option<String>,
     copied: Option<String>,
 }
 
-impl MarkTexts {
-    pub(super) fn of(marks: &Marks) -> Result<Self, StoreError> {
+impl RefreshStateColumns {
+    pub(super) fn of(refresh_state: &RefreshState) -> Result<Self, StoreError> {
         Ok(Self {
-            presented: marks.presented.as_ref().map(json).transpose()?,
-            attempt: marks.attempt.as_ref().map(json).transpose()?,
-            latch: marks.latch.as_ref().map(json).transpose()?,
-            copied: marks.copied_at.as_ref().map(json).transpose()?,
+            presented: refresh_state.presented.as_ref().map(json).transpose()?,
+            attempt: refresh_state.attempt.as_ref().map(json).transpose()?,
+            dead: refresh_state.dead.as_ref().map(json).transpose()?,
+            copied: refresh_state.copied_at.as_ref().map(json).transpose()?,
         })
     }
 }
@@ -88,11 +88,11 @@ pub(super) fn read(row: &SqliteRow) -> Option<Row> {
     Some(Row {
         sealed: row.try_get("sealed").ok()?,
         version: read_version(row)?,
-        marks: Marks {
-            presented: read_mark(row, "presented").ok()?,
-            attempt: read_mark(row, "attempt").ok()?,
-            latch: read_mark(row, "latch").ok()?,
-            copied_at: read_mark(row, "copied").ok()?,
+        refresh_state: RefreshState {
+            presented: read_json(row, "presented").ok()?,
+            attempt: read_json(row, "attempt").ok()?,
+            dead: read_json(row, "latch").ok()?,
+            copied_at: read_json(row, "copied").ok()?,
         },
         revision: Revision(row.try_get::<i64, _>("revision").ok()?.cast_unsigned()),
     })
@@ -115,7 +115,7 @@ fn read_version(row: &SqliteRow) -> Option<Version> {
     Some(Version { id: GrantId::from_bytes(id), generation })
 }
 
-fn read_mark<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<Option<T>, Damaged> {
+fn read_json<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<Option<T>, Damaged> {
     let text: Option<&str> = row.try_get(column).map_err(|_| Damaged)?;
     text.map(serde_json::from_str).transpose().map_err(|_| Damaged)
 }
@@ -134,7 +134,7 @@ async fn changed_one(
 
 /// What a claim asks for.
 #[derive(Clone, Copy)]
-pub(super) struct Wanted<'a> {
+pub(super) struct ClaimRequest<'a> {
     pub(super) account: &'a Account,
     pub(super) expected: Revision,
     pub(super) presented: &'a str,
@@ -144,15 +144,15 @@ pub(super) struct Wanted<'a> {
 /// Takes a lease that is free, the owner's already, or that of `dead`.
 pub(super) async fn claim(
     connection: &mut SqliteConnection,
-    wanted: Wanted<'_>,
+    request: ClaimRequest<'_>,
     dead: Option<&str>,
 ) -> Result<bool, sqlx::Error> {
     let query = on(
-        wanted.account,
+        request.account,
         "UPDATE records SET presented = ?4, lease_owner = ?5, revision = revision + 1 \
          WHERE provider = ?1 AND bucket = ?2 AND revision = ?3 AND (lease_owner IS NULL OR lease_owner IN (?5, ?6))",
     );
-    let query = query.bind(wanted.expected.0.cast_signed()).bind(wanted.presented).bind(wanted.owner).bind(dead);
+    let query = query.bind(request.expected.0.cast_signed()).bind(request.presented).bind(request.owner).bind(dead);
     changed_one(query, connection).await
 }
 
@@ -173,7 +173,7 @@ pub(super) async fn settle(
     connection: &mut SqliteConnection,
     account: &Account,
     version: Version,
-    marks: &MarkTexts,
+    refresh_state: &RefreshStateColumns,
     owner: &str,
 ) -> Result<bool, sqlx::Error> {
     let query = on(
@@ -183,7 +183,7 @@ pub(super) async fn settle(
          WHERE provider = ?1 AND bucket = ?2 AND grant_id = ?3 AND generation = ?4 \
          AND (lease_owner IS NULL OR lease_owner = ?9)",
     );
-    changed_one(bind_marks(bind_version(query, version), marks).bind(owner), connection).await
+    changed_one(bind_refresh_state(bind_version(query, version), refresh_state).bind(owner), connection).await
 }
 
 pub(super) async fn save(
@@ -191,7 +191,7 @@ pub(super) async fn save(
     account: &Account,
     version: Version,
     next: Content<'_>,
-    marks: &MarkTexts,
+    refresh_state: &RefreshStateColumns,
 ) -> Result<bool, sqlx::Error> {
     let query = on(
         account,
@@ -199,7 +199,7 @@ pub(super) async fn save(
          revision = revision + 1, grant_id = ?9, generation = ?10, sealed = ?11, fingerprint = ?12 \
          WHERE provider = ?1 AND bucket = ?2 AND grant_id = ?3 AND generation = ?4",
     );
-    let query = bind_content(bind_marks(bind_version(query, version), marks), next);
+    let query = bind_content(bind_refresh_state(bind_version(query, version), refresh_state), next);
     changed_one(query, connection).await
 }
 
@@ -402,11 +402,15 @@ fn bind_version(query: Query<'_, Sqlite, SqliteArguments>, version: Version) -> 
     query.bind(version.id.to_bytes().to_vec()).bind(version.generation.cast_signed())
 }
 
-fn bind_marks<'a>(
+fn bind_refresh_state<'a>(
     query: Query<'a, Sqlite, SqliteArguments>,
-    marks: &'a MarkTexts,
+    refresh_state: &'a RefreshStateColumns,
 ) -> Query<'a, Sqlite, SqliteArguments> {
-    query.bind(&marks.presented).bind(&marks.attempt).bind(&marks.latch).bind(&marks.copied)
+    query
+        .bind(&refresh_state.presented)
+        .bind(&refresh_state.attempt)
+        .bind(&refresh_state.dead)
+        .bind(&refresh_state.copied)
 }
 
 fn bind_content<'a>(

@@ -82,7 +82,7 @@ pub async fn examine(path: &Path, key: Key, key_place: &str) -> Result<Examinati
     let place = Place::new(path)?;
     let sealer = Sealer::new(key.secret);
     let mut connection = read(&place, &sealer, key_place).await?;
-    let found = look_through(&place, &sealer, &mut connection).await?;
+    let found = examine_connection(&place, &sealer, &mut connection).await?;
     close(connection).await?;
     Ok(found)
 }
@@ -102,7 +102,7 @@ pub async fn back_up(path: &Path, key: Key, key_place: &str, target: &Path) -> R
     close(connection).await?;
     let copied = Place::new(&draft.0)?;
     let mut connection = read(&copied, &sealer, key_place).await?;
-    let found = look_through(&copied, &sealer, &mut connection).await?;
+    let found = examine_connection(&copied, &sealer, &mut connection).await?;
     close(connection).await?;
     draft.publish(&target)?;
     Ok(found)
@@ -267,7 +267,7 @@ async fn read(place: &Place, sealer: &Sealer, key_place: &str) -> Result<SqliteC
     Ok(connection)
 }
 
-async fn look_through(
+async fn examine_connection(
     place: &Place,
     sealer: &Sealer,
     connection: &mut SqliteConnection,

@@ -91,7 +91,7 @@ const LARGEST_COMMIT: usize = 64;
 pub(super) const LOCK_ATTEMPT: Duration = Duration::from_millis(100);
 
 /// The pause between two attempts: SQLite does not always wait before it says that the database is locked.
-const PAUSE_BETWEEN_ATTEMPTS: Duration = Duration::from_millis(10);
+const LOCK_RETRY_DELAY: Duration = Duration::from_millis(10);
 
 /// How often a caller looks whether the change that it wants to withdraw can be withdrawn.
 const WITHDRAWAL_INTERVAL: Duration = Duration::from_millis(100);
@@ -122,14 +122,14 @@ impl Sqlite {
         let phase = Arc::new(Phase::default());
         let queued = Queued { change, outcome: None, answer: Some(answer), phase: Arc::clone(&phase) };
         self.changes.send(Box::new(queued)).map_err(|_| StoreError::unavailable(ClosedError))?;
-        let mut patience = STORE_CALL;
+        let mut wait = STORE_CALL;
         let last = STORE_CALL + STORE_CHANGE_UNDER_WAY;
         let mut waited = Duration::ZERO;
         while waited < last {
-            match timeout(patience, &mut answered).await {
+            match timeout(wait, &mut answered).await {
                 Ok(answer) => return answer.map_err(StoreError::unavailable)?,
                 Err(_) if phase.withdraw() => return Err(StoreError::unavailable(BusyError)),
-                Err(_) => (waited, patience) = (waited + patience, WITHDRAWAL_INTERVAL),
+                Err(_) => (waited, wait) = (waited + wait, WITHDRAWAL_INTERVAL),
             }
         }
         Err(StoreError::unavailable(UnknownOutcomeError))
@@ -212,7 +212,7 @@ pub(super) async fn carry_out(shared: Arc<Shared>, mut queue: Queue, stop: Cance
                 return;
             }
         } else {
-            sleep(PAUSE_BETWEEN_ATTEMPTS).await;
+            sleep(LOCK_RETRY_DELAY).await;
             while changes.len() < LARGEST_COMMIT
                 && let Ok(change) = queue.try_recv()
             {
@@ -340,7 +340,7 @@ async fn commit_on(
     Ok(())
 }
 
-/// Has a connection that was opened with more patience wait for locks as the writer does.
+/// Has a connection that was opened with more wait wait for locks as the writer does.
 pub(super) async fn wait_briefly_for_locks(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     let statement = format!("PRAGMA busy_timeout = {}", LOCK_ATTEMPT.as_millis());
     sqlx::query(sqlx::AssertSqlSafe(statement)).execute(connection).await.map_err(StoreError::unavailable)?;

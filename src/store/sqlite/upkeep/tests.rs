@@ -9,7 +9,7 @@ use crate::{
     item::{Item, ItemTag},
     secret::{AccessToken, Content, Passphrase, RefreshToken, StoreKey},
     store::{
-        Expect, Shelf as _, Store as _,
+        Expect, ItemStore as _, Store as _,
         key::{self, passphrase::Derivation},
         sqlite::Sqlite,
     },

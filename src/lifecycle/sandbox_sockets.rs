@@ -1,0 +1,101 @@
+//! How a sandbox's socket is opened and closed.
+
+use std::{fs, io};
+
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio_util::sync::CancellationToken;
+
+use super::{Services, chain};
+use crate::{
+    limits::SocketLimits,
+    policy::Policy,
+    sandbox::{self, Sandbox},
+    secret::CapabilityHash,
+    server::{
+        Api,
+        listener::{Listener, ServeOptions, Shutdown, SocketState},
+        peer::Peers,
+    },
+};
+
+/// Serves what the daemon's other sockets serve.
+#[derive(Debug)]
+pub(super) struct SandboxSockets {
+    pub(super) services: Services,
+    /// Connections at once to each.
+    pub(super) share: usize,
+    /// The daemon's end.
+    pub(super) shutdown: Shutdown,
+}
+
+/// A sandbox's socket, served by a task that ends with this value.
+#[derive(Debug)]
+pub(super) struct OpenSocket {
+    name: String,
+    serving: JoinSet<()>,
+    immediate: CancellationToken,
+}
+
+impl OpenSocket {
+    async fn wait_closed(&mut self) {
+        while self.serving.join_next().await.is_some() {}
+    }
+}
+
+/// A container may have a sandbox's directory, so every call of the file system in it is made on a thread that answers
+/// nobody.
+impl sandbox::SocketHost for SandboxSockets {
+    type Bound = Listener;
+    type OpenSocket = OpenSocket;
+
+    async fn bind(&self, sandbox: &Sandbox) -> Result<Listener, String> {
+        let (name, path) = (sandbox.socket_name(), sandbox.socket());
+        let bound = spawn_blocking(move || Listener::bind(&name, &path, Peers::own())).await;
+        bound.map_err(|error| error.to_string())?.map_err(|error| chain(&error))
+    }
+
+    fn open(&self, listener: Listener, sandbox: &Sandbox, capability: Option<CapabilityHash>) -> OpenSocket {
+        let name = sandbox.socket_name();
+        let state = self.services.state(Policy::sandbox(sandbox.allowed.clone()), &name).guarded_by(capability);
+        let options =
+            ServeOptions { limits: SocketLimits::SANDBOX, share: self.share, audit: self.services.audit.clone() };
+        let api = Api::new(state);
+        let immediate = self.shutdown.immediate.child_token();
+        let shutdown = Shutdown { graceful: self.shutdown.graceful.clone(), immediate: immediate.clone() };
+        let mut serving = JoinSet::new();
+        serving.spawn(async move { listener.serve(api, options, &shutdown).await });
+        OpenSocket { name, serving, immediate }
+    }
+
+    async fn close_now(&self, mut socket: OpenSocket) {
+        socket.immediate.cancel();
+        self.services.logins.abandon(&socket.name);
+        socket.wait_closed().await;
+        // What was begun by a request that was just being carried out.
+        self.services.logins.abandon(&socket.name);
+    }
+
+    async fn drain(&self, mut socket: OpenSocket) {
+        socket.wait_closed().await;
+    }
+
+    async fn remove_files(&self, sandbox: &Sandbox) {
+        let sandbox = sandbox.clone();
+        // It logs by itself what stays behind.
+        spawn_blocking(move || remove_files(&sandbox)).await.ok();
+    }
+}
+
+fn remove_files(sandbox: &Sandbox) {
+    let removed = match Listener::inspect(&sandbox.socket(), &Peers::own()) {
+        Ok(SocketState::Stale) => fs::remove_file(sandbox.socket()),
+        Ok(SocketState::Absent | SocketState::Live) | Err(_) => Ok(()),
+    };
+    match removed.and_then(|()| fs::remove_dir(&sandbox.directory)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            // Whoever had it mounted may have put something there: it is not ours to remove.
+            tracing::warn!(directory = %sandbox.directory.display(), %error, "a sandbox's directory stays behind");
+        }
+        Ok(()) | Err(_) => {}
+    }
+}
