@@ -31,7 +31,7 @@ fn crates() -> Vec<Value> {
     let nodes = metadata["resolve"]["nodes"].as_array().unwrap();
     let nodes: BTreeMap<_, _> = nodes.iter().map(|node| (node["id"].as_str().unwrap(), node)).collect();
     let mut open: Vec<&str> =
-        metadata["workspace_members"].as_array().unwrap().iter().flat_map(Value::as_str).collect();
+        metadata["workspace_members"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     let mut reached = BTreeSet::new();
     while let Some(id) = open.pop() {
         if reached.insert(id) {
