@@ -109,7 +109,7 @@ pub(super) fn cut_off(refresh_state: &RefreshState) -> Option<Presentation> {
         .filter(|mark| refresh_state.attempt.as_ref().is_none_or(|attempt| attempt.ended_at < mark.at))
 }
 
-/// After one that was cut off the second try is made at once (section 3 of the design, the rule for ambiguity); a
+/// After one that was cut off the second try is made at once (docs/architecture.md, "Ambiguity"); a
 /// daemon that crashes every time must not present once per start.
 fn after_crash(presented: Presentation, now: Now) -> Option<Duration> {
     if presented.count < 2 || presented.at > now.wall {

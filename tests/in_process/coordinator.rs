@@ -1,4 +1,5 @@
-//! The coordinator, driven through its own interface with a clock that stands still: section 3 of the design.
+//! The coordinator, driven through its own interface with a clock that stands still. The rules that it is held to are in
+//! docs/architecture.md, "The coordinator's rules".
 
 use std::{sync::Arc, time::Duration};
 

@@ -100,6 +100,14 @@ fn no_test_says_by_itself_that_it_is_skipped() {
 }
 
 #[test]
+fn the_map_has_every_module_in_the_order_of_the_ranks() {
+    let (_, map) = include_str!("../../docs/architecture.md").split_once("\n## Modules\n").unwrap();
+    let rows = map.split("\n## ").next().unwrap().lines().filter_map(|line| line.strip_prefix("| `"));
+    let named: Vec<&str> = rows.map(|row| row.split('`').next().unwrap()).collect();
+    assert_eq!(named, RANKS.map(|(module, _)| module));
+}
+
+#[test]
 fn the_imports_that_are_there_are_seen() {
     let sources = sources("src");
     let modules = modules(&sources);
