@@ -29,7 +29,7 @@ use crate::{
     refresh::Coordinator,
     sandbox::{self, SandboxRoot},
     server::{
-        Api, AppState,
+        Api, SocketServices,
         listener::{BindError, BindLock, Listener, ServeOptions, Shutdown},
         peer::Peers,
     },
@@ -301,10 +301,18 @@ struct Services {
 }
 
 impl Services {
-    /// For a router behind the socket of that name.
-    fn state(&self, policy: Policy, socket: &str) -> AppState {
-        let state = AppState::new(self.coordinator.clone(), self.keys.clone(), policy);
-        state.beside_others(self.logins.clone(), socket).audited(self.audit.clone())
+    /// What the socket of that name offers.
+    fn of_socket(&self, policy: Policy, socket: &str) -> SocketServices {
+        SocketServices {
+            coordinator: self.coordinator.clone(),
+            keys: self.keys.clone(),
+            logins: self.logins.clone(),
+            sandboxes: None,
+            audit: self.audit.clone(),
+            socket: Arc::from(socket),
+            policy,
+            capability: None,
+        }
     }
 }
 
@@ -344,8 +352,8 @@ async fn run<T>(
         sandboxes = Some(handle);
     }
     for (listener, socket) in &listeners {
-        let state = services.state(socket.policy.clone(), listener.name());
-        let api = Api::new(state.with_sandboxes(sandboxes.clone()));
+        let offered = services.of_socket(socket.policy.clone(), listener.name());
+        let api = Api::new(SocketServices { sandboxes: sandboxes.clone(), ..offered }.into());
         let options = ServeOptions { limits: socket.limits, share, audit: services.audit.clone() };
         let (listener, shutdown) = (Arc::clone(listener), shutdown.clone());
         serving.spawn(async move { listener.serve(api, options, &shutdown).await });

@@ -13,11 +13,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{
-    Router,
-    extract::FromRef,
-    routing::{get, post},
-};
+use axum::{Router, extract::FromRef};
 use http::StatusCode;
 use tower::Layer as _;
 
@@ -43,24 +39,39 @@ mod routes;
 mod stall;
 mod unread;
 
-pub use operations::OPERATIONS;
+pub use operations::{OPERATIONS, Operation};
 
 use admission::{AdmissionLayer, AdmissionService};
 use problem::Problem;
-use routes::{document, health, keys, logins, providers, sandboxes, tokens};
 
-/// What a router needs. It is cloned several times per request, so it is one pointer.
+/// What one socket offers: the services behind it, and what its peers may do.
 #[derive(Debug, Clone)]
-pub struct AppState(Arc<Parts>);
+pub struct SocketServices {
+    /// The grants.
+    pub coordinator: Coordinator,
+    /// The API keys.
+    pub keys: Keys,
+    /// The logins under way. Sockets may share them; whoever made them shuts them down.
+    pub logins: Logins,
+    /// The sandboxes; `None` where none can be made.
+    pub sandboxes: Option<Sandboxes>,
+    /// The audit log, in which every request has a line.
+    pub audit: Audit,
+    /// The socket's name, for the audit log and as the owner of logins.
+    pub socket: Arc<str>,
+    /// What its peers may see and do.
+    pub policy: Policy,
+    /// What its peers must show with every request; `None` for nothing.
+    pub capability: Option<CapabilityHash>,
+}
 
-/// The coordinator, the API keys, the logins under way, this socket's name and what it may do.
+/// The state of a router. It is cloned several times per request, so it is one pointer.
 #[derive(Debug, Clone)]
-struct Parts {
-    coordinator: Coordinator,
-    keys: Keys,
-    logins: Logins,
-    sandboxes: Option<Sandboxes>,
-    socket: Arc<str>,
+pub struct AppState(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    services: SocketServices,
     policy: Arc<Policy>,
     admission: AdmissionLayer,
 }
@@ -69,96 +80,61 @@ struct Parts {
 const LOGIN_LIFETIME: Duration = Duration::from_mins(10);
 
 impl AppState {
-    /// The state for one socket, with logins of its own and without an audit log.
+    /// The state for a router of its own: without an audit log, sandboxes or a capability.
     #[must_use]
     pub fn new(coordinator: Coordinator, keys: Keys, policy: Policy) -> Self {
         let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-        let admission = AdmissionLayer::new(Arc::clone(coordinator.clock()), Audit::default(), "");
-        let (sandboxes, socket, policy) = (None, Arc::from(""), Arc::new(policy));
-        Self(Arc::new(Parts { coordinator, keys, logins, sandboxes, socket, policy, admission }))
-    }
-
-    /// The same for the socket of that name, beside others. Whoever made the logins ends them.
-    #[must_use]
-    pub fn beside_others(self, logins: Logins, socket: &str) -> Self {
-        self.with(|parts| (parts.logins, parts.socket) = (logins, Arc::from(socket)))
-    }
-
-    /// The same with the sandboxes that a keeper keeps; without them there are none to ask for.
-    #[must_use]
-    pub fn with_sandboxes(self, sandboxes: Option<Sandboxes>) -> Self {
-        self.with(|parts| parts.sandboxes = sandboxes)
-    }
-
-    /// The same for peers that show a capability with every request.
-    #[must_use]
-    pub fn guarded_by(self, capability: Option<CapabilityHash>) -> Self {
-        self.with(|parts| parts.admission = parts.admission.guarded_by(capability))
-    }
-
-    /// The same with a line in `audit` for every request. The socket has its name before.
-    #[must_use]
-    pub fn audited(self, audit: Audit) -> Self {
-        self.with(|parts| {
-            let admission = AdmissionLayer::new(Arc::clone(parts.coordinator.clock()), audit, &parts.socket);
-            parts.admission = admission.guarded_by(parts.admission.capability());
+        Self::from(SocketServices {
+            coordinator,
+            keys,
+            logins,
+            sandboxes: None,
+            audit: Audit::default(),
+            socket: Arc::from(""),
+            policy,
+            capability: None,
         })
     }
+}
 
-    fn with(self, change: impl FnOnce(&mut Parts)) -> Self {
-        let mut parts = Arc::unwrap_or_clone(self.0);
-        change(&mut parts);
-        Self(Arc::new(parts))
+impl From<SocketServices> for AppState {
+    fn from(services: SocketServices) -> Self {
+        let clock = Arc::clone(services.coordinator.clock());
+        let admission = AdmissionLayer::new(clock, services.audit.clone(), &services.socket, services.capability);
+        let policy = Arc::new(services.policy.clone());
+        Self(Arc::new(Shared { services, policy, admission }))
     }
 }
 
 impl FromRef<AppState> for Audit {
-    fn from_ref(AppState(parts): &AppState) -> Self {
-        parts.admission.audit().clone()
+    fn from_ref(AppState(state): &AppState) -> Self {
+        state.services.audit.clone()
     }
 }
 
 impl FromRef<AppState> for Coordinator {
-    fn from_ref(AppState(parts): &AppState) -> Self {
-        parts.coordinator.clone()
+    fn from_ref(AppState(state): &AppState) -> Self {
+        state.services.coordinator.clone()
     }
 }
 
 impl FromRef<AppState> for Keys {
-    fn from_ref(AppState(parts): &AppState) -> Self {
-        parts.keys.clone()
+    fn from_ref(AppState(state): &AppState) -> Self {
+        state.services.keys.clone()
     }
 }
 
 impl FromRef<AppState> for Logins {
-    fn from_ref(AppState(parts): &AppState) -> Self {
-        parts.logins.clone()
+    fn from_ref(AppState(state): &AppState) -> Self {
+        state.services.logins.clone()
     }
 }
 
 impl FromRef<AppState> for Arc<Policy> {
-    fn from_ref(AppState(parts): &AppState) -> Self {
-        Arc::clone(&parts.policy)
+    fn from_ref(AppState(state): &AppState) -> Self {
+        Arc::clone(&state.policy)
     }
 }
-
-/// The paths of the API, for the comparison with the OpenAPI document.
-pub const PATHS: [&str; 14] = [
-    "/openapi.yaml",
-    "/v1/api-keys",
-    "/v1/api-keys/{name}",
-    "/v1/health",
-    "/v1/logins",
-    "/v1/logins/{id}",
-    "/v1/logins/{id}/code",
-    "/v1/providers",
-    "/v1/sandboxes",
-    "/v1/sandboxes/{id}",
-    "/v1/tokens",
-    "/v1/tokens/{provider}",
-    "/v1/tokens/{provider}/refresh",
-    "/v1/tokens/{provider}/rename",
-];
 
 /// The whole API, as one socket offers it, to be driven in process.
 pub fn router(state: AppState) -> Router {
@@ -166,7 +142,7 @@ pub fn router(state: AppState) -> Router {
     routes(state).layer(admission)
 }
 
-/// The same for a listener.
+/// The whole API, as a listener serves it.
 #[derive(Debug, Clone)]
 pub struct Api(AdmissionService<Router>);
 
@@ -184,21 +160,9 @@ impl Api {
 }
 
 fn routes(state: AppState) -> Router {
-    Router::new()
-        .route("/openapi.yaml", get(document::openapi))
-        .route("/v1/api-keys", get(keys::list))
-        .route("/v1/api-keys/{name}", get(keys::get).put(keys::put).delete(keys::delete))
-        .route("/v1/health", get(health::health))
-        .route("/v1/logins", post(logins::start))
-        .route("/v1/logins/{id}", get(logins::get).delete(logins::cancel))
-        .route("/v1/logins/{id}/code", post(logins::paste))
-        .route("/v1/providers", get(providers::list))
-        .route("/v1/sandboxes", get(sandboxes::list).post(sandboxes::create))
-        .route("/v1/sandboxes/{id}", get(sandboxes::get).delete(sandboxes::delete))
-        .route("/v1/tokens", get(tokens::list))
-        .route("/v1/tokens/{provider}", get(tokens::get).put(tokens::put).delete(tokens::delete))
-        .route("/v1/tokens/{provider}/refresh", post(tokens::refresh))
-        .route("/v1/tokens/{provider}/rename", post(tokens::rename))
+    OPERATIONS
+        .iter()
+        .fold(Router::new(), |router, operation| router.route(operation.path, operation.route()))
         .fallback(async || Problem::new(ProblemCode::NotFound, "no such route; see /openapi.yaml"))
         .method_not_allowed_fallback(async || {
             Problem::invalid("this route has no such method; see the Allow header")

@@ -12,7 +12,7 @@ use crate::{
     sandbox::{self, Sandbox},
     secret::CapabilityHash,
     server::{
-        Api,
+        Api, SocketServices,
         listener::{Listener, ServeOptions, Shutdown, SocketState},
         peer::Peers,
     },
@@ -56,10 +56,10 @@ impl sandbox::SocketHost for SandboxSockets {
 
     fn open(&self, listener: Listener, sandbox: &Sandbox, capability: Option<CapabilityHash>) -> OpenSocket {
         let name = sandbox.socket_name();
-        let state = self.services.state(Policy::sandbox(sandbox.allowed.clone()), &name).guarded_by(capability);
+        let offered = self.services.of_socket(Policy::sandbox(sandbox.allowed.clone()), &name);
         let options =
             ServeOptions { limits: SocketLimits::SANDBOX, share: self.share, audit: self.services.audit.clone() };
-        let api = Api::new(state);
+        let api = Api::new(SocketServices { capability, ..offered }.into());
         let immediate = self.shutdown.immediate.child_token();
         let shutdown = Shutdown { graceful: self.shutdown.graceful.clone(), immediate: immediate.clone() };
         let mut serving = JoinSet::new();

@@ -2,11 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use credproxy::{
-    policy::Operation,
-    problem_code::ProblemCode,
-    server::{OPERATIONS, PATHS},
-};
+use credproxy::{policy::Operation, problem_code::ProblemCode, server::OPERATIONS};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -368,10 +364,10 @@ async fn one_hanging_provider_stops_nobody_else() {
 async fn routes_and_document_agree_both_ways() {
     let contract = Contract::load();
     let documented: BTreeSet<String> = contract.operations().into_iter().map(|(_, path, _)| path).collect();
-    assert_eq!(documented, PATHS.iter().map(|path| (*path).to_owned()).collect());
+    assert_eq!(documented, OPERATIONS.iter().map(|operation| operation.path.to_owned()).collect());
     let world = World::new().await;
     let methods = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"];
-    for path in PATHS {
+    for path in &documented {
         let target = path.replace("{provider}", "corp").replace("{id}", &"0".repeat(32)).replace("{name}", "openai");
         let allowed: BTreeSet<String> = contract
             .operations()
@@ -385,7 +381,7 @@ async fn routes_and_document_agree_both_ways() {
         }
     }
     let named: BTreeSet<_> =
-        OPERATIONS.iter().map(|(method, path, id)| [*method, *path, *id].map(str::to_owned)).collect();
+        OPERATIONS.iter().map(|known| [known.method, known.path, known.id].map(str::to_owned)).collect();
     let documented = contract.operations().into_iter().map(|(method, path, id)| [method, path, id]).collect();
     assert_eq!(named, documented);
     let codes: BTreeSet<String> =

@@ -38,7 +38,7 @@ impl FromRequestParts<AppState> for Hosts {
         }
         let none =
             || Problem::new(ProblemCode::NotFound, "no sandboxes are made here: this API has no sockets of its own");
-        state.0.sandboxes.clone().map(Self).ok_or_else(none)
+        state.0.services.sandboxes.clone().map(Self).ok_or_else(none)
     }
 }
 

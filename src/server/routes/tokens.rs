@@ -68,7 +68,7 @@ pub(in crate::server) async fn refresh(
 
 /// `getToken`: a token that lasts a while; `HEAD` shows the headers of what there is and refreshes nothing.
 pub(in crate::server) async fn get(
-    State(AppState(parts)): State<AppState>,
+    State(AppState(state)): State<AppState>,
     context: RequestContext,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -77,20 +77,20 @@ pub(in crate::server) async fn get(
     let min_validity = target.query.get("min_validity").map(seconds).transpose()?;
     let headers = request.headers();
     none_match(headers, "")?;
-    permitted(&parts.policy, Operation::Read, account)?;
+    permitted(&state.policy, Operation::Read, account)?;
     if request.method() == Method::HEAD {
-        let (account, coordinator) = (account.into(), &parts.coordinator);
+        let (account, coordinator) = (account.into(), &state.services.coordinator);
         let peeked = Box::pin(coordinator.peek(&account)).await;
         return peeked.map(|snapshot| token(&snapshot)).map_err(|error| Problem::refresh(&account, &error));
     }
     if !headers.contains_key(header::IF_NONE_MATCH)
-        && let Some(snapshot) = parts.coordinator.cached(account, min_validity)
+        && let Some(snapshot) = state.services.coordinator.cached(account, min_validity)
     {
         return Ok(token(&snapshot));
     }
     // Boxed, so that room for what seldom happens is not made for every request.
     let caller = context.caller();
-    Box::pin(get_with_patience(&parts.coordinator, account.into(), min_validity, headers, caller)).await
+    Box::pin(get_with_patience(&state.services.coordinator, account.into(), min_validity, headers, caller)).await
 }
 
 /// The same, where something is to be waited for, or nothing is to be sent.
@@ -119,7 +119,7 @@ async fn get_with_patience(
 
 /// `putToken`: a whole grant, refresh token and all. The host's alone.
 pub(in crate::server) async fn put(
-    State(AppState(parts)): State<AppState>,
+    State(AppState(state)): State<AppState>,
     context: RequestContext,
     uri: Uri,
     headers: HeaderMap,
@@ -127,17 +127,21 @@ pub(in crate::server) async fn put(
 ) -> Result<Response, Problem> {
     let account = Target::parse(&uri, &["bucket"])?.account(&context)?;
     let if_match = change_condition(&headers)?;
-    if !parts.policy.may_write() {
+    if !state.policy.may_write() {
         return Err(Problem::unauthorized());
     }
     let issued = grant(&json_body(&headers, body, LARGEST_GRANT).await?)?;
     if let Some(secret) = &issued.refresh_token
-        && parts.keys.reveal(secret).await.map_err(|error| Problem::key(&error))?
+        && state.services.keys.reveal(secret).await.map_err(|error| Problem::key(&error))?
     {
         return Err(Problem::invalid("the refresh token is or is part of a stored API key: delete that key first"));
     }
-    let (put, tag) =
-        parts.coordinator.put(&account, issued, &if_match).await.map_err(|error| Problem::refresh(&account, &error))?;
+    let (put, tag) = state
+        .services
+        .coordinator
+        .put(&account, issued, &if_match)
+        .await
+        .map_err(|error| Problem::refresh(&account, &error))?;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = if put == Put::Created { StatusCode::CREATED } else { StatusCode::NO_CONTENT };
     response.headers_mut().insert(header::ETAG, tag_header(&tag));
