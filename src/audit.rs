@@ -1,6 +1,6 @@
-//! The audit log: every request, and every peer that was turned away, has a line or is counted in one (`fold.rs`).
+//! The audit log: every request, and every peer that was turned away, has a line or is counted in one (`aggregate.rs`).
 //!
-//! Owns: what a line says ([`Event`]), where lines go and what happens when they cannot ([`Settings`]), and the reading
+//! Owns: what a line says ([`Event`]), where lines go and what happens when they cannot ([`AuditSettings`]), and the reading
 //! of what was written ([`reader`]).
 //!
 //! Invariants:
@@ -33,30 +33,30 @@ use crate::{
     account::{AccountRef, MAX_NAME},
     clock::{Clock, Timestamp},
     private::PrivateError,
-    timeouts::LAST_AUDIT_LINES,
+    timeouts::FINAL_AUDIT_TIMEOUT,
 };
 
+mod aggregate;
 mod file;
-mod fold;
 mod line;
 mod queue;
 pub mod reader;
 
 pub use line::Origin;
 
-use file::{Rotated, Stdout};
+use file::{RotatingFile, Stdout};
 use queue::{Pending, Queue};
 
 /// Where lines go, and what if they cannot.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct AuditSettings {
     /// Where.
     pub to: Destination,
     /// What if not.
     pub on_failure: OnFailure,
 }
 
-impl Settings {
+impl AuditSettings {
     /// The file, if it is one.
     #[must_use]
     pub const fn file(&self) -> Option<&PathBuf> {
@@ -119,8 +119,8 @@ pub struct Event<'a> {
     pub own_line: bool,
 }
 
-/// The words for what is no operation of the contract's.
-pub mod words {
+/// The labels for what is no operation of the contract's.
+pub mod labels {
     /// An operation: a peer that was turned away before it could ask.
     pub const CONNECT: &str = "connect";
     /// An operation: what is no route, or a method that the route does not have.
@@ -205,19 +205,19 @@ impl From<PrivateError> for AuditError {
 pub struct Unwritten;
 
 /// A line that is not written yet.
-pub struct Waiting {
+pub struct PendingWrite {
     log: Arc<Log>,
     pending: Pending,
 }
 
-impl Waiting {
+impl PendingWrite {
     /// Waits until it is, or as long as it is worth it.
-    pub async fn settled(self) -> Result<(), Unwritten> {
-        self.log.queue.settle(self.pending).await
+    pub async fn wait(self) -> Result<(), Unwritten> {
+        self.log.queue.wait_written(self.pending).await
     }
 }
 
-/// What keeps the log from being whole, in words for a person.
+/// What keeps the log from being whole, in labels for a person.
 const UNWRITABLE: &str = "the audit log cannot be written";
 const UNROTATABLE: &str = "the audit log cannot be rotated";
 
@@ -245,11 +245,11 @@ impl Drop for Log {
 
 impl Audit {
     /// Opens what the settings name, and begins to write.
-    pub fn start(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Self, AuditError> {
+    pub fn start(settings: &AuditSettings, clock: Arc<dyn Clock>) -> Result<Self, AuditError> {
         match &settings.to {
             Destination::Off => Ok(Self::default()),
             Destination::Stdout => Self::to(Stdout::new()?, settings.on_failure, clock),
-            Destination::File(rotation) => Self::to(Rotated::open(rotation)?, settings.on_failure, clock),
+            Destination::File(rotation) => Self::to(RotatingFile::open(rotation)?, settings.on_failure, clock),
         }
     }
 
@@ -296,9 +296,9 @@ impl Audit {
 
     /// Hands a line to the writer. What there is to wait for before the answer may go out, if anything (invariants 4, 5).
     #[must_use]
-    pub fn write(&self, event: &Event<'_>) -> Option<Waiting> {
+    pub fn write(&self, event: &Event<'_>) -> Option<PendingWrite> {
         let log = self.0.as_ref()?;
-        log.queue.take_in(event).map(|pending| Waiting { log: Arc::clone(log), pending })
+        log.queue.enqueue(event).map(|pending| PendingWrite { log: Arc::clone(log), pending })
     }
 
     /// Hands a line to the writer, for whom nobody waits.
@@ -309,10 +309,10 @@ impl Audit {
     }
 
     /// What is wrong with it. The writer tries whether it could write now; a log that hangs is not waited for longer than
-    /// [`AUDIT_CHECK`](crate::timeouts::AUDIT_CHECK).
+    /// [`AUDIT_CHECK_TIMEOUT`](crate::timeouts::AUDIT_CHECK_TIMEOUT).
     pub async fn health_problems(&self) -> Vec<&'static str> {
         let Some(log) = &self.0 else { return Vec::new() };
-        let (unwritable, unrotatable) = log.queue.ailing().await;
+        let (unwritable, unrotatable) = log.queue.problems().await;
         [(unwritable, UNWRITABLE), (unrotatable, UNROTATABLE)]
             .into_iter()
             .filter(|(is, _)| *is)
@@ -324,29 +324,29 @@ impl Audit {
     pub async fn close(&self) {
         let Some(log) = &self.0 else { return };
         log.queue.close();
-        if timeout(LAST_AUDIT_LINES, log.ended.cancelled()).await.is_err() {
+        if timeout(FINAL_AUDIT_TIMEOUT, log.ended.cancelled()).await.is_err() {
             tracing::error!("the last lines of the audit log are not written: it does not answer");
         }
     }
 }
 
 /// What [`Audit::start`] would say, and what it would find. Changes nothing.
-pub fn look(settings: &Settings) -> Result<String, AuditError> {
+pub fn inspect(settings: &AuditSettings) -> Result<String, AuditError> {
     match &settings.to {
         Destination::Off => Ok("off".to_owned()),
         Destination::Stdout => Ok("to standard output".to_owned()),
-        Destination::File(Rotation { path, .. }) => Ok(match file::look(path)? {
+        Destination::File(Rotation { path, .. }) => Ok(match file::inspect(path)? {
             Some(size) => format!("{}: {} KiB", path.display(), size.div_ceil(1024)),
             None => format!("{}: will be made at the first start", path.display()),
         }),
     }
 }
 
-/// What takes lines. Where the operating system lets it, it gives up after [`PATIENCE`] with an error of the kind
+/// What takes lines. Where the operating system lets it, it gives up after [`SINK_TIMEOUT`] with an error of the kind
 /// [`io::ErrorKind::WouldBlock`].
 trait Sink: Send {
     /// Appends lines. A file takes whole ones only.
-    fn append(&mut self, lines: &[u8]) -> Appended;
+    fn append(&mut self, lines: &[u8]) -> AppendResult;
 
     /// Sees whether lines could be appended now.
     fn check(&mut self) -> io::Result<()>;
@@ -357,11 +357,11 @@ trait Sink: Send {
 
 /// How long a sink waits for another process: for one that holds the file's lock while it writes, milliseconds; for a
 /// reader that has much to do, less than this.
-const PATIENCE: Duration = Duration::from_millis(400);
+const SINK_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// What became of lines.
 #[derive(Debug, Default)]
-struct Appended {
+struct AppendResult {
     /// How many bytes are written; all of them unless there is an error.
     bytes: usize,
     error: Option<io::Error>,
@@ -378,7 +378,7 @@ mod tests {
     struct Hanging;
 
     impl Sink for Hanging {
-        fn append(&mut self, _: &[u8]) -> Appended {
+        fn append(&mut self, _: &[u8]) -> AppendResult {
             loop {
                 thread::park();
             }
@@ -400,15 +400,15 @@ mod tests {
             let (origin, subject) = (Origin::of_peer("s", 0, None), Subject::default());
             audit.note(&Event {
                 origin: &origin,
-                operation: words::UNKNOWN,
+                operation: labels::UNKNOWN,
                 subject: &subject,
-                outcome: words::OK,
+                outcome: labels::OK,
                 status: None,
                 latency: Duration::ZERO,
                 provider_called: false,
                 own_line: true,
             });
-            timeout(LAST_AUDIT_LINES * 5, audit.close()).await.expect("it does not end");
+            timeout(FINAL_AUDIT_TIMEOUT * 5, audit.close()).await.expect("it does not end");
         }
     }
 }

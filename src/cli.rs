@@ -42,7 +42,7 @@ mod terminal;
 mod token;
 
 pub use audit::{AuditArgs, print_audit};
-pub use check::{Mark, print_findings};
+pub use check::{Severity, print_findings};
 pub use exec::Exec;
 pub use failure::{Exit, Failure};
 pub use key::KeyCommand;
@@ -278,9 +278,9 @@ pub async fn run(options: &Options, command: &ClientCommand, env: &Environment) 
 async fn ask(options: &Options, command: &ClientCommand, env: &Environment) -> Result<ExitCode, Failure> {
     let client = || -> Result<Client, Failure> {
         let (socket, capability) = client_socket(options.socket.as_deref(), options.config.as_deref(), env)?;
-        let client = Client::new(socket).trusting(&options.trust_uid);
+        let client = Client::new(socket).with_trusted_uids(&options.trust_uid);
         Ok(match &capability {
-            Some(capability) => client.showing(capability),
+            Some(capability) => client.with_capability(capability),
             None => client,
         })
     };

@@ -4,7 +4,7 @@
 //!
 //! Invariants:
 //! 1. A request is sent once: whether to try again is the caller's to decide.
-//! 2. Nothing waits for ever, and no answer fills the memory: [`TIME_LIMIT`], [`ANSWER_LIMIT`].
+//! 2. Nothing waits for ever, and no answer fills the memory: [`REQUEST_TIMEOUT`], [`MAX_ANSWER_BYTES`].
 //! 3. An access token is an [`AccessToken`] from the moment it is read, and no error holds one.
 //! 4. A refresh token, an API key or a login's code is sent only to a program of this user's, of root's, or of a user that
 //!    was named: the kernel tells whose it is (`SO_PEERCRED`).
@@ -36,14 +36,14 @@ use crate::{
     clock::Timestamp,
     problem_code::ProblemCode,
     secret::{AccessToken, Capability},
-    socket_path::LONGEST_PATH,
+    socket_path::MAX_PATH_BYTES,
 };
 
 /// A flight ends within 30 s and a daemon on its way out waits 35 s for it; this leaves room for a busy machine.
-pub const TIME_LIMIT: Duration = Duration::from_secs(45);
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// Some four thousand accounts in a listing; a token's answer has a few KiB.
-pub const ANSWER_LIMIT: usize = 1024 * 1024;
+pub const MAX_ANSWER_BYTES: usize = 1024 * 1024;
 
 /// Why a request came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +60,7 @@ pub enum ClientError {
     #[error(
         "{} is served by user {uid}, who is neither this user nor root: the secret was not sent", socket.display()
     )]
-    Stranger {
+    UntrustedServer {
         /// The socket.
         socket: PathBuf,
         /// Whose program listens.
@@ -81,8 +81,8 @@ pub enum ClientError {
     /// The connection broke before the answer was whole: the request may have been carried out.
     #[error("the daemon hung up")]
     Interrupted(#[source] Box<dyn Error + Send + Sync>),
-    /// No answer within [`TIME_LIMIT`]: the request may have been carried out.
-    #[error("the daemon did not answer within {} s", TIME_LIMIT.as_secs())]
+    /// No answer within [`REQUEST_TIMEOUT`]: the request may have been carried out.
+    #[error("the daemon did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
     TimedOut,
     /// What came back is none of the contract's answers.
     #[error("the answer is not one of credproxy's: {0}")]
@@ -96,7 +96,7 @@ impl ClientError {
         match self {
             Self::Problem { code, .. } => code.parse().ok(),
             Self::Unreachable { .. }
-            | Self::Stranger { .. }
+            | Self::UntrustedServer { .. }
             | Self::Interrupted(_)
             | Self::TimedOut
             | Self::Protocol(_) => None,
@@ -140,7 +140,7 @@ pub struct AccountStatus {
     /// The account's bucket.
     pub bucket: Bucket,
     /// `valid`, `expiring`, `expired`, `reauth_required` or `unknown`.
-    #[serde(deserialize_with = "plain")]
+    #[serde(deserialize_with = "printable_text")]
     pub state: String,
     /// In seconds since 1970; `None` when unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -154,7 +154,7 @@ pub struct AccountStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refreshed_at: Option<i64>,
     /// What the last attempt failed of; `None` when it did not.
-    #[serde(default, deserialize_with = "plain_option", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "optional_printable_text", skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
 }
 
@@ -184,7 +184,7 @@ mod sandbox;
 
 pub use keys::{Key, KeyStatus};
 pub use login::Login;
-pub use sandbox::{Sandbox, Wanted};
+pub use sandbox::{Sandbox, SandboxRequest};
 
 /// Speaks to the daemon behind one socket.
 ///
@@ -230,14 +230,14 @@ impl Client {
 
     /// The same where the daemon may run as one of these users, too.
     #[must_use]
-    pub fn trusting(self, uids: &[u32]) -> Self {
+    pub fn with_trusted_uids(self, uids: &[u32]) -> Self {
         Self { trusted: uids.to_vec(), ..self }
     }
 
     /// The same for the socket of a sandbox that wants a capability.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the capability is there to be shown to its daemon")]
-    pub fn showing(self, capability: &Capability) -> Self {
+    pub fn with_capability(self, capability: &Capability) -> Self {
         // Printable ASCII is a header's value.
         let mut shown = HeaderValue::try_from(format!("Bearer {}", capability.expose_secret())).ok();
         if let Some(shown) = &mut shown {
@@ -365,13 +365,13 @@ impl Client {
                 None => converse(TokioIo::new(self.connect_to_trusted().await?), request).await,
             }
         };
-        tokio::time::timeout(TIME_LIMIT, exchange).await.unwrap_or(Err(ClientError::TimedOut))
+        tokio::time::timeout(REQUEST_TIMEOUT, exchange).await.unwrap_or(Err(ClientError::TimedOut))
     }
 
     /// The socket's path as [`UnixConnector`] takes it. `None` for a path that is not UTF-8, which it would change, or too
     /// long, on which it panics.
     fn address(&self) -> Option<hyper::Uri> {
-        let path = self.socket.to_str().filter(|path| path.len() <= LONGEST_PATH)?;
+        let path = self.socket.to_str().filter(|path| path.len() <= MAX_PATH_BYTES)?;
         Some(hyperlocal::Uri::new(path, "/").into())
     }
 
@@ -381,7 +381,7 @@ impl Client {
         let uid = stream.peer_cred().map_err(|error| self.unreachable(error))?.uid();
         let own = rustix::process::geteuid().as_raw();
         if uid != own && uid != 0 && !self.trusted.contains(&uid) {
-            return Err(ClientError::Stranger { socket: self.socket.clone(), uid });
+            return Err(ClientError::UntrustedServer { socket: self.socket.clone(), uid });
         }
         Ok(stream)
     }
@@ -397,7 +397,7 @@ async fn converse(stream: impl Read + Write + Unpin, request: Request<Full<Bytes
     let (mut sender, connection) = http1::handshake(stream).await.map_err(broken)?;
     let answer = async {
         let (head, body) = sender.send_request(request).await.map_err(broken)?.into_parts();
-        let body = Limited::new(body, ANSWER_LIMIT).collect().await.map_err(|error| {
+        let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await.map_err(|error| {
             if error.is::<LengthLimitError>() {
                 ClientError::Protocol("it is longer than 1 MiB")
             } else {
@@ -478,11 +478,11 @@ fn id<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Er
     if fit { Ok(id) } else { Err(serde::de::Error::custom("not an id")) }
 }
 
-fn plain<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+fn printable_text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     String::deserialize(deserializer).map(|text| printable(&text))
 }
 
-fn plain_option<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+fn optional_printable_text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     Option::<String>::deserialize(deserializer).map(|text| text.as_deref().map(printable))
 }
 
@@ -638,7 +638,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_that_is_none_of_ours_is_refused_without_being_quoted() {
-        let long = answer("200 OK", &"canary".repeat(ANSWER_LIMIT / 6 + 1));
+        let long = answer("200 OK", &"canary".repeat(MAX_ANSWER_BYTES / 6 + 1));
         let chatty = answer("418 I'm a teapot", "canary");
         for text in [
             answer("200 OK", "canary"),

@@ -29,16 +29,18 @@ mod provider;
 mod secret_source;
 mod socket;
 
-pub use command::COMMAND_LIMIT;
+pub use command::COMMAND_TIMEOUT;
 pub use environment::{CAPABILITY_FD, Environment, SOCKET};
 pub use key_source::{GivenKey, GivenKeyError, KeySource};
 pub use limits::LimitsConfig;
 pub use preset::{Preset, Variable, presets};
-pub use provider::{Authentication, ClientKeyConfig, ProviderConfig};
+pub use provider::{AuthenticationConfig, ClientKeyConfig, ProviderConfig};
 pub use secret_source::{SecretSource, SecretSourceError};
 pub use socket::SocketConfig;
 
-use crate::{audit::Settings, policy::Role, private::open_trusted, secret::Capability, timeouts::PROVIDER_CALL};
+use crate::{
+    audit::AuditSettings, policy::Role, private::open_trusted, secret::Capability, timeouts::PROVIDER_CALL_TIMEOUT,
+};
 use document::{Document, Section};
 
 /// All that is configured, defaults filled in.
@@ -55,7 +57,7 @@ pub struct Config {
     /// `[limits]`.
     pub limits: LimitsConfig,
     /// `[audit]`.
-    pub audit: Settings,
+    pub audit: AuditSettings,
     /// `[sockets.NAME]`, in the order of their names; at least one has the role `host`.
     pub sockets: Vec<SocketConfig>,
     /// `[providers.NAME]`, in the order of their names.
@@ -100,19 +102,19 @@ pub struct LoginsConfig {
 }
 
 /// Authorization servers give their own pages and codes some ten minutes.
-const LOGIN_LIFETIME: Duration = Duration::from_mins(10);
+const DEFAULT_LOGIN_LIFETIME: Duration = Duration::from_mins(10);
 
 /// A longer one would only keep listeners open: no provider's code lives that long.
-const LONGEST_LOGIN: Duration = Duration::from_hours(1);
+const MAX_LOGIN_LIFETIME: Duration = Duration::from_hours(1);
 
 /// Long enough that a looping program does not trouble a provider, short enough for a person to wait.
-const COOLDOWN: Duration = Duration::from_secs(30);
+const DEFAULT_COOLDOWN: Duration = Duration::from_secs(30);
 
 /// A longer one would keep accounts without a token for the whole life of a usual one.
-const LONGEST_COOLDOWN: Duration = Duration::from_hours(1);
+const MAX_COOLDOWN: Duration = Duration::from_hours(1);
 
 /// Below this, a slow network makes ambiguity (sent, no answer) out of nothing.
-const SHORTEST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+const MIN_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -149,7 +151,7 @@ pub enum ConfigError {
     },
     /// A default lies below the home directory, and there is none.
     #[error("there is no place for {what}: HOME is not set to an absolute path, and {key} is not given")]
-    NoPlace {
+    NoDefaultPath {
         /// What has no place.
         what: &'static str,
         /// The key to set instead.
@@ -276,7 +278,7 @@ pub fn dev_socket(explicit: Option<&Path>, env: &Environment) -> Result<SocketCo
 }
 
 /// A thousand providers need some 200 KiB; what is longer is another file.
-const LONGEST_FILE: u64 = 1024 * 1024;
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 /// Reads the file without waiting for anybody, and no more of it than a configuration may have. It names commands, and
 /// endpoints for refresh tokens, so others must not be able to write it.
@@ -286,8 +288,8 @@ fn read(file: &Path) -> io::Result<String> {
         return Err(io::Error::other("it is a pipe; name a file"));
     }
     let mut text = String::new();
-    opened.take(LONGEST_FILE + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > LONGEST_FILE {
+    opened.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE_BYTES {
         return Err(io::Error::other("it is longer than 1 MiB"));
     }
     Ok(text)
@@ -326,12 +328,12 @@ fn database_path(url: &str) -> Option<PathBuf> {
 
 fn refresh(mut section: Section<'_>) -> Result<RefreshConfig, ConfigError> {
     let cooldown = match section.take("cooldown") {
-        Some(entry) => entry.duration(Duration::ZERO..=LONGEST_COOLDOWN)?,
-        None => COOLDOWN,
+        Some(entry) => entry.duration(Duration::ZERO..=MAX_COOLDOWN)?,
+        None => DEFAULT_COOLDOWN,
     };
     let request_timeout = match section.take("request_timeout") {
-        Some(entry) => entry.duration(SHORTEST_REQUEST_TIMEOUT..=PROVIDER_CALL)?,
-        None => PROVIDER_CALL,
+        Some(entry) => entry.duration(MIN_REQUEST_TIMEOUT..=PROVIDER_CALL_TIMEOUT)?,
+        None => PROVIDER_CALL_TIMEOUT,
     };
     section.finish()?;
     Ok(RefreshConfig { cooldown, request_timeout })
@@ -339,8 +341,8 @@ fn refresh(mut section: Section<'_>) -> Result<RefreshConfig, ConfigError> {
 
 fn logins(mut section: Section<'_>) -> Result<LoginsConfig, ConfigError> {
     let lifetime = match section.take("lifetime") {
-        Some(entry) => entry.duration(Duration::from_secs(1)..=LONGEST_LOGIN)?,
-        None => LOGIN_LIFETIME,
+        Some(entry) => entry.duration(Duration::from_secs(1)..=MAX_LOGIN_LIFETIME)?,
+        None => DEFAULT_LOGIN_LIFETIME,
     };
     section.finish()?;
     Ok(LoginsConfig { lifetime })

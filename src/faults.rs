@@ -22,7 +22,7 @@ use std::{
 use crate::clock::{Clock, Monotonic, SystemClock, Timestamp};
 
 /// How often a stopped step looks whether it may go on.
-const LOOK: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 #[expect(clippy::disallowed_methods, reason = "a test's variable is no configuration")]
 static DIRECTORY: LazyLock<Option<PathBuf>> = LazyLock::new(|| env::var_os("CREDPROXY_FAULTS").map(PathBuf::from));
@@ -37,7 +37,7 @@ pub(crate) async fn reach(step: &str) {
         }
         let go = directory.join(format!("{step}.go"));
         while !go.exists() {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 }
@@ -57,13 +57,13 @@ fn announce(path: &Path) -> io::Result<()> {
 
 /// The machine's clocks, moved as a test likes.
 #[derive(Debug)]
-pub(crate) struct MovedClock {
+pub(crate) struct OffsetClock {
     machine: SystemClock,
     /// A monotonic clock that is moved back stands still.
     latest: Mutex<Duration>,
 }
 
-impl MovedClock {
+impl OffsetClock {
     pub(crate) fn new() -> Self {
         Self { machine: SystemClock::new(), latest: Mutex::default() }
     }
@@ -79,7 +79,7 @@ fn ahead() -> (i64, i64) {
     read().unwrap_or_default()
 }
 
-impl Clock for MovedClock {
+impl Clock for OffsetClock {
     fn now(&self) -> Timestamp {
         Timestamp::from_millis(self.machine.now().as_millis().saturating_add(ahead().0))
     }

@@ -96,7 +96,7 @@ pub enum Lifetime {
 }
 
 /// A hundred years: a longer life is a mistake in a unit, and means as much as no word at all.
-const LONGEST_LIFE_SECONDS: f64 = 100.0 * 366.0 * 86_400.0;
+const MAX_LIFETIME_SECS: f64 = 100.0 * 366.0 * 86_400.0;
 
 impl Lifetime {
     /// Reads a number of seconds in any form a provider sends: a number, a string of one, a fraction. `None` when it
@@ -104,7 +104,7 @@ impl Lifetime {
     #[must_use]
     pub fn from_expires_in(value: &Value) -> Option<Self> {
         let seconds = seconds(value)?;
-        if seconds > 0.0 && seconds <= LONGEST_LIFE_SECONDS {
+        if seconds > 0.0 && seconds <= MAX_LIFETIME_SECS {
             Some(Self::In(Duration::from_secs_f64(seconds)))
         } else {
             Some(Self::Unknown)
@@ -115,7 +115,7 @@ impl Lifetime {
     #[must_use]
     pub fn from_expires_at(value: &Value) -> Option<Self> {
         let seconds = seconds(value)?;
-        if seconds > 0.0 && seconds <= LONGEST_LIFE_SECONDS * 2.0 {
+        if seconds > 0.0 && seconds <= MAX_LIFETIME_SECS * 2.0 {
             Some(Self::At(Timestamp::from_millis(0).plus(Duration::from_secs_f64(seconds))))
         } else {
             Some(Self::Unknown)
@@ -253,12 +253,12 @@ impl Grant {
     }
 }
 
-/// New-else-old, but no more than [`LARGEST_EXTRA`]: a provider that thinks up new members at each refresh would fill
+/// New-else-old, but no more than [`MAX_EXTRA_BYTES`]: a provider that thinks up new members at each refresh would fill
 /// the disk.
 fn merge_extra(mut old: Extra, new: Extra) -> Extra {
     let size = |(name, value): (&String, &Value)| name.len().saturating_add(value.to_string().len());
     let total: usize = old.0.iter().chain(&new.0).map(size).sum();
-    if total > LARGEST_EXTRA {
+    if total > MAX_EXTRA_BYTES {
         old.0.clear();
     }
     old.0.extend(new.0.into_iter().filter(|(_, value)| !value.is_null()));
@@ -266,7 +266,7 @@ fn merge_extra(mut old: Extra, new: Extra) -> Extra {
 }
 
 /// In bytes of JSON. A few long JWTs have some 20 KiB.
-const LARGEST_EXTRA: usize = 256 * 1024;
+const MAX_EXTRA_BYTES: usize = 256 * 1024;
 
 fn expiry(lifetime: Lifetime, now: Timestamp) -> Option<Timestamp> {
     match lifetime {
@@ -476,8 +476,8 @@ mod tests {
     fn members_do_not_pile_up_without_end() {
         let mut grant = grant(json!({}));
         for round in 0..20 {
-            grant = grant.refreshed(issued(json!({format!("x{round}"): "x".repeat(LARGEST_EXTRA / 4)})), NOW);
-            assert!(Value::from(grant.extra.0.clone()).to_string().len() <= LARGEST_EXTRA);
+            grant = grant.refreshed(issued(json!({format!("x{round}"): "x".repeat(MAX_EXTRA_BYTES / 4)})), NOW);
+            assert!(Value::from(grant.extra.0.clone()).to_string().len() <= MAX_EXTRA_BYTES);
         }
         assert!(grant.extra.0.contains_key("x19"));
     }

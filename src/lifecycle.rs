@@ -1,7 +1,7 @@
 //! The daemon's life: where the parts are put together, started and ended.
 //!
 //! Invariants:
-//! 1. The end waits for the flights under way and for one more try to save what is unsaved, within `WORK_UNDER_WAY`. The
+//! 1. The end waits for the flights under way and for one more try to save what is unsaved, within `SHUTDOWN_WORK_TIMEOUT`. The
 //!    sockets' files go after that, the store last.
 //! 2. A part that cannot start is an error before any socket exists. A sandbox of an earlier daemon is no part: what
 //!    cannot be opened again stops nobody.
@@ -34,7 +34,7 @@ use crate::{
         peer::Peers,
     },
     store::{ItemStore, StoreError, key::passphrase::Ask, sqlite::Sqlite},
-    timeouts::{LAST_ANSWERS, STORE_CLOSE, WORK_UNDER_WAY},
+    timeouts::{FINAL_RESPONSES_TIMEOUT, SHUTDOWN_WORK_TIMEOUT, STORE_CLOSE_TIMEOUT},
 };
 
 pub mod check;
@@ -116,7 +116,7 @@ pub enum LifecycleError {
     #[error("ended without closing the store: the disk does not answer")]
     StoreNotClosed,
     /// Something was still under way after the longest wait.
-    #[error("ended with work under way, after {} s", WORK_UNDER_WAY.as_secs())]
+    #[error("ended with work under way, after {} s", SHUTDOWN_WORK_TIMEOUT.as_secs())]
     Unfinished,
 }
 
@@ -154,7 +154,7 @@ pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Res
     let services = Services { coordinator, keys, logins, item_store, audit, sandboxes: config.limits.sandboxes, root };
     let served = run(&services, &config.sockets, |_| ()).await;
     services.audit.close().await;
-    let closed = tokio::time::timeout(STORE_CLOSE, store.close()).await;
+    let closed = tokio::time::timeout(STORE_CLOSE_TIMEOUT, store.close()).await;
     served?;
     Ok(closed.map_err(|_| LifecycleError::StoreNotClosed)??)
 }
@@ -176,7 +176,7 @@ fn clock() -> Arc<dyn Clock> {
 
 #[cfg(feature = "faults")]
 fn clock() -> Arc<dyn Clock> {
-    Arc::new(crate::faults::MovedClock::new())
+    Arc::new(crate::faults::OffsetClock::new())
 }
 
 async fn providers(
@@ -219,15 +219,15 @@ pub async fn client(
 /// How the provider's client authenticates, and why it cannot, where its secret or key is not to be had.
 async fn authentication(provider: &ProviderConfig, environment: &Environment) -> (Authentication, Option<Missing>) {
     match &provider.authentication {
-        config::Authentication::None => (Authentication::None, None),
-        config::Authentication::Secret { place, source } => {
+        config::AuthenticationConfig::None => (Authentication::None, None),
+        config::AuthenticationConfig::Secret { place, source } => {
             let (secret, missing) = match source.client_secret(environment).await {
                 Ok(secret) => (Ok(secret), None),
                 Err(error) => (Err("the client secret could not be read"), Some(error.into())),
             };
             (Authentication::Secret { place: *place, secret }, missing)
         }
-        config::Authentication::Key(key) => match assertions(provider, key, environment).await {
+        config::AuthenticationConfig::Key(key) => match assertions(provider, key, environment).await {
             Ok(assertions) => (Authentication::Key(Ok(Box::new(assertions))), None),
             Err(error) => (Authentication::Key(Err("the client key could not be read")), Some(error)),
         },
@@ -370,14 +370,14 @@ async fn run<T>(
         services.keys.shut_down().await;
         services.coordinator.shut_down().await;
     };
-    let finished = tokio::time::timeout(WORK_UNDER_WAY, ended).await;
+    let finished = tokio::time::timeout(SHUTDOWN_WORK_TIMEOUT, ended).await;
     let served = async { while serving.join_next().await.is_some() {} };
     let mut served = pin!(served);
-    if tokio::time::timeout(LAST_ANSWERS, &mut served).await.is_err() {
+    if tokio::time::timeout(FINAL_RESPONSES_TIMEOUT, &mut served).await.is_err() {
         tracing::warn!("some connections were close_now off");
         // What still runs holds the sockets open.
         shutdown.immediate.cancel();
-        if tokio::time::timeout(LAST_ANSWERS, &mut served).await.is_err() {
+        if tokio::time::timeout(FINAL_RESPONSES_TIMEOUT, &mut served).await.is_err() {
             tracing::error!("some sockets could not be closed in order");
         }
     }

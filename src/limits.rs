@@ -129,13 +129,13 @@ pub struct LoginLimits {
 }
 
 /// A tenth of all logins is the host's alone, and these at least: a person who has them begins another and cancels one.
-const FEWEST_OF_HOST: usize = 3;
+const MIN_HOST_LOGINS: usize = 3;
 
 impl LoginLimits {
     /// How many the sockets of role `sandbox` may have altogether.
     #[must_use]
     pub fn of_sandboxes(&self) -> usize {
-        self.total - (self.total / 10).max(FEWEST_OF_HOST).min(self.total / 2)
+        self.total - (self.total / 10).max(MIN_HOST_LOGINS).min(self.total / 2)
     }
 }
 
@@ -174,10 +174,10 @@ impl RateLimiter {
 }
 
 /// The longest that an answer to a request over the rate is held back: shorter than a client's patience.
-const LONGEST_DELAY: Duration = Duration::from_secs(1);
+const MAX_ANSWER_DELAY: Duration = Duration::from_secs(1);
 
 /// How many such answers of one peer are held back at once: as many as a sandbox has connections unless told.
-const MOST_DELAYED: usize = 1024;
+const MAX_DELAYED_ANSWERS: usize = 1024;
 
 /// The requests of one user on one socket.
 #[derive(Debug)]
@@ -199,10 +199,10 @@ impl PeerLimiter {
     pub fn acquire(self: &Arc<Self>, now: Monotonic) -> Result<(), TooFast> {
         let mut state = self.lock();
         let Err(retry_after) = state.requests.acquire(self.rate, now) else { return Ok(()) };
-        let delay = (state.delayed < MOST_DELAYED).then(|| {
+        let delay = (state.delayed < MAX_DELAYED_ANSWERS).then(|| {
             state.delayed += 1;
-            let turn = state.refusals.reserve(self.rate, now, LONGEST_DELAY);
-            Delay { length: turn.max(retry_after).min(LONGEST_DELAY), peer: Arc::clone(self) }
+            let turn = state.refusals.reserve(self.rate, now, MAX_ANSWER_DELAY);
+            Delay { length: turn.max(retry_after).min(MAX_ANSWER_DELAY), peer: Arc::clone(self) }
         });
         Err(TooFast { retry_after, delay })
     }
@@ -257,13 +257,13 @@ struct QuotaState {
 }
 
 /// Fewer are not worth looking through.
-const FIRST_SWEEP: usize = 64;
+const MIN_SWEEP_SIZE: usize = 64;
 
 impl RefreshQuota {
     /// So much of each account.
     #[must_use]
     pub fn new(rate: Rate) -> Self {
-        Self { rate, state: Mutex::new(QuotaState { limiters: HashMap::new(), sweep_at: FIRST_SWEEP }) }
+        Self { rate, state: Mutex::new(QuotaState { limiters: HashMap::new(), sweep_at: MIN_SWEEP_SIZE }) }
     }
 
     /// Takes one of the account's. The error says when there will be one.
@@ -274,7 +274,7 @@ impl RefreshQuota {
         }
         if state.limiters.len() >= state.sweep_at {
             state.limiters.retain(|_, limiter| !limiter.is_full(now));
-            state.sweep_at = FIRST_SWEEP.max(2 * state.limiters.len());
+            state.sweep_at = MIN_SWEEP_SIZE.max(2 * state.limiters.len());
         }
         state.limiters.entry(account.clone()).or_default().acquire(self.rate, now)
     }
@@ -347,13 +347,13 @@ mod tests {
             let refused = limiter.of(1).acquire(at(5000)).unwrap_err();
             assert_eq!(refused.retry_after, Duration::from_millis(100));
             let delay = refused.delay.unwrap();
-            let due = Duration::from_millis(100 * (turn - 1)).clamp(Duration::from_millis(100), LONGEST_DELAY);
+            let due = Duration::from_millis(100 * (turn - 1)).clamp(Duration::from_millis(100), MAX_ANSWER_DELAY);
             assert_eq!(delay.length(), due, "{turn}");
             held.push(delay);
         }
         assert!(limiter.of(2).acquire(at(5000)).is_ok(), "another user has its own");
         assert!(limiter.of(1).acquire(at(5100)).is_ok(), "refusals use none of it up");
-        while held.len() < MOST_DELAYED {
+        while held.len() < MAX_DELAYED_ANSWERS {
             held.push(limiter.of(1).acquire(at(5100)).unwrap_err().delay.unwrap());
         }
         assert!(limiter.of(1).acquire(at(5100)).unwrap_err().delay.is_none());

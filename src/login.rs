@@ -247,7 +247,7 @@ impl Logins {
             Flow::Browser | Flow::Paste => inner.begin_redirect(provider, &account, (flow, owner.role), stop).await?,
         };
         let expires_at = clock.now().plus(begun.lifetime);
-        let setup = SessionSetup { expires_at, expected: begun.expected, cancelled, port: begun.port };
+        let setup = SessionSetup { expires_at, pending_response: begun.pending_response, cancelled, port: begun.port };
         let session = Arc::new(Session::new(owner, account, flow, begun.prompt, setup)?);
         tracing::info!(account = %session.account, flow = flow.name(), "login begun");
         inner.remember(&session);
@@ -274,8 +274,8 @@ impl Logins {
     pub async fn paste(&self, owner: &Owner, id: LoginId, text: &str) -> Result<Login, LoginError> {
         let session = self.0.find(owner, id)?;
         session.current_status()?;
-        let expected = session.expected.as_ref().ok_or(LoginError::TakesNoCode)?;
-        expected.settle(expected.pasted(text)?)?;
+        let pending_response = session.pending_response.as_ref().ok_or(LoginError::TakesNoCode)?;
+        pending_response.settle(pending_response.parse_pasted(text)?)?;
         session.ended().await;
         match session.current_status()? {
             Login { progress: Progress::Failed(error), .. } => Err(error),
@@ -292,7 +292,7 @@ impl Logins {
     }
 
     /// Ends and forgets what was begun on a socket that is gone.
-    pub fn abandon(&self, socket: &str) {
+    pub fn cancel_all_of_socket(&self, socket: &str) {
         self.0.sessions().retain(|_, session| {
             let stays = &*session.owner.socket != socket;
             if !stays {
@@ -320,7 +320,7 @@ impl Inner {
         redirect_listener: Option<RedirectListener>,
         permit: LoginPermit,
     ) {
-        let forgotten = Forgotten { inner: &self, session: &session };
+        let forgotten = ForgetOnDrop { inner: &self, session: &session };
         let work = async {
             let outcome = match work.await {
                 Ok(issued) => self.store(&session, *issued).await,
@@ -340,7 +340,7 @@ impl Inner {
     }
 
     /// Ends the logins of sandboxes that listen there: the host's own comes first.
-    fn make_room(&self, place: SocketAddr) {
+    fn cancel_sandbox_logins_at(&self, place: SocketAddr) {
         self.sessions().retain(|_, session| {
             let stays = session.owner.role == Role::Host || session.port != Some(place) || session.has_ended();
             if !stays {
@@ -394,12 +394,12 @@ impl Inner {
 }
 
 /// Sees to it that a login is gone when its task is, whatever ended it.
-struct Forgotten<'a> {
+struct ForgetOnDrop<'a> {
     inner: &'a Inner,
     session: &'a Session,
 }
 
-impl Drop for Forgotten<'_> {
+impl Drop for ForgetOnDrop<'_> {
     fn drop(&mut self) {
         self.session.end(Err(LoginError::NotFound));
         self.inner.sessions().remove(&self.session.id);

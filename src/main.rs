@@ -3,7 +3,7 @@
 use std::{num::NonZero, path::PathBuf, process::ExitCode, time::Duration};
 
 use credproxy::{
-    cli::{self, AuditArgs, Cli, Command, Exit, Failure, Mark, Options, Serve, StoreCommand, ask_passphrase},
+    cli::{self, AuditArgs, Cli, Command, Exit, Failure, Options, Serve, Severity, StoreCommand, ask_passphrase},
     config::{Confinement, Environment, KeySource, dev_socket},
     lifecycle::{self, check, confine, dev},
     telemetry,
@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     };
     let env = Environment::process();
     if !matches!(command, Command::Serve(_))
-        && let Err(failure) = close_up()
+        && let Err(failure) = harden_process()
     {
         return failure.report();
     }
@@ -33,8 +33,8 @@ fn main() -> ExitCode {
 }
 
 /// Every command may hold a secret: a token, a key, the store's key.
-fn close_up() -> Result<(), Failure> {
-    let tracer = confine::close_up_command().map_err(|error| Failure::new(Exit::Failure, error))?;
+fn harden_process() -> Result<(), Failure> {
+    let tracer = confine::harden_command_process().map_err(|error| Failure::new(Exit::Failure, error))?;
     if let Some(tracer) = tracer {
         cli::warn_of_tracer(tracer);
     }
@@ -43,28 +43,28 @@ fn close_up() -> Result<(), Failure> {
 
 /// Whatever matters was waited for by then. What is left may never end: a name server that does not answer, a terminal
 /// that is still being read from.
-const LAST_THREADS: Duration = Duration::from_millis(500);
+const THREAD_SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Does the work on a runtime of its own, and leaves behind what does not end with it.
 fn block_on<T>(builder: &mut Builder, work: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = builder.enable_all().build().map_err(|error| Failure::new(Exit::Failure, error))?;
     let done = runtime.block_on(work);
-    runtime.shutdown_timeout(LAST_THREADS);
+    runtime.shutdown_timeout(THREAD_SHUTDOWN_TIMEOUT);
     Ok(done)
 }
 
 /// One processor gives a hundred thousand answers per second. More threads than these, on a machine that has many
 /// processors, would take memory and be idle.
-const MOST_WORKERS: usize = 4;
+const MAX_WORKERS: usize = 4;
 
 fn workers() -> usize {
-    std::thread::available_parallelism().map_or(1, NonZero::get).min(MOST_WORKERS)
+    std::thread::available_parallelism().map_or(1, NonZero::get).min(MAX_WORKERS)
 }
 
 fn serve(options: &Options, how: &Serve, env: &Environment) -> Result<ExitCode, Failure> {
     telemetry::start(&env.log_filter());
     let failed = |error| Failure::new(Exit::Failure, error);
-    confine::close_up(how.traced).map_err(failed)?;
+    confine::harden_daemon_process(how.traced).map_err(failed)?;
     if how.dev {
         let socket = dev_socket(options.socket.as_deref(), env)?;
         let announce =
@@ -87,9 +87,9 @@ fn check(options: &Options, env: &Environment) -> Result<ExitCode, Failure> {
     env.check_certificates()?;
     let findings = block_on(&mut Builder::new_current_thread(), check::check(&config, env, &ask_passphrase))?;
     let row = |finding: check::Finding| match finding.result {
-        Ok(detail) if finding.is_warning => (finding.subject, Mark::Warning, detail),
-        Ok(detail) => (finding.subject, Mark::Ok, detail),
-        Err(detail) => (finding.subject, Mark::Wrong, detail),
+        Ok(detail) if finding.is_warning => (finding.subject, Severity::Warning, detail),
+        Ok(detail) => (finding.subject, Severity::Ok, detail),
+        Err(detail) => (finding.subject, Severity::Wrong, detail),
     };
     Ok(cli::print_findings(&findings.into_iter().map(row).collect::<Vec<_>>(), options.json))
 }

@@ -36,14 +36,14 @@ pub struct ErrorCode {
 }
 
 /// The longest error code kept; the codes of the RFCs have at most 25 letters.
-const LONGEST_CODE: usize = 64;
+const MAX_CODE_BYTES: usize = 64;
 
 impl ErrorCode {
     /// Keeps `text` if it has the form of a code and does not quote `secret`; otherwise an anonymous code.
     #[must_use]
     pub fn new(text: &str, secret: Option<&RefreshToken>) -> Self {
         let well_formed = !text.is_empty()
-            && text.len() <= LONGEST_CODE
+            && text.len() <= MAX_CODE_BYTES
             && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
             && !secret.is_some_and(|secret| secret.occurs_in(text));
         Self {
@@ -466,7 +466,7 @@ mod tests {
             let secret = RefreshToken::new("canary1".into()).unwrap();
             let code = ErrorCode::new(&text, Some(&secret));
             prop_assert!(code.as_str().is_empty() || code.as_str() == text);
-            prop_assert!(!code.as_str().contains("canary1") && code.as_str().len() <= LONGEST_CODE);
+            prop_assert!(!code.as_str().contains("canary1") && code.as_str().len() <= MAX_CODE_BYTES);
             if let Some(shown) = code.shown() {
                 prop_assert!(!shown.is_empty() && !holds_forbidden_text(shown) && shown.is_ascii());
                 prop_assert!(!shown.contains(|one: char| one.is_whitespace() || one.is_control()));

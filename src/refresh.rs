@@ -32,7 +32,7 @@ use crate::{
     grant::{Grant, SanitizedToken},
     provider::{Provider, Providers},
     store::{AccountFilter, RefreshState, Store, StoreError},
-    timeouts::HEALTH,
+    timeouts::HEALTH_CHECK_TIMEOUT,
 };
 
 mod caller;
@@ -299,7 +299,7 @@ impl Inner {
 
     /// Whether a store that refused the last write takes one now; nobody else may want to write for hours.
     async fn writable_again(&self) -> bool {
-        let probed = tokio::time::timeout(HEALTH, self.store.probe()).await;
+        let probed = tokio::time::timeout(HEALTH_CHECK_TIMEOUT, self.store.probe()).await;
         probed.is_ok_and(|probed| self.noted(probed).is_ok())
     }
 
@@ -307,7 +307,7 @@ impl Inner {
     /// matter, that there is one does.
     async fn readable(&self) -> bool {
         let Ok(probe) = "health-probe".parse::<Account>() else { return true };
-        let loaded = tokio::time::timeout(HEALTH, self.store.load(&probe)).await;
+        let loaded = tokio::time::timeout(HEALTH_CHECK_TIMEOUT, self.store.load(&probe)).await;
         loaded.is_ok_and(|loaded| loaded.map_or_else(|error| !error.is_transient(), |_| true))
     }
 

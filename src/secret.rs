@@ -127,7 +127,7 @@ pub const LOGIN_BYTES: usize = 32;
 /// How many random bytes a [`Capability`] is made of: nobody guesses 256 bits.
 pub const CAPABILITY_BYTES: usize = 32;
 
-macro_rules! sought {
+macro_rules! searchable {
     ($($name:ident)*) => {$(
         impl $name {
             /// Whether the value occurs anywhere in `text`.
@@ -140,7 +140,7 @@ macro_rules! sought {
     )*};
 }
 
-sought! { RefreshToken AuthorizationCode CodeVerifier DeviceCode LoginState }
+searchable! { RefreshToken AuthorizationCode CodeVerifier DeviceCode LoginState }
 
 impl AuthorizationCode {
     /// Accepts 1*VSCHAR (RFC 6749 appendix A.11).

@@ -4,7 +4,7 @@
 //! built-in authorization server of `serve --dev`.
 //!
 //! Invariants:
-//! 1. Every answer has `Cache-Control: no-store` (`envelope.rs`); every refusal is a problem of the contract.
+//! 1. Every answer has `Cache-Control: no-store` (`finalize.rs`); every refusal is a problem of the contract.
 //! 2. Nothing leaves but sanitized views, statuses and problems.
 //! 3. Policy is asked before the coordinator, so that a refusal touches nothing and tells nothing.
 //! 4. Every request passes the admission first (`admission.rs`): limits, and one line in the audit log.
@@ -23,12 +23,12 @@ use crate::{
 };
 
 mod admission;
+mod body_monitor;
 mod capability;
 mod connection;
 mod connection_limiter;
 pub mod dev;
-mod envelope;
-mod hang_up;
+mod finalize;
 mod head_timer;
 pub mod listener;
 mod operations;
@@ -36,8 +36,8 @@ pub mod peer;
 pub mod problem;
 mod request;
 mod routes;
-mod stall;
-mod unread;
+mod shared_stream;
+mod write_timeout;
 
 pub use operations::{OPERATIONS, Operation};
 

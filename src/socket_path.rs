@@ -13,10 +13,10 @@ use std::{
 
 /// The room for a path in `sockaddr_un`, less the closing zero byte: 108 bytes on Linux (`unix(7)`), 104 on macOS and
 /// the BSDs.
-pub const LONGEST_PATH: usize = if cfg!(any(target_os = "linux", target_os = "android")) { 107 } else { 103 };
+pub const MAX_PATH_BYTES: usize = if cfg!(any(target_os = "linux", target_os = "android")) { 107 } else { 103 };
 
 /// As many as the kernel follows in one path (`path_resolution(7)`).
-const MOST_LINKS: usize = 40;
+const MAX_LINKS: usize = 40;
 
 /// The user that stands for those who have no number in this user namespace (`user_namespaces(7)`).
 const UNMAPPED: u32 = 65_534;
@@ -53,7 +53,7 @@ pub enum AncestorError {
 /// each belongs to this user or to root, and group and others may not write to it unless it is sticky. What is not
 /// there yet is not looked at.
 pub(crate) fn check_ancestors(path: &Path) -> Result<(), AncestorError> {
-    check(path, MOST_LINKS)
+    check(path, MAX_LINKS)
 }
 
 fn check(path: &Path, links: usize) -> Result<(), AncestorError> {

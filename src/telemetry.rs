@@ -20,16 +20,16 @@ use tracing_subscriber::{
 };
 
 /// How long a reader may be busy before lines are dropped.
-const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+const WRITE_TIMEOUT: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
-const NO_PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// Sends events to standard error; `filter` as in `CREDPROXY_LOG`: `info`, `credproxy=trace`, and the like. A second
 /// call does nothing.
 pub fn start(filter: &str) {
     let ours = Targets::new().with_target(env!("CARGO_PKG_NAME"), LevelFilter::TRACE).with_default(LevelFilter::INFO);
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(Lines::default())
+        .with_writer(StderrWriter::default())
         .with_ansi(io::stderr().is_terminal())
         .with_filter(wanted(filter))
         .with_filter(ours);
@@ -45,12 +45,12 @@ fn wanted(filter: &str) -> Targets {
 
 /// Standard error, line by line.
 #[derive(Default)]
-struct Lines {
+struct StderrWriter {
     /// The last line found no room: the next one does not wait.
     stuck: AtomicBool,
 }
 
-impl<'a> MakeWriter<'a> for Lines {
+impl<'a> MakeWriter<'a> for StderrWriter {
     type Writer = &'a Self;
 
     fn make_writer(&'a self) -> &'a Self {
@@ -58,10 +58,10 @@ impl<'a> MakeWriter<'a> for Lines {
     }
 }
 
-impl Write for &Lines {
+impl Write for &StderrWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let mut stderr = io::stderr().lock();
-        let patience = if self.stuck.load(Ordering::Relaxed) { NO_PATIENCE } else { PATIENCE };
+        let patience = if self.stuck.load(Ordering::Relaxed) { NO_WAIT } else { WRITE_TIMEOUT };
         // A pipe that is writable takes 4,096 bytes (PIPE_BUF) at once, more than any line has.
         let mut room = [PollFd::new(&stderr, PollFlags::OUT)];
         let stuck = matches!(poll(&mut room, Some(&patience)), Ok(0) | Err(Errno::INTR));

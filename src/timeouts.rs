@@ -7,58 +7,58 @@
 use std::time::Duration;
 
 /// The longest that one call to a provider may take, and what it takes unless configured (`refresh.request_timeout`).
-pub const PROVIDER_CALL: Duration = Duration::from_secs(15);
+pub const PROVIDER_CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A flight starts no call to the provider after so much of its own time.
 pub const LAST_PROVIDER_CALL_START: Duration = Duration::from_secs(15);
 
 /// The longest that a flight takes until the provider's last answer.
-pub const FLIGHT: Duration = LAST_PROVIDER_CALL_START.saturating_add(PROVIDER_CALL);
+pub const FLIGHT_TIMEOUT: Duration = LAST_PROVIDER_CALL_START.saturating_add(PROVIDER_CALL_TIMEOUT);
 
 /// How long one call of the store may wait for its turn: for other changes, for another process's lock, for the disk.
 /// A change takes milliseconds.
-pub const STORE_CALL: Duration = Duration::from_secs(5);
+pub const STORE_CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How much longer a change may take that has begun and cannot be taken back.
-pub const STORE_CHANGE_UNDER_WAY: Duration = Duration::from_secs(5);
+pub const BEGUN_CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a caller who can be served a token that is good waits for a store that does not answer. There are two such
 /// waits in a `GET`, and its answer is to come within 2 s.
-pub const STORE_STALL: Duration = Duration::from_millis(750);
+pub const STALLED_STORE_TIMEOUT: Duration = Duration::from_millis(750);
 
 /// How long a flight waits for one of the places that its provider has for refreshes at once.
-pub const PROVIDER_PLACE: Duration = Duration::from_secs(10);
+pub const PROVIDER_PERMIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a flight waits for the lease while another owner has it.
-pub const LEASE: Duration = Duration::from_secs(5);
+pub const LEASE_WAIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a health check waits for the store. It waits for the audit log at the same time, and answers within 1 s.
-pub const HEALTH: Duration = Duration::from_millis(500);
+pub const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How long an operation, and a health check, waits for the audit log to show that it can be written.
-pub const AUDIT_CHECK: Duration = Duration::from_millis(700);
+pub const AUDIT_CHECK_TIMEOUT: Duration = Duration::from_millis(700);
 
 /// How long the end of the process goes on trying to save what a provider has answered.
-pub const LAST_SAVES: Duration = Duration::from_secs(8);
+pub const FINAL_SAVE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// How long the end of the process waits for flights, logins and changes. Once it has begun no call to a provider starts,
 /// so the longest is a call under way, the change that saves its answer, and the further tries to save it.
-pub const WORK_UNDER_WAY: Duration = Duration::from_secs(35);
+pub const SHUTDOWN_WORK_TIMEOUT: Duration = Duration::from_secs(35);
 
 /// How long the end of the process waits for the last answers to be written to their sockets.
-pub const LAST_ANSWERS: Duration = Duration::from_secs(2);
+pub const FINAL_RESPONSES_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the end of the process waits for the last lines of the audit log.
-pub const LAST_AUDIT_LINES: Duration = Duration::from_secs(2);
+pub const FINAL_AUDIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the end of the process waits for the store to be closed.
-pub const STORE_CLOSE: Duration = Duration::from_secs(5);
+pub const STORE_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The longest that the end of the process takes.
-pub const SHUTDOWN: Duration = WORK_UNDER_WAY
-    .saturating_add(LAST_ANSWERS.saturating_mul(2))
-    .saturating_add(LAST_AUDIT_LINES)
-    .saturating_add(STORE_CLOSE);
+pub const SHUTDOWN_TIMEOUT: Duration = SHUTDOWN_WORK_TIMEOUT
+    .saturating_add(FINAL_RESPONSES_TIMEOUT.saturating_mul(2))
+    .saturating_add(FINAL_AUDIT_TIMEOUT)
+    .saturating_add(STORE_CLOSE_TIMEOUT);
 
 const fn fits(parts: &[Duration], whole: Duration) -> bool {
     let mut sum = Duration::ZERO;
@@ -70,12 +70,19 @@ const fn fits(parts: &[Duration], whole: Duration) -> bool {
     sum.as_millis() <= whole.as_millis()
 }
 
-const _: () = assert!(fits(&[PROVIDER_PLACE, LEASE], LAST_PROVIDER_CALL_START), "a flight gets to its first call");
-const _: () = assert!(fits(&[STORE_STALL, STORE_STALL], Duration::from_secs(2)), "a good token within 2 s");
-const _: () = assert!(fits(&[HEALTH], Duration::from_secs(1)), "health within 1 s");
-const _: () = assert!(fits(&[AUDIT_CHECK], Duration::from_secs(1)), "health within 1 s, whatever the log does");
 const _: () = assert!(
-    fits(&[PROVIDER_CALL, STORE_CALL, STORE_CHANGE_UNDER_WAY, LAST_SAVES], WORK_UNDER_WAY),
+    fits(&[PROVIDER_PERMIT_TIMEOUT, LEASE_WAIT_TIMEOUT], LAST_PROVIDER_CALL_START),
+    "a flight gets to its first call"
+);
+const _: () =
+    assert!(fits(&[STALLED_STORE_TIMEOUT, STALLED_STORE_TIMEOUT], Duration::from_secs(2)), "a good token within 2 s");
+const _: () = assert!(fits(&[HEALTH_CHECK_TIMEOUT], Duration::from_secs(1)), "health within 1 s");
+const _: () = assert!(fits(&[AUDIT_CHECK_TIMEOUT], Duration::from_secs(1)), "health within 1 s, whatever the log does");
+const _: () = assert!(
+    fits(&[PROVIDER_CALL_TIMEOUT, STORE_CALL_TIMEOUT, BEGUN_CHANGE_TIMEOUT, FINAL_SAVE_TIMEOUT], SHUTDOWN_WORK_TIMEOUT),
     "whether an answer could be saved is known, and said, before the end",
 );
-const _: () = assert!(fits(&[FLIGHT, STORE_CALL], WORK_UNDER_WAY), "a flight is over when the work under way is");
+const _: () = assert!(
+    fits(&[FLIGHT_TIMEOUT, STORE_CALL_TIMEOUT], SHUTDOWN_WORK_TIMEOUT),
+    "a flight is over when the work under way is"
+);

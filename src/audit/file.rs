@@ -3,7 +3,7 @@
 //! Several daemons may write to one file: each holds the file's lock for as long as a write or a rotation takes, and
 //! sees first that the file it has open is still the one of that name. Whoever else moves the file away is followed in
 //! the same way. Nobody is waited for without a limit: a lock that another process holds, or a pipe that nobody reads, is
-//! an error after [`PATIENCE`].
+//! an error after [`SINK_TIMEOUT`].
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -22,20 +22,20 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Appended, PATIENCE, Rotation, Sink};
+use super::{AppendResult, Rotation, SINK_TIMEOUT, Sink};
 use crate::private::{FileError, PrivateError, check_private_file, no_follow_flags, private_directory};
 
 /// What a reservation holds: the lines of a thousand requests under way.
-const RESERVE: u64 = 256 * 1024;
+const RESERVED_BYTES: u64 = 256 * 1024;
 
 /// How long a try for the lock waits before the next one. Who writes holds it for less.
-const TRY_AGAIN: Duration = Duration::from_millis(5);
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Standard output.
 pub(super) struct Stdout(File);
 
 /// `PIPE_BUF`: so much goes into a pipe in one piece, and without waiting when there is room at all (POSIX, `write`).
-const PIECE: usize = if cfg!(target_os = "linux") { 4096 } else { 512 };
+const ATOMIC_WRITE_BYTES: usize = if cfg!(target_os = "linux") { 4096 } else { 512 };
 
 impl Stdout {
     pub(super) fn new() -> io::Result<Self> {
@@ -48,8 +48,8 @@ impl Stdout {
     }
 
     /// Waits until somebody reads, for so long.
-    fn await_room(&self, patience: Duration) -> io::Result<()> {
-        let limit = Timespec::try_from(patience).map_err(io::Error::other)?;
+    fn wait_writable(&self, timeout: Duration) -> io::Result<()> {
+        let limit = Timespec::try_from(timeout).map_err(io::Error::other)?;
         match poll(&mut [PollFd::new(&self.0, PollFlags::OUT)], Some(&limit)) {
             Ok(0) => Err(io::Error::new(
                 io::ErrorKind::WouldBlock,
@@ -63,13 +63,13 @@ impl Stdout {
 }
 
 impl Sink for Stdout {
-    fn append(&mut self, lines: &[u8]) -> Appended {
-        let mut appended = Appended::default();
+    fn append(&mut self, lines: &[u8]) -> AppendResult {
+        let mut appended = AppendResult::default();
         while appended.error.is_none() && appended.bytes < lines.len() {
             let rest = &lines[appended.bytes..];
-            let piece = &rest[..rest.len().min(PIECE)];
-            let piece = if whole(piece) > 0 { &piece[..whole(piece)] } else { piece };
-            let (bytes, error) = match self.await_room(PATIENCE) {
+            let piece = &rest[..rest.len().min(ATOMIC_WRITE_BYTES)];
+            let piece = if complete_length(piece) > 0 { &piece[..complete_length(piece)] } else { piece };
+            let (bytes, error) = match self.wait_writable(SINK_TIMEOUT) {
                 Ok(()) => write(&mut self.0, piece),
                 Err(error) => (0, Some(error)),
             };
@@ -80,7 +80,7 @@ impl Sink for Stdout {
     }
 
     fn check(&mut self) -> io::Result<()> {
-        self.await_room(PATIENCE)
+        self.wait_writable(SINK_TIMEOUT)
     }
 
     fn reserve(&mut self) -> io::Result<()> {
@@ -103,28 +103,28 @@ fn write(file: &mut File, bytes: &[u8]) -> (usize, Option<io::Error>) {
 }
 
 /// A file that begins anew when it is full.
-pub(super) struct Rotated {
+pub(super) struct RotatingFile {
     rotation: Rotation,
     file: File,
     /// Up to here the file has room that nobody else can take.
     reserved: u64,
     /// The line that a crash may have left without its end was seen to.
-    mended: bool,
+    line_end_checked: bool,
 }
 
-impl Rotated {
+impl RotatingFile {
     /// Opens the file, or makes it; private as the store is, or an error.
     pub(super) fn open(rotation: &Rotation) -> Result<Self, PrivateError> {
         if let Some(directory) = rotation.path.parent() {
             private_directory(directory)?;
         }
         let file = open(&rotation.path)?;
-        Ok(Self { rotation: rotation.clone(), file, reserved: 0, mended: false })
+        Ok(Self { rotation: rotation.clone(), file, reserved: 0, line_end_checked: false })
     }
 
     /// Locks the file that is at the path, if nobody else keeps its lock for longer than a write takes. At the first
     /// time it ends the line that a crash has left without its end: the next one would be lost with it.
-    fn hold(&mut self) -> io::Result<()> {
+    fn lock_current(&mut self) -> io::Result<()> {
         self.lock()?;
         let ready = self.prepare();
         if ready.is_err() {
@@ -140,7 +140,7 @@ impl Rotated {
             self.reserved = 0;
             self.lock()?;
         }
-        if self.mended {
+        if self.line_end_checked {
             return Ok(());
         }
         let size = self.file.metadata()?.len();
@@ -151,7 +151,7 @@ impl Rotated {
         if last != *b"\n" {
             self.file.write_all(b"\n")?;
         }
-        self.mended = true;
+        self.line_end_checked = true;
         Ok(())
     }
 
@@ -160,9 +160,9 @@ impl Rotated {
         loop {
             match self.file.try_lock() {
                 Ok(()) => return Ok(()),
-                Err(TryLockError::WouldBlock) if waited < PATIENCE => {
-                    thread::sleep(TRY_AGAIN);
-                    waited += TRY_AGAIN;
+                Err(TryLockError::WouldBlock) if waited < SINK_TIMEOUT => {
+                    thread::sleep(LOCK_RETRY_INTERVAL);
+                    waited += LOCK_RETRY_INTERVAL;
                 }
                 Err(TryLockError::WouldBlock) => {
                     let path = self.rotation.path.display();
@@ -175,10 +175,10 @@ impl Rotated {
     }
 
     /// Appends as many whole lines as the file has room for. The file is held.
-    fn fill(&mut self, lines: &[u8], appended: &mut Appended) -> io::Result<()> {
+    fn append_fitting(&mut self, lines: &[u8], appended: &mut AppendResult) -> io::Result<()> {
         let size = self.file.metadata()?.len();
         let room = usize::try_from(self.rotation.max_size.saturating_sub(size)).unwrap_or(usize::MAX);
-        let mut fitting = whole(&lines[..room.min(lines.len())]);
+        let mut fitting = complete_length(&lines[..room.min(lines.len())]);
         if fitting == 0 {
             if size > 0 {
                 match self.rotate() {
@@ -195,7 +195,7 @@ impl Rotated {
             return Ok(());
         };
         // Half a line is taken back.
-        let kept = whole(&lines[..written]);
+        let kept = complete_length(&lines[..written]);
         if kept < written {
             self.file.set_len(size + kept as u64)?;
         }
@@ -208,7 +208,7 @@ impl Rotated {
     fn rotate(&mut self) -> io::Result<()> {
         let path = &self.rotation.path;
         let draft = path.with_added_extension("new");
-        let first = numbered(path, 1);
+        let first = rotated_path(path, 1);
         // Left behind by a daemon that was killed at this.
         for left in [Some(&draft), is_at(&self.file, &first).unwrap_or(false).then_some(&first)].into_iter().flatten() {
             remove_if_there(left)?;
@@ -232,7 +232,7 @@ impl Rotated {
 
     /// Gives every full file the next number, up to the first that is free; else the last one goes.
     fn shift(&self) -> io::Result<()> {
-        let of = |number| numbered(&self.rotation.path, number);
+        let of = |number| rotated_path(&self.rotation.path, number);
         let free = (1..self.rotation.keep).find(|number| fs::symlink_metadata(of(*number)).is_err());
         let last = free.unwrap_or(self.rotation.keep);
         (1..last).rev().try_for_each(|number| fs::rename(of(number), of(number + 1)))?;
@@ -240,15 +240,15 @@ impl Rotated {
     }
 }
 
-impl Sink for Rotated {
-    fn append(&mut self, lines: &[u8]) -> Appended {
-        let mut appended = Appended::default();
+impl Sink for RotatingFile {
+    fn append(&mut self, lines: &[u8]) -> AppendResult {
+        let mut appended = AppendResult::default();
         let mut done = Ok(());
         while done.is_ok() && appended.bytes < lines.len() {
-            done = self.hold();
+            done = self.lock_current();
             if done.is_ok() {
                 let rest = &lines[appended.bytes..];
-                done = self.fill(rest, &mut appended);
+                done = self.append_fitting(rest, &mut appended);
                 done = done.and(self.file.unlock());
             }
         }
@@ -257,7 +257,7 @@ impl Sink for Rotated {
     }
 
     fn check(&mut self) -> io::Result<()> {
-        self.hold()?;
+        self.lock_current()?;
         self.file.unlock()
     }
 
@@ -266,11 +266,11 @@ impl Sink for Rotated {
     fn reserve(&mut self) -> io::Result<()> {
         use rustix::fs::FallocateFlags;
         let size = self.file.metadata()?.len();
-        if size + RESERVE / 2 <= self.reserved {
+        if size + RESERVED_BYTES / 2 <= self.reserved {
             return Ok(());
         }
-        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, size, RESERVE) {
-            Ok(()) => self.reserved = size + RESERVE,
+        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, size, RESERVED_BYTES) {
+            Ok(()) => self.reserved = size + RESERVED_BYTES,
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
             Err(error) => return Err(error.into()),
         }
@@ -284,12 +284,12 @@ impl Sink for Rotated {
 }
 
 /// The full files, from 1, the newest.
-pub(super) fn numbered(path: &Path, number: u32) -> PathBuf {
+pub(super) fn rotated_path(path: &Path, number: u32) -> PathBuf {
     path.with_added_extension(number.to_string())
 }
 
 /// How much of it is whole lines.
-fn whole(lines: &[u8]) -> usize {
+fn complete_length(lines: &[u8]) -> usize {
     lines.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1)
 }
 
@@ -308,19 +308,19 @@ fn open(path: &Path) -> Result<File, PrivateError> {
         }
         Err(PrivateError::from(FileError::at("open", path)(error)))
     })?;
-    check_private_file(path, &file.metadata().map_err(FileError::at("look at", path))?)?;
+    check_private_file(path, &file.metadata().map_err(FileError::at("inspect at", path))?)?;
     Ok(file)
 }
 
-/// What [`Rotated::open`] would say, and how large the file is if there is one. Changes nothing.
-pub(super) fn look(path: &Path) -> Result<Option<u64>, PrivateError> {
+/// What [`RotatingFile::open`] would say, and how large the file is if there is one. Changes nothing.
+pub(super) fn inspect(path: &Path) -> Result<Option<u64>, PrivateError> {
     if let Some(directory) = path.parent().filter(|directory| directory.exists()) {
         private_directory(directory)?;
     }
     match fs::symlink_metadata(path) {
         Ok(found) => check_private_file(path, &found).map(|()| Some(found.len())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(FileError::at("look at", path)(error).into()),
+        Err(error) => Err(FileError::at("inspect at", path)(error).into()),
     }
 }
 
@@ -354,7 +354,7 @@ mod tests {
         Rotation { path: directory.join("log/audit.log"), max_size, keep }
     }
 
-    fn append(sink: &mut Rotated, lines: &str) {
+    fn append(sink: &mut RotatingFile, lines: &str) {
         let appended = sink.append(lines.as_bytes());
         assert!(appended.error.is_none() && appended.bytes == lines.len(), "{appended:?}");
     }
@@ -373,28 +373,28 @@ mod tests {
     fn a_full_file_gets_a_number_and_the_last_one_goes() {
         let home = tempfile::tempdir().unwrap();
         let rotation = rotation(home.path(), 10, 2);
-        let mut sink = Rotated::open(&rotation).unwrap();
+        let mut sink = RotatingFile::open(&rotation).unwrap();
         for line in ["one\n", "two\n", "three\n", "four\nfive\nsix\n", "more than ten bytes\n"] {
             append(&mut sink, line);
         }
         let kept = |path: &Path| fs::read_to_string(path).unwrap();
         assert_eq!(kept(&rotation.path), "more than ten bytes\n");
-        assert_eq!(kept(&numbered(&rotation.path, 1)), "six\n");
-        assert_eq!(kept(&numbered(&rotation.path, 2)), "four\nfive\n");
-        assert!(!numbered(&rotation.path, 3).exists() && !rotation.path.with_added_extension("new").exists());
+        assert_eq!(kept(&rotated_path(&rotation.path, 1)), "six\n");
+        assert_eq!(kept(&rotated_path(&rotation.path, 2)), "four\nfive\n");
+        assert!(!rotated_path(&rotation.path, 3).exists() && !rotation.path.with_added_extension("new").exists());
         assert_eq!((mode(&rotation.path), mode(rotation.path.parent().unwrap())), (0o600, 0o700));
-        assert_eq!(mode(&numbered(&rotation.path, 1)), 0o600);
+        assert_eq!(mode(&rotated_path(&rotation.path, 1)), 0o600);
     }
 
     #[test]
     fn what_is_open_to_others_or_no_file_is_refused_and_left_as_it_is() {
         let home = tempfile::tempdir().unwrap();
         let rotation = rotation(home.path(), 1000, 2);
-        drop(Rotated::open(&rotation).unwrap());
+        drop(RotatingFile::open(&rotation).unwrap());
         let refused = |what: &str| {
-            let error = Rotated::open(&rotation).err().unwrap_or_else(|| panic!("{what}")).to_string();
+            let error = RotatingFile::open(&rotation).err().unwrap_or_else(|| panic!("{what}")).to_string();
             assert!(error.starts_with(rotation.path.to_str().unwrap()), "{what}: {error}");
-            assert!(look(&rotation.path).is_err(), "{what}");
+            assert!(inspect(&rotation.path).is_err(), "{what}");
         };
         fs::set_permissions(&rotation.path, Permissions::from_mode(0o640)).unwrap();
         refused("group-readable");
@@ -416,24 +416,24 @@ mod tests {
         refused("a pipe");
         fs::remove_file(&rotation.path).unwrap();
         fs::set_permissions(rotation.path.parent().unwrap(), Permissions::from_mode(0o777)).unwrap();
-        assert!(Rotated::open(&rotation).is_err(), "a directory that others can write to");
+        assert!(RotatingFile::open(&rotation).is_err(), "a directory that others can write to");
     }
 
     #[test]
     fn half_a_line_of_a_crash_takes_no_other_with_it() {
         let home = tempfile::tempdir().unwrap();
         let rotation = rotation(home.path(), 1000, 2);
-        append(&mut Rotated::open(&rotation).unwrap(), "whole\n");
+        append(&mut RotatingFile::open(&rotation).unwrap(), "complete_length\n");
         File::options().append(true).open(&rotation.path).unwrap().write_all(b"hal").unwrap();
-        append(&mut Rotated::open(&rotation).unwrap(), "next\n");
-        assert_eq!(read(&rotation.path), ["whole", "hal", "next"]);
+        append(&mut RotatingFile::open(&rotation).unwrap(), "next\n");
+        assert_eq!(read(&rotation.path), ["complete_length", "hal", "next"]);
     }
 
     #[test]
     fn a_file_that_is_moved_away_or_replaced_is_begun_anew() {
         let home = tempfile::tempdir().unwrap();
         let rotation = rotation(home.path(), 1000, 2);
-        let mut sink = Rotated::open(&rotation).unwrap();
+        let mut sink = RotatingFile::open(&rotation).unwrap();
         append(&mut sink, "one\n");
         fs::rename(&rotation.path, home.path().join("kept")).unwrap();
         append(&mut sink, "two\n");
@@ -450,8 +450,8 @@ mod tests {
     fn lines_go_on_in_a_file_that_cannot_be_begun_anew() {
         let home = tempfile::tempdir().unwrap();
         let rotation = rotation(home.path(), 10, 1);
-        let mut sink = Rotated::open(&rotation).unwrap();
-        let obstacle = numbered(&rotation.path, 1);
+        let mut sink = RotatingFile::open(&rotation).unwrap();
+        let obstacle = rotated_path(&rotation.path, 1);
         fs::create_dir(&obstacle).unwrap();
         for _ in 0..3 {
             append(&mut sink, "12345678\n");
@@ -467,11 +467,11 @@ mod tests {
     fn a_rotation_that_was_killed_is_made_up_for() {
         let home = tempfile::tempdir().unwrap();
         let rotation = rotation(home.path(), 10, 3);
-        let mut sink = Rotated::open(&rotation).unwrap();
+        let mut sink = RotatingFile::open(&rotation).unwrap();
         append(&mut sink, "one\n");
         // Up to the last step but one.
         drop(File::create(rotation.path.with_added_extension("new")).unwrap());
-        fs::hard_link(&rotation.path, numbered(&rotation.path, 1)).unwrap();
+        fs::hard_link(&rotation.path, rotated_path(&rotation.path, 1)).unwrap();
         assert_eq!(read(&rotation.path), ["one"]);
         append(&mut sink, "two\n");
         append(&mut sink, "three\n");
@@ -487,7 +487,7 @@ mod tests {
         let rotation = rotation(home.path(), 1000, 1000);
         let writers: Vec<_> = (0..DAEMONS)
             .map(|daemon| {
-                let mut sink = Rotated::open(&rotation).unwrap();
+                let mut sink = RotatingFile::open(&rotation).unwrap();
                 thread::spawn(move || {
                     for line in 0..LINES {
                         append(&mut sink, &format!("{daemon} {line}\n{daemon} {line}b\n"));
@@ -522,14 +522,14 @@ mod tests {
     fn what_is_reserved_shows_in_no_size_and_is_given_back() {
         let home = tempfile::tempdir().unwrap();
         let rotation = rotation(home.path(), 100, 2);
-        let mut sink = Rotated::open(&rotation).unwrap();
+        let mut sink = RotatingFile::open(&rotation).unwrap();
         sink.reserve().unwrap();
         append(&mut sink, "one\n");
         let found = fs::metadata(&rotation.path).unwrap();
-        assert!(found.len() == 4 && found.blocks() * 512 >= RESERVE, "{found:?}");
+        assert!(found.len() == 4 && found.blocks() * 512 >= RESERVED_BYTES, "{found:?}");
         append(&mut sink, &format!("{}\n", "x".repeat(98)));
-        let full = fs::metadata(numbered(&rotation.path, 1)).unwrap();
-        assert!(full.blocks() * 512 < RESERVE, "{full:?}");
+        let full = fs::metadata(rotated_path(&rotation.path, 1)).unwrap();
+        assert!(full.blocks() * 512 < RESERVED_BYTES, "{full:?}");
     }
 
     proptest! {
@@ -543,7 +543,7 @@ mod tests {
         ) {
             let home = tempfile::tempdir().unwrap();
             let rotation = rotation(home.path(), max_size, 1000);
-            let mut sink = Rotated::open(&rotation).unwrap();
+            let mut sink = RotatingFile::open(&rotation).unwrap();
             for batch in &batches {
                 append(&mut sink, &batch.iter().fold(String::new(), |text, line| text + line + "\n"));
             }
@@ -558,7 +558,7 @@ mod tests {
     fn a_lock_that_another_process_holds_is_an_error_in_time_and_no_longer_than_it_is_held() {
         let directory = tempfile::tempdir().unwrap();
         let rotation = rotation(directory.path(), 10_000, 1);
-        let mut sink = Rotated::open(&rotation).unwrap();
+        let mut sink = RotatingFile::open(&rotation).unwrap();
         append(&mut sink, "one\n");
         let other = File::open(&rotation.path).unwrap();
         other.lock().unwrap();
@@ -567,7 +567,7 @@ mod tests {
             assert!(error.to_string().contains(rotation.path.to_str().unwrap()), "{error}");
         }
         // Nor does a start wait.
-        let mut starting = Rotated::open(&rotation).unwrap();
+        let mut starting = RotatingFile::open(&rotation).unwrap();
         assert_eq!(starting.check().unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(other);
         append(&mut sink, "two\n");
@@ -599,15 +599,15 @@ mod tests {
     fn one_file_with_two_names_is_read_once() {
         let directory = tempfile::tempdir().unwrap();
         let rotation = rotation(directory.path(), 10, 2);
-        let mut sink = Rotated::open(&rotation).unwrap();
+        let mut sink = RotatingFile::open(&rotation).unwrap();
         append(&mut sink, "one\ntwo\nthree\n");
         // Killed between the two steps of a rotation.
         sink.shift().unwrap();
-        fs::hard_link(&rotation.path, numbered(&rotation.path, 1)).unwrap();
+        fs::hard_link(&rotation.path, rotated_path(&rotation.path, 1)).unwrap();
         assert_eq!(read(&rotation.path), ["one", "two", "three"]);
         let mut reader = Reader::new(rotation.path.clone());
         assert_eq!(reader.next_line().unwrap().unwrap(), b"one");
-        let mut sink = Rotated::open(&rotation).unwrap();
+        let mut sink = RotatingFile::open(&rotation).unwrap();
         append(&mut sink, "four\nfive\n");
         let lines: Vec<_> = std::iter::from_fn(|| reader.next_line().unwrap()).collect();
         assert_eq!(lines, [&b"two"[..], b"three", b"four", b"five"]);

@@ -10,13 +10,13 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Event, Timestamp, fold::Count};
+use super::{Event, Timestamp, aggregate::Count};
 
 /// Room for a line as most are.
-pub(super) const USUAL: usize = 320;
+pub(super) const INITIAL_LINE_CAPACITY: usize = 320;
 
 /// The longest name of a program that is written, in characters: a path may have 4096 bytes.
-const LONGEST_PROGRAM: usize = 256;
+const MAX_PROGRAM_CHARS: usize = 256;
 
 /// Who asked and where: the part of a line that is the same for a whole connection. Clones are of the same one.
 #[derive(Debug, Clone)]
@@ -55,7 +55,7 @@ impl Origin {
     /// A peer of a user who may not connect to that socket. Its program is looked up when a line tells of it, which most
     /// of a flood have none for. All such users share one budget of lines: there may be thousands of them.
     #[must_use]
-    pub fn of_stranger(socket: &str, uid: u32, pid: Option<u32>) -> Self {
+    pub fn of_rejected(socket: &str, uid: u32, pid: Option<u32>) -> Self {
         let socket = format!("\"socket\":{}", quoted(socket));
         Self::new(socket.len(), format!("{socket},\"uid\":{uid}"), pid)
     }
@@ -78,7 +78,7 @@ impl Origin {
     }
 
     /// The same without the program.
-    pub(super) fn peer_alone(&self) -> Self {
+    pub(super) fn without_program(&self) -> Self {
         Self { facts: Arc::clone(&self.facts), peer_only: true }
     }
 }
@@ -121,7 +121,7 @@ fn program(pid: u32) -> Box<str> {
 /// A string of JSON that does no harm on a terminal either. A peer chooses what its program is called.
 fn quoted(text: &str) -> String {
     let mut harmless = String::with_capacity(text.len());
-    for one in text.chars().take(LONGEST_PROGRAM) {
+    for one in text.chars().take(MAX_PROGRAM_CHARS) {
         if ['"', '\'', '\\'].contains(&one) {
             harmless.push(one);
         } else {
@@ -166,7 +166,7 @@ fn push_number(line: &mut Vec<u8>, mut number: u64) {
 }
 
 /// Appends the event. Names have nothing in them that JSON would escape (`account.rs`, `Subject::named`), and all other
-/// words are ours.
+/// labels are ours.
 pub(super) fn write(line: &mut Vec<u8>, time: Timestamp, event: &Event<'_>) {
     begin(line, time);
     push_event(line, event);
@@ -224,7 +224,7 @@ mod tests {
     use super::*;
     use crate::{
         account::AccountRef,
-        audit::{Kind, Subject, words},
+        audit::{Kind, Subject, labels},
     };
 
     fn written(time: i64, event: &Event<'_>) -> Value {
@@ -243,7 +243,7 @@ mod tests {
             origin: &origin,
             operation: "getToken",
             subject: &subject,
-            outcome: words::OK,
+            outcome: labels::OK,
             status: Some(200),
             latency: Duration::from_micros(1234),
             provider_called: true,
@@ -274,9 +274,9 @@ mod tests {
             0,
             &Event {
                 origin,
-                operation: words::CONNECT,
+                operation: labels::CONNECT,
                 subject: &subject,
-                outcome: words::OK,
+                outcome: labels::OK,
                 status: None,
                 latency: Duration::ZERO,
                 provider_called: false,
@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     fn the_own_program_is_named() {
-        for of in [Origin::of_peer, Origin::of_stranger] {
+        for of in [Origin::of_peer, Origin::of_rejected] {
             let origin = of("s", 0, Some(std::process::id()));
             let line = members(&origin);
             let own = std::env::current_exe().unwrap();
@@ -295,12 +295,12 @@ mod tests {
             assert_eq!((&line["pid"], &line["uid"]), (&json!(std::process::id()), &json!(0)));
             let gone = members(&of("s", 0, Some(4_000_000_000)));
             assert!(["exe", "comm"].iter().all(|member| gone.get(member).is_none()), "{gone}");
-            let alone = members(&origin.peer_alone());
+            let alone = members(&origin.without_program());
             assert!(["exe", "comm", "pid"].iter().all(|member| alone.get(member).is_none()), "{alone}");
             assert_eq!(alone["socket"], "s");
         }
-        let stranger = Origin::of_stranger("s", 7, None);
-        assert!(members(&stranger.peer_alone()).get("uid").is_none(), "it stands for all strangers");
+        let stranger = Origin::of_rejected("s", 7, None);
+        assert!(members(&stranger.without_program()).get("uid").is_none(), "it stands for all strangers");
     }
 
     #[test]
@@ -308,10 +308,12 @@ mod tests {
         let origin = |uid, pid| Origin::of_peer("s", uid, Some(pid));
         let own = std::process::id();
         assert!(origin(1, own) == origin(1, own) && origin(1, own) != origin(2, own));
-        assert!(origin(1, own) != origin(1, 1) && origin(1, own).peer_alone() == origin(1, 1).peer_alone());
-        assert!(origin(1, own) != origin(1, own).peer_alone() && Origin::of_peer("t", 1, Some(own)) != origin(1, own));
-        let stranger = |uid| Origin::of_stranger("s", uid, None);
-        assert!(stranger(1) != stranger(2) && stranger(1).peer_alone() == stranger(2).peer_alone());
+        assert!(origin(1, own) != origin(1, 1) && origin(1, own).without_program() == origin(1, 1).without_program());
+        assert!(
+            origin(1, own) != origin(1, own).without_program() && Origin::of_peer("t", 1, Some(own)) != origin(1, own)
+        );
+        let stranger = |uid| Origin::of_rejected("s", uid, None);
+        assert!(stranger(1) != stranger(2) && stranger(1).without_program() == stranger(2).without_program());
         assert_eq!(stranger(1).peer(), stranger(2).peer());
         assert_ne!(origin(1, 1).peer(), origin(2, 1).peer());
     }
@@ -321,9 +323,9 @@ mod tests {
         let (origin, subject) = (Origin::of_peer("s", 0, None), Subject::default());
         let event = Event {
             origin: &origin,
-            operation: words::UNKNOWN,
+            operation: labels::UNKNOWN,
             subject: &subject,
-            outcome: words::OK,
+            outcome: labels::OK,
             status: Some(200),
             latency: Duration::ZERO,
             provider_called: false,
@@ -360,7 +362,7 @@ mod tests {
             // Nor turns it around.
             let harmful = |one: char| one.is_control() || ('\u{202a}'..='\u{202e}').contains(&one);
             prop_assert!(!read.chars().any(harmful), "{read:?}");
-            prop_assert!(read.len() <= LONGEST_PROGRAM * 10);
+            prop_assert!(read.len() <= MAX_PROGRAM_CHARS * 10);
         }
     }
 }

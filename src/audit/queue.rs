@@ -9,31 +9,31 @@ use tokio::{sync::Notify, time::timeout};
 
 use super::{
     Event, OnFailure, Unwritten,
-    fold::{Folds, Placed},
+    aggregate::{EventAggregator, Placement},
     line,
 };
 use crate::{
     clock::{Clock, Monotonic, Timestamp},
-    timeouts::AUDIT_CHECK,
+    timeouts::AUDIT_CHECK_TIMEOUT,
 };
 
 mod writer;
 
 /// What may wait to be written: some thousands of lines, more than come in while a disk is busy.
-const MOST: usize = 1024 * 1024;
+const MAX_QUEUED_BYTES: usize = 1024 * 1024;
 
 /// So much is worth writing at once.
-const HURRY: usize = 64 * 1024;
+const FULL_BATCH_BYTES: usize = 64 * 1024;
 
 /// How long a request waits for room before its line is counted as lost.
-const PATIENCE: Duration = Duration::from_millis(250);
+const ROOM_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// How often counts are written.
-const SECOND: Duration = Duration::from_secs(1);
+const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a write may take before it counts as one that fails, and how long a request waits for its line: more than
-/// [`super::PATIENCE`], which ends most waits with an error that tells more.
-const STALL: Duration = Duration::from_secs(1);
+/// [`super::SINK_TIMEOUT`], which ends most waits with an error that tells more.
+const STALL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a request may have to wait for.
 pub(super) enum Pending {
@@ -50,15 +50,15 @@ pub(super) struct Queue {
     /// Notified for the writer.
     work: Condvar,
     /// Notified for requests when something was written or could not be.
-    moved: Notify,
+    progressed: Notify,
 }
 
 #[derive(Default)]
 struct State {
     /// Lines that the writer has not taken yet.
     lines: Vec<u8>,
-    folds: Folds,
-    /// When counts are to be written; set while there is anything in `folds`.
+    events: EventAggregator,
+    /// When counts are to be written; set while there is anything in `events`.
     flush_at: Option<Monotonic>,
     /// Bytes of lines that were taken in, ever.
     taken: u64,
@@ -87,7 +87,7 @@ struct Health {
 }
 
 impl Health {
-    const fn ailing(self) -> bool {
+    const fn is_failing(self) -> bool {
         self.failing || self.full
     }
 }
@@ -98,7 +98,7 @@ impl State {
     }
 
     fn idle(&self) -> bool {
-        self.lines.is_empty() && self.lost == 0 && !self.health.ailing() && !self.is_urgent()
+        self.lines.is_empty() && self.lost == 0 && !self.health.is_failing() && !self.is_urgent()
     }
 
     /// Somebody waits.
@@ -111,7 +111,7 @@ impl State {
         let before = self.lines.len();
         write(&mut self.lines);
         let length = self.lines.len() - before;
-        if self.closing || self.waiting() + length > MOST {
+        if self.closing || self.waiting() + length > MAX_QUEUED_BYTES {
             self.lines.truncate(before);
             return None;
         }
@@ -122,8 +122,8 @@ impl State {
 
     /// Puts the counts of the last second among the lines.
     fn flush(&mut self) {
-        let Self { folds, lines, taken, .. } = self;
-        folds.flush(|event, count| {
+        let Self { events, lines, taken, .. } = self;
+        events.flush(|event, count| {
             let before = lines.len();
             line::write_count(lines, event, count);
             *taken += (lines.len() - before) as u64;
@@ -134,7 +134,7 @@ impl State {
 
 impl Queue {
     pub(super) fn new(on_failure: OnFailure, clock: Arc<dyn Clock>) -> Self {
-        Self { on_failure, clock, state: Mutex::default(), work: Condvar::new(), moved: Notify::new() }
+        Self { on_failure, clock, state: Mutex::default(), work: Condvar::new(), progressed: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -144,11 +144,11 @@ impl Queue {
 
     /// Whether the writer has been at the log for too long.
     fn is_stalled(&self, state: &State) -> bool {
-        state.busy_since.is_some_and(|since| self.clock.monotonic().since(since) >= STALL)
+        state.busy_since.is_some_and(|since| self.clock.monotonic().since(since) >= STALL_TIMEOUT)
     }
 
-    fn is_ailing(&self, state: &State) -> bool {
-        state.health.ailing() || self.is_stalled(state)
+    fn is_unhealthy(&self, state: &State) -> bool {
+        state.health.is_failing() || self.is_stalled(state)
     }
 
     pub(super) const fn must_admit(&self) -> bool {
@@ -160,7 +160,7 @@ impl Queue {
     }
 
     /// Whether it cannot be written, and whether it cannot be rotated.
-    pub(super) async fn ailing(&self) -> (bool, bool) {
+    pub(super) async fn problems(&self) -> (bool, bool) {
         let writable = self.check().await;
         let state = self.lock();
         (!writable || state.lost > 0, state.health.unrotated)
@@ -170,7 +170,7 @@ impl Queue {
     async fn check(&self) -> bool {
         let asked = {
             let mut state = self.lock();
-            if self.is_ailing(&state) || state.closing {
+            if self.is_unhealthy(&state) || state.closing {
                 return false;
             }
             state.checks.0 += 1;
@@ -179,20 +179,20 @@ impl Queue {
         self.work.notify_one();
         let answered = async {
             loop {
-                let moved = self.moved.notified();
+                let progressed = self.progressed.notified();
                 {
                     let state = self.lock();
-                    if state.health.ailing() || state.closing {
+                    if state.health.is_failing() || state.closing {
                         return false;
                     }
                     if state.checks.1 >= asked {
                         return true;
                     }
                 }
-                moved.await;
+                progressed.await;
             }
         };
-        timeout(AUDIT_CHECK, answered).await.unwrap_or(false)
+        timeout(AUDIT_CHECK_TIMEOUT, answered).await.unwrap_or(false)
     }
 
     pub(super) fn close(&self) {
@@ -201,13 +201,13 @@ impl Queue {
     }
 
     pub(super) fn note(&self, event: &Event<'_>) {
-        if let Some(Pending::Room(_)) = self.take_in(event) {
+        if let Some(Pending::Room(_)) = self.enqueue(event) {
             self.lock().lost += 1;
         }
     }
 
     /// Takes an event in; gives what is left to wait for.
-    pub(super) fn take_in(&self, event: &Event<'_>) -> Option<Pending> {
+    pub(super) fn enqueue(&self, event: &Event<'_>) -> Option<Pending> {
         let now = self.clock.now();
         if event.own_line {
             let line = Self::line(now, event);
@@ -215,25 +215,25 @@ impl Queue {
             return end.map_or(Some(Pending::Room(line)), |end| self.until_written(end, false));
         }
         let mut state = self.lock();
-        let key = match state.folds.place(event, now) {
-            Placed::Counted(end) => {
+        let key = match state.events.record(event, now) {
+            Placement::Counted(end) => {
                 let is_written = state.written >= end;
                 drop(state);
                 return self.until_written(end, is_written);
             }
-            Placed::First(key) => key,
+            Placement::First(key) => key,
         };
         if state.flush_at.is_none() {
-            state.flush_at = Some(self.clock.monotonic().plus(SECOND));
+            state.flush_at = Some(self.clock.monotonic().plus(FLUSH_INTERVAL));
         }
         let before = state.lines.len();
         let Some(end) = state.push(|lines| line::write(lines, now, event)) else {
             // It is written with the counts, as soon as there is room again.
-            state.folds.not_taken_in(key, event, now);
+            state.events.count_unwritten(key, event, now);
             drop(state);
             return self.until_written(u64::MAX, false);
         };
-        state.folds.taken_in(key, end);
+        state.events.set_line_end(key, end);
         self.wake(state, before);
         self.until_written(end, false)
     }
@@ -245,20 +245,20 @@ impl Queue {
         }
     }
 
-    pub(super) async fn settle(&self, pending: Pending) -> Result<(), Unwritten> {
+    pub(super) async fn wait_written(&self, pending: Pending) -> Result<(), Unwritten> {
         let end = match pending {
             Pending::Written(end) => Some(end),
-            Pending::Room(line) => self.push_patiently(&line).await,
+            Pending::Room(line) => self.push_waiting(&line).await,
         };
         match (self.on_failure, end) {
             (OnFailure::Open, _) => Ok(()),
-            (OnFailure::Closed, Some(end)) => timeout(STALL, self.written(end)).await.unwrap_or(Err(Unwritten)),
+            (OnFailure::Closed, Some(end)) => timeout(STALL_TIMEOUT, self.written(end)).await.unwrap_or(Err(Unwritten)),
             (OnFailure::Closed, None) => Err(Unwritten),
         }
     }
 
     fn line(now: Timestamp, event: &Event<'_>) -> Vec<u8> {
-        let mut line = Vec::with_capacity(line::USUAL);
+        let mut line = Vec::with_capacity(line::INITIAL_LINE_CAPACITY);
         line::write(&mut line, now, event);
         line
     }
@@ -276,27 +276,27 @@ impl Queue {
     fn wake(&self, state: MutexGuard<'_, State>, before: usize) {
         let now = state.lines.len();
         drop(state);
-        if before == 0 || before < HURRY && now >= HURRY {
+        if before == 0 || before < FULL_BATCH_BYTES && now >= FULL_BATCH_BYTES {
             self.work.notify_one();
         }
     }
 
     /// The same with some patience, unless that was for nothing the last time.
-    async fn push_patiently(&self, line: &[u8]) -> Option<u64> {
+    async fn push_waiting(&self, line: &[u8]) -> Option<u64> {
         let room = async {
             loop {
-                let moved = self.moved.notified();
+                let progressed = self.progressed.notified();
                 if let Some(end) = self.push(line) {
                     return end;
                 }
-                moved.await;
+                progressed.await;
             }
         };
         let hopeless = {
             let state = self.lock();
-            state.stuck || state.closing || self.is_ailing(&state)
+            state.stuck || state.closing || self.is_unhealthy(&state)
         };
-        let end = if hopeless { None } else { timeout(PATIENCE, room).await.ok() };
+        let end = if hopeless { None } else { timeout(ROOM_TIMEOUT, room).await.ok() };
         if end.is_none() {
             let mut state = self.lock();
             state.stuck = true;
@@ -307,7 +307,7 @@ impl Queue {
 
     async fn written(&self, end: u64) -> Result<(), Unwritten> {
         loop {
-            let moved = self.moved.notified();
+            let progressed = self.progressed.notified();
             {
                 let state = self.lock();
                 if state.written >= end {
@@ -317,7 +317,7 @@ impl Queue {
                     return Err(Unwritten);
                 }
             }
-            moved.await;
+            progressed.await;
         }
     }
 }

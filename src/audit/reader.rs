@@ -10,22 +10,22 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::file::numbered;
+use super::file::rotated_path;
 
 /// How often the files are listed until two lists agree. Each rotation in between takes one.
-const LISTS: usize = 100;
+const MAX_LIST_ATTEMPTS: usize = 100;
 
 /// Reads lines one by one.
 #[derive(Debug)]
 pub struct Reader {
     path: PathBuf,
-    at: Option<At>,
+    at: Option<OpenLog>,
     skipped: bool,
 }
 
 /// Which file is read, and how far.
 #[derive(Debug)]
-struct At {
+struct OpenLog {
     identity: Identity,
     file: BufReader<File>,
     /// The beginning of a line whose end is not there yet.
@@ -70,7 +70,7 @@ impl Reader {
         mem::take(&mut self.skipped)
     }
 
-    /// Opens a file, unless its name is another's by now: then the next look finds it under its new one.
+    /// Opens a file, unless its name is another's by now: then the next inspect finds it under its new one.
     fn open(&mut self, path: &Path, identity: Identity) -> io::Result<()> {
         let file = match File::open(path) {
             Ok(file) => file,
@@ -79,14 +79,14 @@ impl Reader {
         };
         let found = file.metadata()?;
         if (found.dev(), found.ino()) == identity {
-            self.at = Some(At { identity, file: BufReader::new(file), part: Vec::new() });
+            self.at = Some(OpenLog { identity, file: BufReader::new(file), part: Vec::new() });
         }
         Ok(())
     }
 
     /// The file after the one that is read.
     fn next_file(&mut self) -> io::Result<Option<(PathBuf, Identity)>> {
-        let Some(At { identity, .. }) = &self.at else { return Ok(None) };
+        let Some(OpenLog { identity, .. }) = &self.at else { return Ok(None) };
         if identity_of(&self.path)?.is_none_or(|current| current == *identity) {
             return Ok(None);
         }
@@ -100,7 +100,7 @@ impl Reader {
     /// The files that there are, from the oldest to the one that is written to.
     fn files(&self) -> io::Result<Vec<(PathBuf, Identity)>> {
         let mut before = self.list()?;
-        for _ in 0..LISTS {
+        for _ in 0..MAX_LIST_ATTEMPTS {
             let now = self.list()?;
             if now == before {
                 return Ok(now);
@@ -124,7 +124,7 @@ impl Reader {
             numbers.extend(number.and_then(|number| number.strip_prefix('.')?.parse::<u32>().ok()));
         }
         numbers.sort_unstable_by(|one, other| other.cmp(one));
-        let paths = numbers.into_iter().map(|number| numbered(&self.path, number)).chain([self.path.clone()]);
+        let paths = numbers.into_iter().map(|number| rotated_path(&self.path, number)).chain([self.path.clone()]);
         let mut found = Vec::new();
         for path in paths {
             found.extend(identity_of(&path)?.map(|identity| (path, identity)));
@@ -133,7 +133,7 @@ impl Reader {
     }
 }
 
-impl At {
+impl OpenLog {
     /// Reads on; whether `part` is a whole line.
     fn read(&mut self) -> io::Result<bool> {
         self.file.read_until(b'\n', &mut self.part)?;

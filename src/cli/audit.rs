@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::{Exit, Failure, output};
 use crate::{
     account::Account,
-    audit::{Destination, Settings, reader::Reader},
+    audit::{AuditSettings, Destination, reader::Reader},
 };
 
 /// What to show of it.
@@ -23,10 +23,10 @@ pub struct AuditArgs {
 }
 
 /// How often a log that is followed is looked at: a person takes less for at once.
-const LOOK: Duration = Duration::from_millis(100);
+const FOLLOW_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Prints the log, from the oldest line that is kept. Needs no daemon.
-pub fn print_audit(settings: &Settings, wanted: &AuditArgs, as_json: bool) -> Result<ExitCode, Failure> {
+pub fn print_audit(settings: &AuditSettings, wanted: &AuditArgs, as_json: bool) -> Result<ExitCode, Failure> {
     let path = path(settings)?;
     let mut reader = Reader::new(path.clone());
     let filter = wanted.account.as_ref().map(ToString::to_string);
@@ -41,7 +41,7 @@ pub fn print_audit(settings: &Settings, wanted: &AuditArgs, as_json: bool) -> Re
             if !wanted.follow {
                 break;
             }
-            thread::sleep(LOOK);
+            thread::sleep(FOLLOW_POLL_INTERVAL);
             continue;
         };
         let Ok(parsed) = serde_json::from_slice::<Line>(&line) else {
@@ -66,7 +66,7 @@ pub fn print_audit(settings: &Settings, wanted: &AuditArgs, as_json: bool) -> Re
     Ok(Exit::Success.into())
 }
 
-fn path(settings: &Settings) -> Result<PathBuf, Failure> {
+fn path(settings: &AuditSettings) -> Result<PathBuf, Failure> {
     match &settings.to {
         Destination::File(rotation) => Ok(rotation.path.clone()),
         Destination::Stdout => Err(Failure::new(Exit::Usage, "the audit log goes to the daemon's standard output")
@@ -108,7 +108,7 @@ const HEAD: [&str; 10] =
     ["TIME", "SOCKET", "WHO", "OPERATION", "ABOUT", "OUTCOME", "STATUS", "LATENCY", "PROVIDER", "TIMES"];
 
 /// The least that a column is wide: what comes later is not known yet.
-const WIDTHS: [usize; 10] = [24, 8, 18, 13, 18, 16, 6, 10, 8, 5];
+const MIN_COLUMN_WIDTHS: [usize; 10] = [24, 8, 18, 13, 18, 16, 6, 10, 8, 5];
 
 impl Line {
     fn row(self) -> [String; 10] {
@@ -136,7 +136,7 @@ impl Line {
 }
 
 fn columns(row: &[String; 10]) -> String {
-    let cells = row.iter().zip(WIDTHS).map(|(cell, width)| format!("{cell:<width$}"));
+    let cells = row.iter().zip(MIN_COLUMN_WIDTHS).map(|(cell, width)| format!("{cell:<width$}"));
     cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
 }
 

@@ -8,7 +8,7 @@ use super::{Exit, Failure, output};
 
 /// How something that was looked at is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mark {
+pub enum Severity {
     /// As it should be.
     Ok,
     /// The daemon starts, and somebody should know.
@@ -20,31 +20,31 @@ pub enum Mark {
 /// Prints what was looked at and how it is: what was found, or what is wrong and what to do. Fails when anything is
 /// wrong.
 #[must_use]
-pub fn print_findings(findings: &[(String, Mark, String)], as_json: bool) -> ExitCode {
+pub fn print_findings(findings: &[(String, Severity, String)], as_json: bool) -> ExitCode {
     let printed = if as_json { output::json(&list(findings)) } else { print_table(findings) };
     match printed {
-        Ok(()) if findings.iter().all(|(_, mark, _)| *mark != Mark::Wrong) => Exit::Success.into(),
+        Ok(()) if findings.iter().all(|(_, severity, _)| *severity != Severity::Wrong) => Exit::Success.into(),
         Ok(()) => Exit::Failure.into(),
         Err(failure) => failure.report(),
     }
 }
 
-fn list(findings: &[(String, Mark, String)]) -> Value {
-    let finding = |(subject, mark, detail): &(String, Mark, String)| {
-        let (ok, warning) = (*mark != Mark::Wrong, *mark == Mark::Warning);
+fn list(findings: &[(String, Severity, String)]) -> Value {
+    let finding = |(subject, severity, detail): &(String, Severity, String)| {
+        let (ok, warning) = (*severity != Severity::Wrong, *severity == Severity::Warning);
         json!({ "subject": subject, "ok": ok, "warning": warning, "detail": detail })
     };
     json!({ "findings": findings.iter().map(finding).collect::<Vec<_>>() })
 }
 
-fn print_table(findings: &[(String, Mark, String)]) -> Result<(), Failure> {
-    let row = |(subject, mark, detail): &(String, Mark, String)| {
-        let mark = match mark {
-            Mark::Ok => "ok",
-            Mark::Warning => "warning",
-            Mark::Wrong => "wrong",
+fn print_table(findings: &[(String, Severity, String)]) -> Result<(), Failure> {
+    let row = |(subject, severity, detail): &(String, Severity, String)| {
+        let severity = match severity {
+            Severity::Ok => "ok",
+            Severity::Warning => "warning",
+            Severity::Wrong => "wrong",
         };
-        [mark.into(), subject.clone(), detail.clone()]
+        [severity.into(), subject.clone(), detail.clone()]
     };
     output::data(&output::table(&findings.iter().map(row).collect::<Vec<_>>()))
 }
@@ -55,11 +55,11 @@ mod tests {
 
     #[test]
     fn a_finding_is_told_to_programs() {
-        let found = |subject: &str, mark, detail: &str| (subject.to_owned(), mark, detail.to_owned());
+        let found = |subject: &str, severity, detail: &str| (subject.to_owned(), severity, detail.to_owned());
         let findings = [
-            found("store", Mark::Ok, "/s"),
-            found("process", Mark::Warning, "traced"),
-            found("corp", Mark::Wrong, "no secret"),
+            found("store", Severity::Ok, "/s"),
+            found("process", Severity::Warning, "traced"),
+            found("corp", Severity::Wrong, "no secret"),
         ];
         let expected = json!({ "findings": [
             { "subject": "store", "ok": true, "warning": false, "detail": "/s" },

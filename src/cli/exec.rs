@@ -28,7 +28,7 @@ use tokio::{process::Command, time::timeout};
 use super::{Exit, Failure, duration, output};
 use crate::{
     account::{Account, KeyName},
-    client::{Client, Sandbox, Token, Wanted},
+    client::{Client, Sandbox, SandboxRequest, Token},
     config::{CAPABILITY_FD, SOCKET},
     policy::{Operation, Pattern},
     secret::Capability,
@@ -39,13 +39,13 @@ mod signals;
 use signals::{Received, Signals};
 
 /// How long the daemon may take to end the sandbox, which ends with this process anyway.
-const LAST_WORD: Duration = Duration::from_secs(5);
+const DELETE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// As shells have it: there is no such command.
-const NO_COMMAND: u8 = 127;
+const EXIT_NOT_FOUND: u8 = 127;
 
 /// As shells have it: the command cannot be run.
-const NOT_RUN: u8 = 126;
+const EXIT_NOT_EXECUTABLE: u8 = 126;
 
 /// What to run, and what it may have.
 #[derive(Debug, Args)]
@@ -98,12 +98,12 @@ pub(super) async fn run(client: &Client, how: &Exec) -> Result<ExitCode, Failure
         Err(error) => Err(error),
     };
     // That it takes too long or is gone already makes no difference any more.
-    timeout(LAST_WORD, client.delete_sandbox(&sandbox.id)).await.map(drop).ok();
+    timeout(DELETE_TIMEOUT, client.delete_sandbox(&sandbox.id)).await.map(drop).ok();
     Ok(match ended {
         Ok(status) => exit_of(status),
         Err(error) => {
             output::note(&format!("error: cannot run {}: {error}", how.command[0].display()));
-            ExitCode::from(if error.kind() == io::ErrorKind::NotFound { NO_COMMAND } else { NOT_RUN })
+            ExitCode::from(if error.kind() == io::ErrorKind::NotFound { EXIT_NOT_FOUND } else { EXIT_NOT_EXECUTABLE })
         }
     })
 }
@@ -116,9 +116,14 @@ async fn prepare<'a>(client: &Client, how: &'a Exec) -> Result<(Sandbox, Vec<(&'
         tokens.push((name.as_str(), token));
     }
     let operations = how.operations();
-    let wanted =
-        Wanted { allow: &how.allow, operations: &operations, keys: &how.key, ttl: how.ttl, capability: how.capability };
-    let sandbox = client.create_sandbox(&wanted).await.map_err(|error| Failure::of(error, None))?;
+    let request = SandboxRequest {
+        allow: &how.allow,
+        operations: &operations,
+        keys: &how.key,
+        ttl: how.ttl,
+        capability: how.capability,
+    };
+    let sandbox = client.create_sandbox(&request).await.map_err(|error| Failure::of(error, None))?;
     // A misspelt name is found out here rather than by the command. Whether it can be told does not matter.
     if let Ok(known) = client.providers().await {
         let names = how.allow.iter().map(Pattern::provider);

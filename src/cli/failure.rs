@@ -93,7 +93,7 @@ impl Failure {
             }
             ClientError::Problem { .. }
             | ClientError::Unreachable { .. }
-            | ClientError::Stranger { .. }
+            | ClientError::UntrustedServer { .. }
             | ClientError::Protocol(_) => hint(&error, None),
         };
         Self { exit: exit(&error), error: error.into(), hint }
@@ -112,9 +112,9 @@ impl Failure {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        let no_place = matches!(error, ConfigError::NoPlace { .. });
+        let no_default_path = matches!(error, ConfigError::NoDefaultPath { .. });
         let failure = Self::new(Exit::Usage, error);
-        if no_place {
+        if no_default_path {
             failure.hint("set HOME; a client needs no more than its daemon's socket, in --socket or CREDPROXY_SOCKET")
         } else {
             failure
@@ -136,7 +136,7 @@ fn exit(error: &ClientError) -> Exit {
     match error {
         ClientError::Unreachable { .. } => Exit::Unreachable,
         ClientError::Problem { .. } => error.code().map_or(Exit::Failure, exit_of_problem),
-        ClientError::Stranger { .. }
+        ClientError::UntrustedServer { .. }
         | ClientError::Interrupted(_)
         | ClientError::TimedOut
         | ClientError::Protocol(_) => Exit::Failure,
@@ -165,7 +165,7 @@ const fn exit_of_problem(code: ProblemCode) -> Exit {
 fn hint(error: &ClientError, account: Option<&Account>) -> Option<String> {
     match error {
         ClientError::Unreachable { source, .. } => unreachable_hint(source.kind()).map(String::from),
-        ClientError::Stranger { uid, .. } => {
+        ClientError::UntrustedServer { uid, .. } => {
             Some(format!("if the daemon is meant to run as that user, say so: --trust-uid {uid}"))
         }
         ClientError::Problem { retry_after, .. } => {

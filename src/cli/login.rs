@@ -29,10 +29,10 @@ mod prompt;
 mod qr;
 
 /// How long one question waits for the end. The next follows at once.
-const PATIENCE: Duration = Duration::from_secs(25);
+const LOGIN_POLL_WAIT: Duration = Duration::from_secs(25);
 
 /// Who has pressed Ctrl-C does not want to wait, and the daemon answers within milliseconds.
-const LAST_WORD: Duration = Duration::from_secs(5);
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(
     client: &Client,
@@ -50,7 +50,7 @@ pub(super) async fn run(
     let dialogue = Dialogue { client, account, terminal: Terminal::of(env), display: env.has_display() };
     let login = dialogue.begin(flow, &mut interrupts).await?;
     let ended = tokio::select! {
-        ended = dialogue.see_through(&login, flow) => ended?,
+        ended = dialogue.complete(&login, flow) => ended?,
         () = interrupts.next() => {
             dialogue.cancel(&login, &mut interrupts).await;
             return Err(dialogue.cancelled());
@@ -95,7 +95,7 @@ impl Dialogue<'_> {
             () = interrupts.next() => {
                 tokio::select! {
                     // What the daemon has begun can be cancelled only by its name.
-                    begun = timeout(LAST_WORD, begun) => if let Ok(Ok(login)) = begun {
+                    begun = timeout(CANCEL_TIMEOUT, begun) => if let Ok(Ok(login)) = begun {
                         self.cancel(&login, interrupts).await;
                     },
                     () = interrupts.next() => {}
@@ -105,7 +105,7 @@ impl Dialogue<'_> {
         }
     }
 
-    async fn see_through(&self, login: &Login, flow: Flow) -> Result<Login, Failure> {
+    async fn complete(&self, login: &Login, flow: Flow) -> Result<Login, Failure> {
         output::note(&prompt::text(login, self.account, &self.terminal));
         self.open_browser(login);
         let ended = match flow {
@@ -113,7 +113,7 @@ impl Dialogue<'_> {
             Flow::Browser | Flow::Device => {
                 let expires_at = Timestamp::from_secs(login.expires_at);
                 let left = || output::in_words(expires_at.since(SystemClock::new().now()));
-                if !self.terminal.is_there() {
+                if !self.terminal.is_interactive() {
                     output::note(&format!("waiting, for {} at most; Ctrl-C cancels", left()));
                 }
                 let waiting = || format!("waiting, for {} more at most; Ctrl-C cancels", left());
@@ -138,7 +138,7 @@ impl Dialogue<'_> {
 
     async fn end_of(&self, login: &Login) -> Result<Login, ClientError> {
         loop {
-            let now = self.client.login(&login.id, PATIENCE).await?;
+            let now = self.client.login(&login.id, LOGIN_POLL_WAIT).await?;
             if now.status != "pending" {
                 return Ok(now);
             }
@@ -179,13 +179,13 @@ impl Dialogue<'_> {
     async fn cancel(&self, login: &Login, interrupts: &mut Interrupts) {
         tokio::select! {
             // The daemon may be gone, or the login over: nothing is left to cancel then.
-            _ = timeout(LAST_WORD, self.client.cancel_login(&login.id)) => {}
+            _ = timeout(CANCEL_TIMEOUT, self.client.cancel_login(&login.id)) => {}
             () = interrupts.next() => {}
         }
     }
 
     fn cancelled(&self) -> Failure {
-        self.terminal.wipe_line();
+        self.terminal.clear_line();
         Failure::new(Exit::Failure, "cancelled")
     }
 
@@ -203,7 +203,7 @@ impl Dialogue<'_> {
                 Failure::new(Exit::Failure, why).hint(again)
             }
             // Its own hint says what to do.
-            ClientError::Stranger { .. } => Failure::of(error, Some(self.account)),
+            ClientError::UntrustedServer { .. } => Failure::of(error, Some(self.account)),
             ClientError::Problem { .. } | ClientError::TimedOut | ClientError::Protocol(_) => {
                 Failure::of(error, Some(self.account)).hint(again)
             }

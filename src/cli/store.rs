@@ -10,7 +10,7 @@ use crate::{
     item::ItemKind,
     store::{
         KeyId, StoreError,
-        sqlite::upkeep::{Examination, SealedAnew},
+        sqlite::upkeep::{Examination, ResealCounts},
     },
 };
 
@@ -88,13 +88,13 @@ fn verification(found: &Examination) -> Value {
 
 /// Says which key opens the store now, and what is left to do when it is in another place (`moved`).
 pub fn print_rekeyed(
-    sealed: SealedAnew,
+    sealed: ResealCounts,
     before: KeyId,
     place: &str,
     moved: bool,
     as_json: bool,
 ) -> Result<ExitCode, Failure> {
-    let SealedAnew { records, items, key } = sealed;
+    let ResealCounts { records, items, key } = sealed;
     if as_json {
         output::json(&json!({
             "records": records,

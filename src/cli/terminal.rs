@@ -17,13 +17,13 @@ use tokio::time::timeout;
 use crate::config::Environment;
 
 /// How often the line moves: smooth to the eye, nothing to the processor.
-const TURN: Duration = Duration::from_millis(100);
+const SPINNER_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What a terminal has that does not say.
-const USUAL_SIZE: (u16, u16) = (80, 24);
+const DEFAULT_SIZE: (u16, u16) = (80, 24);
 
 /// To the line's beginning, and the rest of it wiped.
-const WIPE: &str = "\r\x1b[K";
+const CLEAR_LINE: &str = "\r\x1b[K";
 
 /// Standard error, and what it can show.
 #[derive(Debug)]
@@ -41,21 +41,21 @@ impl Terminal {
     /// What standard error goes to.
     pub(super) fn of(env: &Environment) -> Self {
         let stderr = io::stderr();
-        if !stderr.is_terminal() || !env.has_able_terminal() {
+        if !stderr.is_terminal() || !env.terminal_supports_ansi() {
             return Self(None);
         }
         let size = tcgetwinsize(&stderr).map(|size| (size.ws_col, size.ws_row));
-        let (columns, rows) = size.ok().filter(|(columns, rows)| *columns > 0 && *rows > 0).unwrap_or(USUAL_SIZE);
+        let (columns, rows) = size.ok().filter(|(columns, rows)| *columns > 0 && *rows > 0).unwrap_or(DEFAULT_SIZE);
         Self(Some(Screen {
             columns: columns.into(),
             rows: rows.into(),
-            coloured: !env.refuses_colour(),
-            utf8: env.speaks_utf8(),
+            coloured: !env.no_color(),
+            utf8: env.locale_is_utf8(),
         }))
     }
 
     /// Whether a person looks at it.
-    pub(super) fn is_there(&self) -> bool {
+    pub(super) fn is_interactive(&self) -> bool {
         self.0.is_some()
     }
 
@@ -74,9 +74,9 @@ impl Terminal {
     }
 
     /// Wipes the line that the cursor is in: what the terminal shows of a Ctrl-C, or of an answer that was begun.
-    pub(super) fn wipe_line(&self) {
+    pub(super) fn clear_line(&self) {
         if self.0.is_some() {
-            show(WIPE);
+            show(CLEAR_LINE);
         }
     }
 
@@ -84,13 +84,13 @@ impl Terminal {
     pub(super) async fn wait<T>(&self, what: impl Fn() -> String, work: impl Future<Output = T>) -> T {
         let Some(screen) = &self.0 else { return work.await };
         let mut work = pin!(work);
-        let _moving = Moving;
+        let _moving = ClearLineOnDrop;
         loop {
             for picture in if screen.utf8 { &SPINNER } else { &PLAIN_SPINNER } {
                 // A line that is too long would break, and only a part of it be wiped.
                 let line: String = format!("{picture} {}", what()).chars().take(screen.columns - 1).collect();
-                show(&format!("{WIPE}{line}"));
-                if let Ok(done) = timeout(TURN, &mut work).await {
+                show(&format!("{CLEAR_LINE}{line}"));
+                if let Ok(done) = timeout(SPINNER_INTERVAL, &mut work).await {
                     return done;
                 }
             }
@@ -102,11 +102,11 @@ const SPINNER: [char; 8] = ['⣷', '⣯', '⣟', '⡿', '⢿', '⣻', '⣽', '�
 const PLAIN_SPINNER: [char; 8] = ['|', '/', '-', '\\', '|', '/', '-', '\\'];
 
 /// Invariant 2: also when the waiting is dropped.
-struct Moving;
+struct ClearLineOnDrop;
 
-impl Drop for Moving {
+impl Drop for ClearLineOnDrop {
     fn drop(&mut self) {
-        show(WIPE);
+        show(CLEAR_LINE);
     }
 }
 

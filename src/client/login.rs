@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{Client, ClientError, Secret, id, json, plain, plain_option};
+use super::{Client, ClientError, Secret, id, json, optional_printable_text, printable_text};
 use crate::{account::Account, provider::Flow};
 
 /// A login as the daemon tells of it. Its token is left out but for the expiry: who wants it asks for it.
@@ -18,30 +18,30 @@ pub struct Login {
     #[serde(deserialize_with = "id")]
     pub id: String,
     /// `browser`, `paste` or `device`.
-    #[serde(deserialize_with = "plain")]
+    #[serde(deserialize_with = "printable_text")]
     pub flow: String,
     /// `pending`, `complete` or `error`.
-    #[serde(deserialize_with = "plain")]
+    #[serde(deserialize_with = "printable_text")]
     pub status: String,
     /// When it gives up, in seconds since 1970.
     pub expires_at: i64,
     /// What the person opens.
-    #[serde(default, deserialize_with = "plain_option")]
+    #[serde(default, deserialize_with = "optional_printable_text")]
     pub authorization_url: Option<String>,
     /// Where the person types the code in.
-    #[serde(default, deserialize_with = "plain_option")]
+    #[serde(default, deserialize_with = "optional_printable_text")]
     pub verification_uri: Option<String>,
     /// The code to type in.
-    #[serde(default, deserialize_with = "plain_option")]
+    #[serde(default, deserialize_with = "optional_printable_text")]
     pub user_code: Option<String>,
     /// Address and code in one.
-    #[serde(default, deserialize_with = "plain_option")]
+    #[serde(default, deserialize_with = "optional_printable_text")]
     pub verification_uri_complete: Option<String>,
     /// Why there is no grant.
-    #[serde(default, deserialize_with = "plain_option")]
+    #[serde(default, deserialize_with = "optional_printable_text")]
     pub code: Option<String>,
     /// The same in words.
-    #[serde(default, deserialize_with = "plain_option")]
+    #[serde(default, deserialize_with = "optional_printable_text")]
     pub detail: Option<String>,
     /// When the new token expires, in seconds since 1970.
     #[serde(default, rename = "token", deserialize_with = "expiry")]

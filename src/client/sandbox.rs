@@ -15,9 +15,9 @@ use crate::{
     secret::Capability,
 };
 
-/// What a sandbox is wanted for.
+/// What a sandbox is request for.
 #[derive(Debug, Clone)]
-pub struct Wanted<'a> {
+pub struct SandboxRequest<'a> {
     /// The accounts that it may have.
     pub allow: &'a [Pattern],
     /// What it may do with them; the usual when empty.
@@ -42,7 +42,7 @@ pub struct Sandbox {
 }
 
 #[derive(Serialize)]
-struct Asked<'a> {
+struct CreateBody<'a> {
     allow: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     operations: Vec<&'static str>,
@@ -54,7 +54,7 @@ struct Asked<'a> {
 }
 
 #[derive(Deserialize)]
-struct Made {
+struct CreatedBody {
     #[serde(deserialize_with = "id")]
     id: String,
     socket: PathBuf,
@@ -63,20 +63,21 @@ struct Made {
 
 impl Client {
     /// Makes a sandbox that ends with this process (`createSandbox`).
-    pub async fn create_sandbox(&self, wanted: &Wanted<'_>) -> Result<Sandbox, ClientError> {
-        let asked = Asked {
-            allow: wanted.allow.iter().map(ToString::to_string).collect(),
-            operations: wanted.operations.iter().map(|operation| operation.as_str()).collect(),
-            keys: wanted.keys,
-            ttl: wanted.ttl.map(whole_seconds),
-            capability: wanted.capability,
+    pub async fn create_sandbox(&self, request: &SandboxRequest<'_>) -> Result<Sandbox, ClientError> {
+        let body = CreateBody {
+            allow: request.allow.iter().map(ToString::to_string).collect(),
+            operations: request.operations.iter().map(|operation| operation.as_str()).collect(),
+            keys: request.keys,
+            ttl: request.ttl.map(whole_seconds),
+            capability: request.capability,
             tied: true,
         };
-        let made: Made = self.post_json("/v1/sandboxes", Zeroizing::new(json!(asked).to_string().into_bytes())).await?;
+        let made: CreatedBody =
+            self.post_json("/v1/sandboxes", Zeroizing::new(json!(body).to_string().into_bytes())).await?;
         let capability = made.capability.map(Capability::new).transpose();
         let capability = capability.map_err(|_| ClientError::Protocol("its capability is malformed"))?;
-        if made.socket.is_relative() || capability.is_some() != wanted.capability {
-            return Err(ClientError::Protocol("it is not the sandbox that was asked for"));
+        if made.socket.is_relative() || capability.is_some() != request.capability {
+            return Err(ClientError::Protocol("it is not the sandbox that was body for"));
         }
         Ok(Sandbox { id: made.id, socket: made.socket, capability })
     }

@@ -3,25 +3,25 @@
 use std::ops::RangeInclusive;
 
 use super::{ConfigError, Environment, document::Section};
-use crate::audit::{Destination, OnFailure, Rotation, Settings};
+use crate::audit::{AuditSettings, Destination, OnFailure, Rotation};
 
 /// A week of a busy agent.
-const MAX_SIZE: u64 = 10 * MIB;
+const DEFAULT_MAX_SIZE: u64 = 10 * MIB;
 
 const MIB: u64 = 1024 * 1024;
 
 /// Room for some dozens of lines, and more than any machine wants in one file.
 const SIZES: RangeInclusive<u64> = MIB / 64..=MIB * 1024 * 1024;
 
-const KEEP: u32 = 5;
+const DEFAULT_KEEP: u32 = 5;
 
 /// Each rotation renames them all.
-const MOST_KEPT: u32 = 1000;
+const MAX_KEEP: u32 = 1000;
 
-pub(super) fn read(mut section: Section<'_>, env: &Environment) -> Result<Settings, ConfigError> {
+pub(super) fn read(mut section: Section<'_>, env: &Environment) -> Result<AuditSettings, ConfigError> {
     let path = section.take("path");
-    let max_size = section.take("max_size").map_or(Ok(MAX_SIZE), |entry| entry.size(SIZES))?;
-    let keep = section.take("keep").map_or(Ok(KEEP), |entry| entry.count(1..=MOST_KEPT))?;
+    let max_size = section.take("max_size").map_or(Ok(DEFAULT_MAX_SIZE), |entry| entry.size(SIZES))?;
+    let keep = section.take("keep").map_or(Ok(DEFAULT_KEEP), |entry| entry.count(1..=MAX_KEEP))?;
     let file = |path| Destination::File(Rotation { path, max_size, keep });
     let to = match &path {
         None => file(env.audit_path()?),
@@ -36,7 +36,7 @@ pub(super) fn read(mut section: Section<'_>, env: &Environment) -> Result<Settin
         Some(entry) => entry.parsed(on_failure, "must be \"fail_open\" or \"fail_closed\"")?,
     };
     section.finish()?;
-    Ok(Settings { to, on_failure })
+    Ok(AuditSettings { to, on_failure })
 }
 
 fn on_failure(text: &str) -> Option<OnFailure> {
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    fn parse(text: &str) -> Result<Settings, ConfigError> {
+    fn parse(text: &str) -> Result<AuditSettings, ConfigError> {
         let env = Environment::of([("HOME", "/home/me"), ("XDG_RUNTIME_DIR", "/run/user/1")]);
         Config::parse(Path::new("x"), &format!("[audit]\n{text}"), &env).map(|config| config.audit)
     }
@@ -63,9 +63,9 @@ mod tests {
     fn it_is_on_and_opens_unless_told() {
         let file = |path: &str, max_size, keep| Destination::File(Rotation { path: path.into(), max_size, keep });
         let usual = file("/home/me/.local/state/credproxy/audit.log", 10 * MIB, 5);
-        assert_eq!(parse("").unwrap(), Settings { to: usual, on_failure: OnFailure::Open });
+        assert_eq!(parse("").unwrap(), AuditSettings { to: usual, on_failure: OnFailure::Open });
         let all = "path = \"/var/log/a\"\nmax_size = \"64KiB\"\nkeep = 1\non_failure = \"fail_closed\"";
-        let expected = Settings { to: file("/var/log/a", MIB / 16, 1), on_failure: OnFailure::Closed };
+        let expected = AuditSettings { to: file("/var/log/a", MIB / 16, 1), on_failure: OnFailure::Closed };
         assert_eq!(parse(all).unwrap(), expected);
         for (path, to) in [("off", Destination::Off), ("stdout", Destination::Stdout)] {
             assert_eq!(parse(&format!("path = \"{path}\"")).unwrap().to, to);

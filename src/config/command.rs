@@ -19,14 +19,14 @@ use crate::{
 };
 
 /// A command may ask a network vault, but start and reload wait for it.
-pub const COMMAND_LIMIT: Duration = Duration::from_secs(10);
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a command gave no secret.
 #[derive(Debug)]
 pub(super) enum CommandError {
     /// The shell cannot be started, or its output not be read.
     Io(io::Error),
-    /// It took longer than [`COMMAND_LIMIT`].
+    /// It took longer than [`COMMAND_TIMEOUT`].
     TimedOut,
     /// It said that it failed.
     Failed,
@@ -68,7 +68,7 @@ pub(super) async fn output(command: &str) -> Result<Zeroizing<Vec<u8>>, CommandE
         };
         Ok((printed, child.wait().await?))
     };
-    match tokio::time::timeout(COMMAND_LIMIT, run).await {
+    match tokio::time::timeout(COMMAND_TIMEOUT, run).await {
         Ok(Ok((printed, status))) if status.success() => Ok(printed),
         Ok(Ok(_)) => Err(CommandError::Failed),
         Ok(Err(error)) => Err(CommandError::Io(error)),

@@ -61,37 +61,37 @@ pub(super) struct Section<'a> {
     /// What was asked for, to tell a person who mistypes a key.
     known: Vec<String>,
     /// The preset's table, for keys that are not in this one.
-    under: Option<Box<Self>>,
+    preset: Option<Box<Self>>,
 }
 
 impl<'a> Section<'a> {
     fn new(document: Document<'a>, path: String, at: usize, table: DeTable<'a>) -> Self {
-        Self { document, path, at, table, known: Vec::new(), under: None }
+        Self { document, path, at, table, known: Vec::new(), preset: None }
     }
 
     /// Lays this table over a preset's, which `named` names: what is not here is read there, in inner tables too.
-    pub(super) fn lay_over(&mut self, preset: &'static str, table: DeTable<'a>, named: &Entry<'_>) {
+    pub(super) fn overlay(&mut self, preset: &'static str, table: DeTable<'a>, named: &Entry<'_>) {
         let document = Document { preset: Some((preset, named.value_at)), ..self.document };
-        self.under = Some(Box::new(Self::new(document, self.path.clone(), self.at, table)));
+        self.preset = Some(Box::new(Self::new(document, self.path.clone(), self.at, table)));
     }
 
     /// The keys that nobody took yet.
-    pub(super) fn left(&self) -> &DeTable<'a> {
+    pub(super) fn remaining(&self) -> &DeTable<'a> {
         &self.table
     }
 
     /// Takes a key out.
     pub(super) fn take(&mut self, name: &str) -> Option<Entry<'a>> {
         self.known.push(name.to_owned());
-        let under = self.under.as_mut().and_then(|under| under.take(name));
-        let Some((key, value)) = self.table.remove_entry(name) else { return under };
+        let preset = self.preset.as_mut().and_then(|preset| preset.take(name));
+        let Some((key, value)) = self.table.remove_entry(name) else { return preset };
         Some(Entry {
             document: self.document,
             key: self.key(name),
             at: key.span().start,
             value_at: value.span().start,
             value: value.into_inner(),
-            under: under.map(Box::new),
+            preset: preset.map(Box::new),
         })
     }
 
@@ -120,7 +120,7 @@ impl<'a> Section<'a> {
     }
 
     fn names(&self) -> BTreeSet<String> {
-        let mut names = self.under.as_ref().map(|under| under.names()).unwrap_or_default();
+        let mut names = self.preset.as_ref().map(|preset| preset.names()).unwrap_or_default();
         names.extend(self.table.keys().map(|key| key.get_ref().to_string()));
         names
     }
@@ -166,7 +166,7 @@ pub(super) struct Entry<'a> {
     value_at: usize,
     value: DeValue<'a>,
     /// What the preset has under this key.
-    under: Option<Box<Self>>,
+    preset: Option<Box<Self>>,
 }
 
 impl<'a> Entry<'a> {
@@ -231,7 +231,7 @@ impl<'a> Entry<'a> {
     }
 
     /// `true` or `false`.
-    pub(super) fn truth(&self) -> Result<bool, ConfigError> {
+    pub(super) fn boolean(&self) -> Result<bool, ConfigError> {
         self.value.as_bool().ok_or_else(|| self.refuse("must be true or false"))
     }
 
@@ -268,7 +268,7 @@ impl<'a> Entry<'a> {
             at: self.at,
             value_at: value.span().start,
             value: value.into_inner(),
-            under: None,
+            preset: None,
         };
         Ok(values.into_iter().map(element).collect())
     }
@@ -288,7 +288,7 @@ impl<'a> Entry<'a> {
             return Err(self.document.refuse(self.at, &self.key, otherwise));
         };
         let mut section = Section::new(self.document, self.key, self.at, table);
-        section.under = self.under.and_then(|under| under.section(otherwise).ok()).map(Box::new);
+        section.preset = self.preset.and_then(|preset| preset.section(otherwise).ok()).map(Box::new);
         Ok(section)
     }
 }

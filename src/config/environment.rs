@@ -22,7 +22,7 @@ use crate::{
     private::check_trusted,
     sandbox::{self, SandboxRoot},
     secret::Capability,
-    socket_path::LONGEST_PATH,
+    socket_path::MAX_PATH_BYTES,
 };
 
 /// Names the socket that clients ask.
@@ -32,7 +32,7 @@ pub const SOCKET: &str = "CREDPROXY_SOCKET";
 pub const CAPABILITY_FD: &str = "CREDPROXY_CAPABILITY_FD";
 
 /// Ours have 43 bytes.
-const LONGEST_CAPABILITY: usize = 1024;
+const MAX_CAPABILITY_BYTES: usize = 1024;
 
 /// What is read from the environment, and where commands run. A test passes its own.
 #[derive(Clone)]
@@ -99,25 +99,29 @@ impl Environment {
     /// `$XDG_DATA_HOME/credproxy/credproxy.db`.
     pub(super) fn store_path(&self) -> Result<PathBuf, ConfigError> {
         let base = self.base("XDG_DATA_HOME", ".local/share");
-        Ok(base.ok_or(ConfigError::NoPlace { what: "the store", key: "store.url" })?.join("credproxy/credproxy.db"))
+        Ok(base
+            .ok_or(ConfigError::NoDefaultPath { what: "the store", key: "store.url" })?
+            .join("credproxy/credproxy.db"))
     }
 
     /// `$XDG_STATE_HOME/credproxy/audit.log`.
     pub(super) fn audit_path(&self) -> Result<PathBuf, ConfigError> {
         let base = self.base("XDG_STATE_HOME", ".local/state");
-        Ok(base.ok_or(ConfigError::NoPlace { what: "the audit log", key: "audit.path" })?.join("credproxy/audit.log"))
+        Ok(base
+            .ok_or(ConfigError::NoDefaultPath { what: "the audit log", key: "audit.path" })?
+            .join("credproxy/audit.log"))
     }
 
     /// `$XDG_RUNTIME_DIR/credproxy/host/credproxy.sock`, below `$XDG_STATE_HOME` where there is no runtime directory.
     pub(super) fn host_socket(&self) -> Result<PathBuf, ConfigError> {
         let base =
-            self.sockets().ok_or(ConfigError::NoPlace { what: "the host's socket", key: "sockets.host.path" })?;
+            self.sockets().ok_or(ConfigError::NoDefaultPath { what: "the host's socket", key: "sockets.host.path" })?;
         Ok(base.join("host/credproxy.sock"))
     }
 
     /// The same with `dev` for `host`, so that `serve --dev` is in nobody's way.
     pub(super) fn dev_socket(&self) -> Result<PathBuf, ConfigError> {
-        let base = self.sockets().ok_or(ConfigError::NoPlace { what: "the socket", key: "--socket" })?;
+        let base = self.sockets().ok_or(ConfigError::NoDefaultPath { what: "the socket", key: "--socket" })?;
         Ok(base.join("dev/credproxy.sock"))
     }
 
@@ -139,7 +143,7 @@ impl Environment {
         let temporary = [self.absolute("TMPDIR"), Some("/tmp".into())].into_iter().flatten();
         let temporary = temporary.map(|place| place.join(format!("credproxy-{own}")));
         let mut places = [beside.clone()].into_iter().chain(runtime).chain(temporary);
-        let fits = |place: &PathBuf| place.as_os_str().len() + sandbox::PATH_ROOM <= LONGEST_PATH;
+        let fits = |place: &PathBuf| place.as_os_str().len() + sandbox::PATH_ROOM <= MAX_PATH_BYTES;
         let directory = places.find(fits).unwrap_or_else(|| beside.clone());
         SandboxRoot { name: beside, directory }
     }
@@ -152,19 +156,19 @@ impl Environment {
 
     /// Whether the person wants no colour: `$NO_COLOR` is set.
     #[must_use]
-    pub fn refuses_colour(&self) -> bool {
+    pub fn no_color(&self) -> bool {
         self.lookup("NO_COLOR").is_some()
     }
 
     /// Whether a terminal does more than print letter after letter, by `$TERM`.
     #[must_use]
-    pub fn has_able_terminal(&self) -> bool {
+    pub fn terminal_supports_ansi(&self) -> bool {
         self.lookup("TERM").is_some_and(|name| name != "dumb")
     }
 
     /// Whether text is UTF-8 here: the first of `$LC_ALL`, `$LC_CTYPE` and `$LANG` that is set says so.
     #[must_use]
-    pub fn speaks_utf8(&self) -> bool {
+    pub fn locale_is_utf8(&self) -> bool {
         let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| self.lookup(name));
         let locale = locale.unwrap_or_default().to_string_lossy().to_ascii_lowercase();
         locale.contains("utf-8") || locale.contains("utf8")
@@ -195,8 +199,8 @@ impl Environment {
                 .read(true)
                 .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
                 .open(format!("/proc/self/fd/{number}"))?;
-            let mut text = String::with_capacity(LONGEST_CAPABILITY);
-            file.take(LONGEST_CAPABILITY as u64).read_to_string(&mut text)?;
+            let mut text = String::with_capacity(MAX_CAPABILITY_BYTES);
+            file.take(MAX_CAPABILITY_BYTES as u64).read_to_string(&mut text)?;
             text.truncate(text.trim_end().len());
             Capability::new(text).map_err(|error| io::Error::other(format!("it {error}")))
         };
@@ -211,7 +215,7 @@ impl Environment {
     /// Files and directories beside the configured ones that a daemon may have to read: credentials, and certificates
     /// that are not in their usual place (`SSL_CERT_FILE` and `SSL_CERT_DIR` of OpenSSL).
     #[must_use]
-    pub fn places_read(&self) -> Vec<PathBuf> {
+    pub fn extra_files_read(&self) -> Vec<PathBuf> {
         self.credentials().into_iter().chain(self.certificates().map(|(_, place)| place)).collect()
     }
 
@@ -285,7 +289,7 @@ mod tests {
             (&[("LANG", "en_US.UTF-8"), ("LC_ALL", "POSIX")], false),
             (&[], false),
         ] {
-            assert_eq!(Environment::of(variables.iter().copied()).speaks_utf8(), expected, "{variables:?}");
+            assert_eq!(Environment::of(variables.iter().copied()).locale_is_utf8(), expected, "{variables:?}");
         }
     }
 

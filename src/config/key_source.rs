@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Environment,
-    command::{COMMAND_LIMIT, CommandError, open_secret, read_limited},
+    command::{COMMAND_TIMEOUT, CommandError, open_secret, read_limited},
 };
 
 /// Where the store key is kept; the configuration itself never holds one.
@@ -58,8 +58,8 @@ pub enum GivenKeyError {
     /// The shell cannot be started, or its output not be read.
     #[error("the command cannot be run")]
     Command(#[source] io::Error),
-    /// The command took longer than [`COMMAND_LIMIT`].
-    #[error("the command did not end within {} s", COMMAND_LIMIT.as_secs())]
+    /// The command took longer than [`COMMAND_TIMEOUT`].
+    #[error("the command did not end within {} s", COMMAND_TIMEOUT.as_secs())]
     TimedOut,
     /// The command said that it failed.
     #[error("the command failed; run it by hand to see why")]

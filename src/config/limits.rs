@@ -17,31 +17,30 @@ pub struct LimitsConfig {
 }
 
 /// What the kernel lets a process open at most, on machines as they are set up.
-const MOST_CONNECTIONS: usize = 1_048_576;
+const MAX_CONNECTIONS: usize = 1_048_576;
 
 /// A higher rate is none: no connection is that fast.
-const HIGHEST_RATE: u32 = 1_000_000;
+const MAX_RATE_PER_SECOND: u32 = 1_000_000;
 
 /// One each second: a higher one is none, with any cooldown.
-const MOST_FORCED: u32 = 3600;
+const MAX_FORCED_PER_HOUR: u32 = 3600;
 
 /// Each waiting login may hold a port.
-const MOST_LOGINS: usize = 10_000;
+const MAX_LOGINS: usize = 10_000;
 
 /// Each has a socket and a part of the open files.
-const MOST_SANDBOXES: usize = 1000;
+const MAX_SANDBOXES: usize = 1000;
 
 pub(super) fn read(mut section: Section<'_>) -> Result<LimitsConfig, ConfigError> {
     let mut logins = LoginLimits::default();
     if let Some(entry) = section.take("logins") {
-        logins.total = entry.count(1..=MOST_LOGINS)?;
+        logins.total = entry.count(1..=MAX_LOGINS)?;
     }
     if let Some(entry) = section.take("logins_per_socket") {
-        logins.per_socket = entry.count(1..=MOST_LOGINS)?;
+        logins.per_socket = entry.count(1..=MAX_LOGINS)?;
     }
-    let sandboxes = section
-        .take("sandboxes")
-        .map_or(Ok(sandbox::DEFAULT_MAX_SANDBOXES), |entry| entry.count(1..=MOST_SANDBOXES))?;
+    let sandboxes =
+        section.take("sandboxes").map_or(Ok(sandbox::DEFAULT_MAX_SANDBOXES), |entry| entry.count(1..=MAX_SANDBOXES))?;
     section.finish()?;
     Ok(LimitsConfig { logins, sandboxes })
 }
@@ -52,7 +51,7 @@ pub(super) fn of_socket(section: &mut Section<'_>, role: Role) -> Result<SocketL
         Role::Host => SocketLimits::HOST,
         Role::Sandbox => SocketLimits::SANDBOX,
     };
-    let mut connections = |name: &str| section.take(name).map(|entry| entry.count(1..=MOST_CONNECTIONS)).transpose();
+    let mut connections = |name: &str| section.take(name).map(|entry| entry.count(1..=MAX_CONNECTIONS)).transpose();
     let limits = SocketLimits {
         connections: connections("connections")?.or(usual.connections),
         connections_per_user: connections("connections_per_user")?.or(usual.connections_per_user),
@@ -61,7 +60,7 @@ pub(super) fn of_socket(section: &mut Section<'_>, role: Role) -> Result<SocketL
     let forced_refreshes = match section.take("forced_refreshes") {
         None => usual.forced_refreshes,
         Some(entry) if entry.is_off() => None,
-        Some(entry) => Some(Rate::per_hour(entry.count(1..=MOST_FORCED)?)),
+        Some(entry) => Some(Rate::per_hour(entry.count(1..=MAX_FORCED_PER_HOUR)?)),
     };
     Ok(SocketLimits { rate: rate(section, usual.rate)?, forced_refreshes, ..limits })
 }
@@ -81,7 +80,7 @@ fn rate(section: &mut Section<'_>, usual: Option<Rate>) -> Result<Option<Rate>, 
     };
     let burst = match burst {
         None => number.saturating_mul(2),
-        Some(entry) => entry.count(1..=HIGHEST_RATE)?,
+        Some(entry) => entry.count(1..=MAX_RATE_PER_SECOND)?,
     };
     Ok(Some(Rate::per_second(number, burst)))
 }
@@ -89,7 +88,7 @@ fn rate(section: &mut Section<'_>, usual: Option<Rate>) -> Result<Option<Rate>, 
 fn per_second(text: &str) -> Option<u32> {
     let number = text.strip_suffix("/s")?;
     let digits = number.bytes().all(|byte| byte.is_ascii_digit());
-    number.parse().ok().filter(|number| digits && (1..=HIGHEST_RATE).contains(number))
+    number.parse().ok().filter(|number| digits && (1..=MAX_RATE_PER_SECOND).contains(number))
 }
 
 #[cfg(test)]

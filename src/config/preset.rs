@@ -123,9 +123,9 @@ pub(super) fn apply(section: &mut Section<'_>) -> Result<Option<&'static str>, C
     if variables.is_empty() && !given.is_empty() {
         return Err(given.refuse(format!("the preset {name} has no variables")));
     }
-    drop_replaced(&mut table, section.left());
+    drop_replaced(&mut table, section.remaining());
     fill(&mut table, &variables, given)?;
-    section.lay_over(name, table, &entry);
+    section.overlay(name, table, &entry);
     Ok(Some(name))
 }
 
@@ -255,7 +255,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::{Authentication, Config, Environment, ProviderConfig},
+        config::{AuthenticationConfig, Config, Environment, ProviderConfig},
         dialect::Request,
     };
 
@@ -327,7 +327,7 @@ mod tests {
         assert_eq!(plain.token_endpoint.unwrap().as_str(), "https://github.com/login/oauth/access_token");
         assert_eq!(
             (plain.authentication, plain.dead_grant_codes),
-            (Authentication::None, vec!["bad_refresh_token".into()])
+            (AuthenticationConfig::None, vec!["bad_refresh_token".into()])
         );
         let own = provider(
             "preset = \"github\"\nclient_id = \"me\"\nclient_secret = { env = \"X\" }\ndead_grant_codes = []\n\
@@ -336,7 +336,7 @@ mod tests {
         .unwrap();
         assert_eq!(own.token_endpoint.unwrap().as_str(), "http://127.0.0.1:9/token");
         assert_eq!(own.authorization_endpoint.unwrap().as_str(), "https://git.example.com/login/oauth/authorize");
-        assert!(matches!(own.authentication, Authentication::Secret { .. }) && own.dead_grant_codes.is_empty());
+        assert!(matches!(own.authentication, AuthenticationConfig::Secret { .. }) && own.dead_grant_codes.is_empty());
     }
 
     #[test]

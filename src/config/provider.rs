@@ -7,7 +7,7 @@ use url::{Host, Url};
 mod authentication;
 mod dialect;
 
-pub use authentication::{Authentication, ClientKeyConfig};
+pub use authentication::{AuthenticationConfig, ClientKeyConfig};
 
 use super::{
     ConfigError,
@@ -43,7 +43,7 @@ pub struct ProviderConfig {
     /// The client's name at the provider.
     pub client_id: String,
     /// How the client authenticates.
-    pub authentication: Authentication,
+    pub authentication: AuthenticationConfig,
     /// How the provider speaks OAuth 2.0.
     pub dialect: Dialect,
     /// Where the access token comes from, if a login's token only opens that place.
@@ -71,10 +71,10 @@ pub struct ProviderConfig {
 }
 
 /// More at once would be more than any provider takes from one client.
-const MOST_CONCURRENT: usize = 1000;
+const MAX_CONCURRENT_REFRESHES: usize = 1000;
 
 /// Known grace windows end at ten minutes; what is longer is rather a provider that does not rotate.
-const LONGEST_GRACE: Duration = Duration::from_hours(1);
+const MAX_REUSE_GRACE: Duration = Duration::from_hours(1);
 
 pub(super) fn read(name: &str, mut section: Section<'_>) -> Result<ProviderConfig, ConfigError> {
     let name: ProviderName = name.parse().map_err(|error| section.refuse(format!("{error}")))?;
@@ -116,15 +116,15 @@ pub(super) fn read(name: &str, mut section: Section<'_>) -> Result<ProviderConfi
         None => RedirectUri::default(),
         Some(entry) => entry.text()?.parse().map_err(|error: RedirectUriError| entry.refuse(error.to_string()))?,
     };
-    let pkce = section.take("pkce").map_or(Ok(true), |entry| entry.truth())?;
-    let device_pkce = section.take("device_pkce").map_or(Ok(false), |entry| entry.truth())?;
+    let pkce = section.take("pkce").map_or(Ok(true), |entry| entry.boolean())?;
+    let device_pkce = section.take("device_pkce").map_or(Ok(false), |entry| entry.boolean())?;
     let reuse_grace = match section.take("reuse_grace") {
         None => Duration::ZERO,
-        Some(entry) => entry.duration(Duration::ZERO..=LONGEST_GRACE)?,
+        Some(entry) => entry.duration(Duration::ZERO..=MAX_REUSE_GRACE)?,
     };
     let concurrent_refreshes = match section.take("concurrent_refreshes") {
         None => Rules::default().concurrent_refreshes,
-        Some(entry) => NonZeroUsize::new(entry.count(1..=MOST_CONCURRENT)?).unwrap_or(NonZeroUsize::MIN),
+        Some(entry) => NonZeroUsize::new(entry.count(1..=MAX_CONCURRENT_REFRESHES)?).unwrap_or(NonZeroUsize::MIN),
     };
     let ca_file = section.take("ca_file").map(|entry| entry.path()).transpose()?;
     section.finish()?;

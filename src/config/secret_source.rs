@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Environment,
-    command::{COMMAND_LIMIT, CommandError, open_secret, read_limited},
+    command::{COMMAND_TIMEOUT, CommandError, open_secret, read_limited},
 };
 use crate::secret::{ClientKey, ClientSecret, SecretError};
 
@@ -45,8 +45,8 @@ pub enum SecretSourceError {
     /// The shell cannot be started, or its output not be read.
     #[error("the command of {0}.command cannot be run")]
     Command(&'static str, #[source] io::Error),
-    /// The command took longer than [`COMMAND_LIMIT`].
-    #[error("the command of {0}.command did not end within {limit} s", limit = COMMAND_LIMIT.as_secs())]
+    /// The command took longer than [`COMMAND_TIMEOUT`].
+    #[error("the command of {0}.command did not end within {limit} s", limit = COMMAND_TIMEOUT.as_secs())]
     TimedOut(&'static str),
     /// The command said that it failed.
     #[error("the command of {0}.command failed")]

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     limits::SocketLimits,
     policy::{Allowed, Operation, Policy, Role},
-    socket_path::LONGEST_PATH,
+    socket_path::MAX_PATH_BYTES,
 };
 
 /// One listening Unix socket.
@@ -60,8 +60,8 @@ pub(super) fn read(
     }
     let path_entry = section.required("path")?;
     let path = path_entry.path()?;
-    if path.as_os_str().len() > LONGEST_PATH {
-        return Err(path_entry.refuse(format!("the path of a socket has at most {LONGEST_PATH} bytes")));
+    if path.as_os_str().len() > MAX_PATH_BYTES {
+        return Err(path_entry.refuse(format!("the path of a socket has at most {MAX_PATH_BYTES} bytes")));
     }
     if let Some(twin) = others.iter().find(|other| other.path == path) {
         return Err(path_entry.refuse(format!("is the path of the socket {} too", twin.name)));

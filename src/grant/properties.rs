@@ -204,7 +204,7 @@ proptest! {
 
     #[test]
     fn no_number_makes_a_lifetime_of_nothing_or_for_ever(number in any::<f64>(), text in ".{0,12}|[0-9.eE+-]{0,24}") {
-        let longest = Duration::from_secs_f64(LONGEST_LIFE_SECONDS);
+        let longest = Duration::from_secs_f64(MAX_LIFETIME_SECS);
         for value in [json!(number), json!(number.to_string()), json!(text)] {
             match Lifetime::from_expires_in(&value) {
                 None | Some(Lifetime::Unknown) => {}

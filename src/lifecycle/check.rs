@@ -49,7 +49,7 @@ pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> 
         };
         findings.push(Finding::new(format!("provider {}", provider.name), result));
     }
-    let log = audit::look(&config.audit).map_err(|error| chain(&error));
+    let log = audit::inspect(&config.audit).map_err(|error| chain(&error));
     findings.push(Finding::new("audit".to_owned(), log));
     let overlaps = overlap::overlaps(config, environment);
     for socket in &config.sockets {

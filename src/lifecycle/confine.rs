@@ -8,7 +8,7 @@
 //!    secrets that the configuration names, and what the C library and TLS read; no program is run, and no TCP port is
 //!    listened at but a login's. It is made before the threads are, which inherit it: a domain binds the thread that
 //!    makes it and those that come after (landlock(7)).
-//! 3. Where the configuration names commands, one thread stays outside for them, until the start is over.
+//! 3. Where the configuration names commands, one thread stays command_thread for them, until the start is over.
 //!
 //! What it does not hold: outgoing connections, whose ports providers choose; signals to processes of the same user;
 //! modes of files (chmod(2)); and code that somebody brought to run in this very process before the start was over.
@@ -99,27 +99,27 @@ impl fmt::Display for Extent {
 pub struct Confined {
     /// How far.
     pub extent: Extent,
-    outside: Option<DropGuard>,
+    command_thread: Option<DropGuard>,
     environment: Environment,
 }
 
 impl Confined {
-    /// The environment, whose commands run outside.
+    /// The environment, whose commands run command_thread.
     pub(super) const fn environment(&self) -> &Environment {
         &self.environment
     }
 
     /// No command is run any more.
     pub(super) fn close(&mut self) {
-        self.outside = None;
+        self.command_thread = None;
     }
 }
 
 /// Closes the daemon's process to others (invariant 1). `traced` lets it start under a tracer.
-pub fn close_up(traced: bool) -> Result<(), LifecycleError> {
+pub fn harden_daemon_process(traced: bool) -> Result<(), LifecycleError> {
     umask(Mode::RWXG | Mode::RWXO);
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).map_err(refused("forbid core files"))?;
-    close_memory()?;
+    disable_dumps()?;
     // Looked for once nobody can attach any more.
     match tracer() {
         None => Ok(()),
@@ -132,8 +132,8 @@ pub fn close_up(traced: bool) -> Result<(), LifecycleError> {
 }
 
 /// Closes the process of a command to others. Gives the process that traced it before: it keeps its hold.
-pub fn close_up_command() -> Result<Option<u32>, LifecycleError> {
-    close_memory()?;
+pub fn harden_command_process() -> Result<Option<u32>, LifecycleError> {
+    disable_dumps()?;
     Ok(tracer())
 }
 
@@ -144,14 +144,14 @@ fn refused(what: &'static str) -> impl Fn(rustix::io::Errno) -> LifecycleError {
 /// From now on nobody but root can attach to the process or read its memory, and it leaves no core file. What it runs
 /// is not affected: an execve(2) undoes this.
 #[cfg(target_os = "linux")]
-fn close_memory() -> Result<(), LifecycleError> {
+fn disable_dumps() -> Result<(), LifecycleError> {
     use rustix::process::{DumpableBehavior, set_dumpable_behavior};
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(refused("close its memory to others"))
 }
 
 /// Elsewhere a process cannot be closed; at least it leaves no core file. What it runs can raise the limit again.
 #[cfg(not(target_os = "linux"))]
-fn close_memory() -> Result<(), LifecycleError> {
+fn disable_dumps() -> Result<(), LifecycleError> {
     let limit = rustix::process::getrlimit(Resource::Core);
     setrlimit(Resource::Core, Rlimit { current: Some(0), ..limit }).map_err(refused("forbid core files"))
 }
@@ -169,26 +169,26 @@ pub fn tracer() -> Option<u32> {
 /// there is no other thread.
 pub fn confine(config: &Config, environment: &Environment, wanted: Confinement) -> Result<Confined, LifecycleError> {
     if wanted == Confinement::Off {
-        return Ok(Confined { extent: Extent::Off, outside: None, environment: environment.clone() });
+        return Ok(Confined { extent: Extent::Off, command_thread: None, environment: environment.clone() });
     }
-    let (outside, environment) = if config.runs_commands() {
-        let (outside, environment) = outside(environment).map_err(|source| LifecycleError::Io {
+    let (command_thread, environment) = if config.runs_commands() {
+        let (command_thread, environment) = command_thread(environment).map_err(|source| LifecycleError::Io {
             what: "begin a thread for the commands of the configuration",
             source,
         })?;
-        (Some(outside), environment)
+        (Some(command_thread), environment)
     } else {
         (None, environment.clone())
     };
-    let extent = restrict(&Reach::of(config, &environment));
+    let extent = restrict(&AllowedAccess::of(config, &environment));
     if wanted == Confinement::Require && extent != Extent::Full {
         return Err(LifecycleError::NotConfined(extent));
     }
-    Ok(Confined { extent, outside, environment })
+    Ok(Confined { extent, command_thread, environment })
 }
 
 /// A thread that no domain holds, for as long as the guard lives.
-fn outside(environment: &Environment) -> io::Result<(DropGuard, Environment)> {
+fn command_thread(environment: &Environment) -> io::Result<(DropGuard, Environment)> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let environment = environment.clone().with_commands_on(runtime.handle().clone());
     let over = CancellationToken::new();
@@ -199,7 +199,7 @@ fn outside(environment: &Environment) -> io::Result<(DropGuard, Environment)> {
 
 /// What of the machine the daemon needs.
 #[derive(Debug, Default)]
-struct Reach {
+struct AllowedAccess {
     /// Directories to make and change files in.
     changed: Vec<PathBuf>,
     /// Files and directories to read.
@@ -225,7 +225,7 @@ const SYSTEM: [&str; 12] = [
     "/run/resolvconf",
 ];
 
-impl Reach {
+impl AllowedAccess {
     fn of(config: &Config, environment: &Environment) -> Self {
         let parent = |path: &Path| path.parent().map(Path::to_owned);
         let changed = config.sockets.iter().map(|socket| &socket.path).chain([&config.store.path]);
@@ -243,7 +243,7 @@ impl Reach {
                 .iter()
                 .map(PathBuf::from)
                 .chain(config.files_read())
-                .chain(environment.places_read())
+                .chain(environment.extra_files_read())
                 .collect(),
             ports,
         }
@@ -258,13 +258,13 @@ impl Reach {
 }
 
 #[cfg(target_os = "linux")]
-fn restrict(reach: &Reach) -> Extent {
-    reach.make_directories();
-    landlock::restrict(reach)
+fn restrict(access: &AllowedAccess) -> Extent {
+    access.make_directories();
+    landlock::restrict(access)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn restrict(_: &Reach) -> Extent {
+fn restrict(_: &AllowedAccess) -> Extent {
     Extent::Unavailable(Unavailable::NotLinux)
 }
 
@@ -272,7 +272,7 @@ fn restrict(_: &Reach) -> Extent {
 #[must_use]
 pub fn available() -> Extent {
     // A domain cannot be left: it is tried on a thread that ends with it.
-    thread::spawn(|| restrict(&Reach::default())).join().unwrap_or(Extent::Unavailable(Unavailable::Failed))
+    thread::spawn(|| restrict(&AllowedAccess::default())).join().unwrap_or(Extent::Unavailable(Unavailable::Failed))
 }
 
 #[cfg(test)]
@@ -298,14 +298,14 @@ mod tests {
         let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         File::create(theirs.path().join("secret")).unwrap();
         let (named, other) = (free_port(), free_port());
-        let reach = Reach {
+        let access = AllowedAccess {
             changed: vec![ours.path().join("new/store")],
             read: SYSTEM.iter().map(PathBuf::from).collect(),
             ports: vec![0, named],
         };
         let (ours, theirs) = (ours.path().to_owned(), theirs.path().to_owned());
         let confined = thread::spawn(move || {
-            assert_eq!(restrict(&reach), Extent::Full);
+            assert_eq!(restrict(&access), Extent::Full);
             thread::spawn(move || {
                 let inside = ours.join("new/store/file");
                 assert!(

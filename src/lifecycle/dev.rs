@@ -24,7 +24,7 @@ use crate::{
     sandbox,
     server::dev::Issuer,
     store::memory::MemoryStore,
-    timeouts::PROVIDER_CALL,
+    timeouts::PROVIDER_CALL_TIMEOUT,
 };
 
 /// The account whose grant lives.
@@ -74,7 +74,7 @@ async fn services(issuer: &Issuer) -> Result<Services, Box<dyn std::error::Error
         authentication: Authentication::None,
         dialect: Dialect::default(),
         second_exchange: None,
-        request_timeout: PROVIDER_CALL,
+        request_timeout: PROVIDER_CALL_TIMEOUT,
         ca_file: None,
         rules: Rules::default(),
         login: LoginSettings::default(),

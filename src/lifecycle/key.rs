@@ -14,7 +14,7 @@ use crate::{
     store::{
         StoreError,
         key::{
-            self, Key,
+            self, KeyMaterial,
             keyring::KeyringKey,
             passphrase::{self, Ask, Derivation},
         },
@@ -43,7 +43,7 @@ impl KeyLoader<'_> {
     /// Has `open` open the store with its key, and finishes a change of the key that was cut off (invariant 2).
     pub(super) async fn with_key<T>(
         &self,
-        open: impl AsyncFn(Key, &str) -> Result<T, StoreError>,
+        open: impl AsyncFn(KeyMaterial, &str) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let place = self.source.place();
         let first = match self.current().await {
@@ -68,7 +68,7 @@ impl KeyLoader<'_> {
     }
 
     /// The key as it is in its place; made there when there is no store yet.
-    async fn current(&self) -> Result<Key, StoreError> {
+    async fn current(&self) -> Result<KeyMaterial, StoreError> {
         let file = self.copy.unwrap_or(self.store);
         let exists = Sqlite::exists(file);
         let derivation = if exists { upkeep::derivation(file).await? } else { None };
@@ -92,7 +92,7 @@ impl KeyLoader<'_> {
     }
 
     /// A new key for the store; where it is ours to make, staged.
-    pub(super) async fn next(&self) -> Result<Key, StoreError> {
+    pub(super) async fn next(&self) -> Result<KeyMaterial, StoreError> {
         match self.source {
             KeySource::File(path) => Ok(key::stage(path)?.into()),
             KeySource::Keyring => Ok(KeyringKey::of(self.store)?.stage_new().await?.into()),
@@ -133,9 +133,9 @@ impl KeyLoader<'_> {
         &self,
         derivation: Derivation,
         passphrase: fn(Ask<'_>) -> Result<Passphrase, StoreError>,
-    ) -> Result<Key, StoreError> {
+    ) -> Result<KeyMaterial, StoreError> {
         let secret = derivation.key(&passphrase(self.ask)?)?;
-        Ok(Key { secret, derivation: Some(derivation) })
+        Ok(KeyMaterial { secret, derivation: Some(derivation) })
     }
 
     fn unfit(&self, reason: impl Into<String>) -> StoreError {

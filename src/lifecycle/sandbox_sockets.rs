@@ -69,10 +69,10 @@ impl sandbox::SocketHost for SandboxSockets {
 
     async fn close_now(&self, mut socket: OpenSocket) {
         socket.immediate.cancel();
-        self.services.logins.abandon(&socket.name);
+        self.services.logins.cancel_all_of_socket(&socket.name);
         socket.wait_closed().await;
         // What was begun by a request that was just being carried out.
-        self.services.logins.abandon(&socket.name);
+        self.services.logins.cancel_all_of_socket(&socket.name);
     }
 
     async fn drain(&self, mut socket: OpenSocket) {

@@ -10,7 +10,7 @@ use crate::{
         key::passphrase::Ask,
         sqlite::{
             Sqlite,
-            upkeep::{self, Examination, Rekeying, SealedAnew},
+            upkeep::{self, Examination, Rekeying, ResealCounts},
         },
     },
 };
@@ -19,7 +19,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Rekeyed {
     /// What is sealed anew, and with which key.
-    pub sealed: SealedAnew,
+    pub sealed: ResealCounts,
     /// The key before.
     pub before: KeyId,
     /// Where the key is now, as errors name it.
@@ -68,7 +68,7 @@ pub async fn rekey(
     let mut rekeying =
         loader.with_key(async |key, place: &str| Rekeying::begin(loader.store, key, place).await).await?;
     let before = rekeying.key_id()?;
-    let sealed = rekeying.seal_anew(next.next().await?).await?;
+    let sealed = rekeying.reseal_all(next.next().await?).await?;
     next.finish().await?;
     rekeying.end().await?;
     Ok(Rekeyed { sealed, before, place: next.source.place() })

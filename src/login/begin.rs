@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Inner, LoginError, Prompt, device, pkce,
     redirect_listener::{self, RedirectListener},
-    response::Expected,
+    response::PendingResponse,
     session::Work,
 };
 use crate::{
@@ -42,10 +42,10 @@ impl StopSignal {
 }
 
 /// A login that is about to have a task.
-pub(super) struct Begun {
+pub(super) struct PreparedLogin {
     pub(super) prompt: Prompt,
     pub(super) lifetime: Duration,
-    pub(super) expected: Option<Arc<Expected>>,
+    pub(super) pending_response: Option<Arc<PendingResponse>>,
     /// Where it listens, if the registration names the port.
     pub(super) port: Option<SocketAddr>,
     pub(super) redirect_listener: Option<RedirectListener>,
@@ -57,7 +57,7 @@ impl Inner {
         &self,
         provider: &Arc<dyn Provider>,
         stop: StopSignal,
-    ) -> Result<Begun, LoginError> {
+    ) -> Result<PreparedLogin, LoginError> {
         let verifier = pkce::verifier()?;
         let authorization = provider.start_device(&verifier).await?;
         let lifetime = authorization.lifetime.map_or(self.lifetime, |lifetime| lifetime.min(self.lifetime));
@@ -72,7 +72,7 @@ impl Inner {
             Box::pin(
                 async move { device::poll(provider.as_ref(), &code, &verifier, interval, stop.after(lifetime)).await },
             );
-        Ok(Begun { prompt, lifetime, expected: None, port: None, redirect_listener: None, work })
+        Ok(PreparedLogin { prompt, lifetime, pending_response: None, port: None, redirect_listener: None, work })
     }
 
     pub(super) async fn begin_redirect(
@@ -81,7 +81,7 @@ impl Inner {
         account: &Account,
         (flow, role): (Flow, Role),
         stop: StopSignal,
-    ) -> Result<Begun, LoginError> {
+    ) -> Result<PreparedLogin, LoginError> {
         let redirect = provider.redirect_uri();
         let (state, verifier) = (pkce::state()?, pkce::verifier()?);
         let (mut redirect_listener, mut reserved, mut named) = (None, None, None);
@@ -91,7 +91,7 @@ impl Inner {
                 named = Some(place).filter(|_| port != 0);
                 let taken = || {
                     if role == Role::Host {
-                        self.make_room(place);
+                        self.cancel_sandbox_logins_at(place);
                     }
                 };
                 let bound = RedirectListener::bind(place, redirect.path(), account, taken).await?;
@@ -108,21 +108,21 @@ impl Inner {
             (_, listener) => redirect.at_port(listener.map_or(0, |(_, port)| port)),
         };
         let url = provider.authorization_url(&redirect_uri, &state, &verifier).await?;
-        let (expected, arrival) = Expected::new(state, Arc::clone(provider));
+        let (pending_response, response) = PendingResponse::new(state, Arc::clone(provider));
         let (provider, lifetime) = (Arc::clone(provider), self.lifetime);
         let work = Box::pin(async move {
             let code = tokio::select! {
                 biased;
                 // An answer that is there counts.
-                arrival = arrival => arrival.unwrap_or(Err(LoginError::Internal)),
+                response = response => response.unwrap_or(Err(LoginError::Internal)),
                 error = stop.after(lifetime) => Err(error),
             };
             drop::<Option<TcpSocket>>(reserved);
             let code = code?;
             issued(provider.exchange(&code, &redirect_uri, &verifier).await)
         });
-        let (prompt, expected) = (Prompt::Visit(url.into()), Some(Arc::new(expected)));
-        Ok(Begun { prompt, lifetime, expected, port: named, redirect_listener, work })
+        let (prompt, pending_response) = (Prompt::Visit(url.into()), Some(Arc::new(pending_response)));
+        Ok(PreparedLogin { prompt, lifetime, pending_response, port: named, redirect_listener, work })
     }
 }
 

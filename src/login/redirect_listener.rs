@@ -3,7 +3,7 @@
 //! Invariants:
 //! 1. It listens on a loopback address alone, for one path, for as long as its login waits and a moment longer.
 //! 2. A page holds nothing of the request: only words of ours, the account's name, and a filtered error code.
-//! 3. Only a request with the login's state changes anything ([`Expected`]).
+//! 3. Only a request with the login's state changes anything ([`PendingResponse`]).
 //!
 //! Must not know: codes, verifiers, what is stored.
 
@@ -25,7 +25,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{LoginError, Progress, response::Expected, session::Session};
+use super::{LoginError, Progress, response::PendingResponse, session::Session};
 use crate::account::Account;
 
 /// A browser opens a few; more is nobody's browser.
@@ -158,13 +158,13 @@ impl RedirectHandler {
             return refusal;
         }
         let query = request.uri().query().unwrap_or_default();
-        let arrival = self.session.expected.as_deref().and_then(|expected: &Expected| {
-            let arrival = expected.query(query).ok()?;
+        let response = self.session.pending_response.as_deref().and_then(|pending_response: &PendingResponse| {
+            let response = pending_response.parse_query(query).ok()?;
             // The second of two gets the page of the first.
-            expected.settle(arrival).ok();
+            pending_response.settle(response).ok();
             Some(())
         });
-        if arrival.is_none() {
+        if response.is_none() {
             return page(
                 StatusCode::BAD_REQUEST,
                 "Not this login",

@@ -23,37 +23,37 @@ use crate::{
 };
 
 /// A code, or what the response says instead.
-pub(super) type Arrival = Result<AuthorizationCode, LoginError>;
+pub(super) type ResponseResult = Result<AuthorizationCode, LoginError>;
 
 /// What a login waits for.
 #[derive(Debug)]
-pub(super) struct Expected {
+pub(super) struct PendingResponse {
     state: LoginState,
     provider: Arc<dyn Provider>,
-    place: Mutex<Option<oneshot::Sender<Arrival>>>,
+    sender: Mutex<Option<oneshot::Sender<ResponseResult>>>,
 }
 
 /// The response is not this login's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Foreign;
+pub(super) struct WrongState;
 
 /// Longer than any code: providers that put a JWT in it need some 2 KiB.
-const LONGEST_PASTE: usize = 16 * 1024;
+const MAX_PASTED_BYTES: usize = 16 * 1024;
 
-impl Expected {
-    pub(super) fn new(state: LoginState, provider: Arc<dyn Provider>) -> (Self, oneshot::Receiver<Arrival>) {
-        let (place, arrival) = oneshot::channel();
-        (Self { state, provider, place: Mutex::new(Some(place)) }, arrival)
+impl PendingResponse {
+    pub(super) fn new(state: LoginState, provider: Arc<dyn Provider>) -> (Self, oneshot::Receiver<ResponseResult>) {
+        let (sender, response) = oneshot::channel();
+        (Self { state, provider, sender: Mutex::new(Some(sender)) }, response)
     }
 
     /// Hands the response to the login (invariant 2).
-    pub(super) fn settle(&self, arrival: Arrival) -> Result<(), LoginError> {
-        let place = self.place.lock().unwrap_or_else(PoisonError::into_inner).take();
-        place.ok_or(LoginError::AlreadyUsed)?.send(arrival).map_err(|_| LoginError::AlreadyUsed)
+    pub(super) fn settle(&self, response: ResponseResult) -> Result<(), LoginError> {
+        let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner).take();
+        sender.ok_or(LoginError::AlreadyUsed)?.send(response).map_err(|_| LoginError::AlreadyUsed)
     }
 
     /// Reads the query of the address that the browser was sent to.
-    pub(super) fn query(&self, query: &str) -> Result<Arrival, Foreign> {
+    pub(super) fn parse_query(&self, query: &str) -> Result<ResponseResult, WrongState> {
         let (mut code, mut state, mut error, mut iss) = (None, None, None, None);
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             let place = match &*name {
@@ -65,11 +65,11 @@ impl Expected {
             };
             // RFC 6749 section 3.1: nothing is there twice. Of two states, who says which one counts?
             if place.replace(value).is_some() {
-                return Err(Foreign);
+                return Err(WrongState);
             }
         }
         if !state.is_some_and(|state| self.state.is(&state)) {
-            return Err(Foreign);
+            return Err(WrongState);
         }
         if !self.provider.accepts_issuer(iss.as_deref()) {
             return Ok(Err("the answer came from another issuer than the provider's".into()));
@@ -84,24 +84,24 @@ impl Expected {
         })
     }
 
-    fn code(code: Cow<'_, str>) -> Arrival {
+    fn code(code: Cow<'_, str>) -> ResponseResult {
         AuthorizationCode::new(code.into_owned()).map_err(|_| "the answer holds no usable code".into())
     }
 
     /// Reads what a person brought: a code, `code#state`, or the whole address. A bare code says neither state nor
     /// issuer: that it is this login's is on the person's word, and on the verifier that it must match.
-    pub(super) fn pasted(&self, text: &str) -> Result<Arrival, LoginError> {
+    pub(super) fn parse_pasted(&self, text: &str) -> Result<ResponseResult, LoginError> {
         let text = Zeroizing::new(text.trim().to_owned());
-        if text.is_empty() || text.len() > LONGEST_PASTE || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        if text.is_empty() || text.len() > MAX_PASTED_BYTES || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(LoginError::Malformed);
         }
-        let foreign = || Err("what was pasted belongs to another login".into());
+        let wrong_state = || Err("what was pasted belongs to another login".into());
         if text.contains("://") {
             let url = Url::parse(&text).map_err(|_| LoginError::Malformed)?;
-            return Ok(self.query(url.query().unwrap_or_default()).unwrap_or_else(|Foreign| foreign()));
+            return Ok(self.parse_query(url.query().unwrap_or_default()).unwrap_or_else(|WrongState| wrong_state()));
         }
         Ok(match text.rsplit_once('#') {
-            Some((_, state)) if !self.state.is(state) => foreign(),
+            Some((_, state)) if !self.state.is(state) => wrong_state(),
             Some((code, _)) => Self::code(code.into()),
             None => Self::code(text.as_str().into()),
         })

@@ -9,7 +9,7 @@ use std::{fmt, net::SocketAddr, pin::Pin, str::FromStr, sync::Arc};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Login, LoginError, Owner, Progress, Prompt, pkce, response::Expected};
+use super::{Login, LoginError, Owner, Progress, Prompt, pkce, response::PendingResponse};
 use crate::{account::Account, clock::Timestamp, grant::Issued, provider::Flow};
 
 /// What a login does until it has tokens.
@@ -46,7 +46,7 @@ impl FromStr for LoginId {
 #[derive(Debug)]
 pub(super) struct SessionSetup {
     pub(super) expires_at: Timestamp,
-    pub(super) expected: Option<Arc<Expected>>,
+    pub(super) pending_response: Option<Arc<PendingResponse>>,
     pub(super) cancelled: CancellationToken,
     pub(super) port: Option<SocketAddr>,
 }
@@ -58,7 +58,7 @@ pub(super) struct Session {
     pub(super) account: Account,
     pub(super) expires_at: Timestamp,
     /// What a browser or paste login waits for.
-    pub(super) expected: Option<Arc<Expected>>,
+    pub(super) pending_response: Option<Arc<PendingResponse>>,
     /// Somebody does not want it any more, or the daemon ends. An answer that it has had is carried to its end.
     pub(super) cancelled: CancellationToken,
     /// Where it listens, if the registration names the port.
@@ -76,13 +76,13 @@ impl Session {
         prompt: Prompt,
         setup: SessionSetup,
     ) -> Result<Self, LoginError> {
-        let SessionSetup { expires_at, expected, cancelled, port } = setup;
+        let SessionSetup { expires_at, pending_response, cancelled, port } = setup;
         Ok(Self {
             id: LoginId(u128::from_be_bytes(pkce::random()?)),
             owner,
             account,
             expires_at,
-            expected,
+            pending_response,
             cancelled,
             port,
             flow,

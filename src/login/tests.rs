@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use serde_json::Map;
 use tokio::time::Instant;
 
-use super::{response::Expected, *};
+use super::{response::PendingResponse, *};
 use crate::{
     grant::{Grant, Lifetime},
     provider::{DevicePoll, ErrorCode, Provider, Reply, Rules},
@@ -118,9 +118,9 @@ async fn a_device_login_ends_with_what_the_provider_says() {
 }
 
 /// What a login with the state `ss…` makes of a response.
-fn expected() -> Expected {
+fn pending_response() -> PendingResponse {
     let state = LoginState::from_bytes([7; LOGIN_BYTES]);
-    Expected::new(state, Arc::new(Scripted::new([]))).0
+    PendingResponse::new(state, Arc::new(Scripted::new([]))).0
 }
 
 const STATE: &str = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc";
@@ -128,8 +128,8 @@ const ISS: &str = "iss=https%3A%2F%2Fp.example";
 
 #[tokio::test]
 async fn a_response_counts_only_with_the_state_of_the_login() {
-    let expected = expected();
-    for foreign in [
+    let pending_response = pending_response();
+    for wrong_state in [
         String::new(),
         format!("code=c&{ISS}"),
         format!("code=c&state=&{ISS}"),
@@ -138,7 +138,7 @@ async fn a_response_counts_only_with_the_state_of_the_login() {
         format!("code=c&code=d&state={STATE}&{ISS}"),
         format!("error=access_denied&state=x&{ISS}"),
     ] {
-        assert!(expected.query(&foreign).is_err(), "{foreign}");
+        assert!(pending_response.parse_query(&wrong_state).is_err(), "{wrong_state}");
     }
     for (response, message) in [
         (format!("code=c&state={STATE}"), "the answer came from another issuer than the provider's"),
@@ -153,42 +153,47 @@ async fn a_response_counts_only_with_the_state_of_the_login() {
         (format!("error=%3Cscript%3E&code=c&state={STATE}&{ISS}"), "the person or the provider refused"),
         (format!("error={STATE}&state={STATE}&{ISS}"), "the person or the provider refused"),
     ] {
-        assert_eq!(expected.query(&response).unwrap().unwrap_err().to_string(), message, "{response}");
+        assert_eq!(pending_response.parse_query(&response).unwrap().unwrap_err().to_string(), message, "{response}");
     }
-    assert!(expected.query(&format!("x=1&code=c&state={STATE}&{ISS}&x=2")).unwrap().unwrap().occurs_in("c"));
+    assert!(
+        pending_response.parse_query(&format!("x=1&code=c&state={STATE}&{ISS}&x=2")).unwrap().unwrap().occurs_in("c")
+    );
 }
 
 #[tokio::test]
 async fn a_person_may_bring_the_code_in_three_forms() {
-    let expected = expected();
+    let pending_response = pending_response();
     for good in [
         "  c1/+~ \n".to_owned(),
         format!("c1/+~#{STATE}"),
         format!("http://127.0.0.1:9/callback?code=c1%2F%2B~&state={STATE}&{ISS}#_=_"),
     ] {
-        assert!(expected.pasted(&good).unwrap().unwrap().occurs_in("c1/+~"), "{good}");
+        assert!(pending_response.parse_pasted(&good).unwrap().unwrap().occurs_in("c1/+~"), "{good}");
     }
-    for foreign in [
+    for wrong_state in [
         "c#other".to_owned(),
         "c#".to_owned(),
         format!("https://p.example/?code=c&{ISS}"),
         "https://p.example/".to_owned(),
     ] {
-        let message = expected.pasted(&foreign).unwrap().unwrap_err().to_string();
-        assert_eq!(message, "what was pasted belongs to another login", "{foreign}");
+        let message = pending_response.parse_pasted(&wrong_state).unwrap().unwrap_err().to_string();
+        assert_eq!(message, "what was pasted belongs to another login", "{wrong_state}");
     }
     for malformed in ["", " ", "a b", "ä", "a\u{7}", "://", &"x".repeat(16 * 1024 + 1)] {
-        assert!(matches!(expected.pasted(malformed), Err(LoginError::Malformed)), "{malformed}");
+        assert!(matches!(pending_response.parse_pasted(malformed), Err(LoginError::Malformed)), "{malformed}");
     }
 }
 
 #[tokio::test]
 async fn a_login_takes_one_answer() {
     let state = LoginState::from_bytes([7; LOGIN_BYTES]);
-    let (expected, arrival) = Expected::new(state, Arc::new(Scripted::new([])));
-    expected.settle(expected.pasted("first").unwrap()).unwrap();
-    assert!(matches!(expected.settle(expected.pasted("second").unwrap()), Err(LoginError::AlreadyUsed)));
-    assert!(arrival.await.unwrap().unwrap().occurs_in("first"));
+    let (pending_response, response) = PendingResponse::new(state, Arc::new(Scripted::new([])));
+    pending_response.settle(pending_response.parse_pasted("first").unwrap()).unwrap();
+    assert!(matches!(
+        pending_response.settle(pending_response.parse_pasted("second").unwrap()),
+        Err(LoginError::AlreadyUsed)
+    ));
+    assert!(response.await.unwrap().unwrap().occurs_in("first"));
 }
 
 #[tokio::test]

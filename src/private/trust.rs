@@ -24,10 +24,10 @@ use rustix::fs::OFlags;
 
 use super::{FileError, PrivateError, belongs_to_trusted_user, unfit};
 
-const LOOK_AT: &str = "look at";
+const INSPECT: &str = "look at";
 
 /// As many as the kernel follows (`path_resolution(7)`).
-const MOST_LINKS: usize = 40;
+const MAX_LINKS: usize = 40;
 
 /// Others may add entries to a directory with this bit, and neither rename nor remove those of other users.
 const STICKY: u32 = 0o1000;
@@ -64,9 +64,9 @@ pub(crate) fn check_trusted(path: &Path) -> io::Result<()> {
 
 /// Follows the path to its end (invariants 1 and 2). The mode of a file at the end is not looked at.
 pub(super) fn check_path(path: &Path) -> Result<(), PrivateError> {
-    let path = std::path::absolute(path).map_err(FileError::at(LOOK_AT, path))?;
+    let path = std::path::absolute(path).map_err(FileError::at(INSPECT, path))?;
     let mut at = PathBuf::from("/");
-    check_entry(&at, &fs::metadata(&at).map_err(FileError::at(LOOK_AT, &at))?)?;
+    check_entry(&at, &fs::metadata(&at).map_err(FileError::at(INSPECT, &at))?)?;
     let (mut names, mut links) = (names(&path), 0);
     while let Some(name) = names.pop() {
         if name == ".." {
@@ -74,17 +74,17 @@ pub(super) fn check_path(path: &Path) -> Result<(), PrivateError> {
             continue;
         }
         let next = at.join(name);
-        let found = fs::symlink_metadata(&next).map_err(FileError::at(LOOK_AT, &next))?;
+        let found = fs::symlink_metadata(&next).map_err(FileError::at(INSPECT, &next))?;
         check_entry(&next, &found)?;
         if !found.is_symlink() {
             at = next;
             continue;
         }
         links += 1;
-        if links > MOST_LINKS {
-            return Err(FileError::at(LOOK_AT, &next)(io::Error::other("too many symbolic links")).into());
+        if links > MAX_LINKS {
+            return Err(FileError::at(INSPECT, &next)(io::Error::other("too many symbolic links")).into());
         }
-        let target = fs::read_link(&next).map_err(FileError::at(LOOK_AT, &next))?;
+        let target = fs::read_link(&next).map_err(FileError::at(INSPECT, &next))?;
         if target.is_absolute() {
             at = PathBuf::from("/");
         }

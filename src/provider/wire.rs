@@ -9,7 +9,7 @@
 //! 2. Nothing is sent twice: no redirects, no retries, no connection used before (a server may close one just as it
 //!    is used again).
 //! 3. What goes to loopback passes no proxy; plain `http` goes to loopback alone.
-//! 4. At most [`LONGEST_BODY`] bytes of an answer are kept.
+//! 4. At most [`MAX_BODY_BYTES`] bytes of an answer are kept.
 //! 5. Headers and bodies are never logged, the provider's error texts included.
 //!
 //! Must not know: OAuth 2.0 (but for its child), accounts, grants.
@@ -48,7 +48,7 @@ use crate::private::open_trusted;
 pub mod answer;
 
 /// The longest body of an answer that is read. Token answers have some 10 KiB, metadata less.
-pub const LONGEST_BODY: usize = 1024 * 1024;
+pub const MAX_BODY_BYTES: usize = 1024 * 1024;
 
 /// The longest time for name, connection and TLS handshake together, if the request has at least twice that: what
 /// takes longer is not going to answer, and must leave time for the answer.
@@ -348,7 +348,9 @@ async fn exchange(request: RequestBuilder, progress: &mut Progress) -> Exchange 
     let mut body = Zeroizing::new(Vec::with_capacity(INITIAL_BODY_CAPACITY));
     loop {
         match response.chunk().await {
-            Ok(Some(chunk)) if body.len().saturating_add(chunk.len()) <= LONGEST_BODY => body.extend_from_slice(&chunk),
+            Ok(Some(chunk)) if body.len().saturating_add(chunk.len()) <= MAX_BODY_BYTES => {
+                body.extend_from_slice(&chunk)
+            }
             Ok(whole) => {
                 let body = whole.is_none().then_some(body);
                 return Exchange::Answered { head: Head::of(&response), body };

@@ -15,7 +15,9 @@ use super::{
     slot::{FlightHandle, Slot, Snapshot},
     status::last_error,
 };
-use crate::{account::Account, clock::Monotonic, limits::RefreshQuota, store::RefreshState, timeouts::STORE_STALL};
+use crate::{
+    account::Account, clock::Monotonic, limits::RefreshQuota, store::RefreshState, timeouts::STALLED_STORE_TIMEOUT,
+};
 
 /// What a caller brings along, and what it learns on the way: for one request each.
 #[derive(Debug, Default)]
@@ -118,7 +120,7 @@ impl Inner {
         #[cfg(feature = "faults")]
         crate::faults::joined();
         // A caller who has a good token need not wait for a store that does not answer.
-        let store_timeout = (!forced && !snapshot.expired(&*self.clock)).then_some(STORE_STALL);
+        let store_timeout = (!forced && !snapshot.expired(&*self.clock)).then_some(STALLED_STORE_TIMEOUT);
         let result = flight.wait(store_timeout).await;
         caller.note_provider_called(flight.provider_called());
         result

@@ -15,11 +15,11 @@ use crate::{
 };
 
 /// A provider's `Retry-After` is honoured up to this: a mistaken date must not shut an account for days.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(1);
+const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 /// Doubling after refused and ambiguous attempts stops here: long enough to spare the provider, short enough that a
 /// person who waits for it to heal is not kept much longer.
-const LONGEST_BACKOFF: Duration = Duration::from_mins(10);
+const MAX_BACKOFF: Duration = Duration::from_mins(10);
 
 /// A configuration error heals only by a person; asking every few minutes notices that without being a nuisance.
 const CONFIGURATION_BACKOFF: (Duration, Duration) = (Duration::from_mins(5), Duration::from_hours(1));
@@ -48,9 +48,9 @@ pub(super) fn record_attempt(
     let wait = match result.outcome {
         Outcome::Success => result.expires_at.map_or(cooldown, |end| cooldown.min(end.since(now))),
         Outcome::Final => Duration::ZERO,
-        Outcome::NotSpent => cooldown.max(result.retry_after.unwrap_or_default().min(LONGEST_RETRY_AFTER)),
+        Outcome::NotSpent => cooldown.max(result.retry_after.unwrap_or_default().min(MAX_RETRY_AFTER)),
         Outcome::Configuration => doubled(CONFIGURATION_BACKOFF.0, consecutive, CONFIGURATION_BACKOFF.1),
-        Outcome::Refused | Outcome::Ambiguous => doubled(cooldown, consecutive, LONGEST_BACKOFF.max(cooldown)),
+        Outcome::Refused | Outcome::Ambiguous => doubled(cooldown, consecutive, MAX_BACKOFF.max(cooldown)),
     };
     Attempt { ended_at: now, outcome: result.outcome, code: result.code, consecutive, not_before: now.plus(wait) }
 }
@@ -286,9 +286,9 @@ mod tests {
         match outcome {
             Outcome::Success => cooldown,
             Outcome::Final => Duration::ZERO,
-            Outcome::NotSpent => cooldown.max(LONGEST_RETRY_AFTER),
+            Outcome::NotSpent => cooldown.max(MAX_RETRY_AFTER),
             Outcome::Configuration => CONFIGURATION_BACKOFF.1,
-            Outcome::Refused | Outcome::Ambiguous => cooldown.max(LONGEST_BACKOFF),
+            Outcome::Refused | Outcome::Ambiguous => cooldown.max(MAX_BACKOFF),
         }
     }
 

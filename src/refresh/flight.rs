@@ -4,8 +4,8 @@
 //! 1. It presents the refresh token that it read under the revision it claimed; whoever was overtaken sends nothing.
 //! 2. Nothing is sent before the mark is durable, and nothing is answered before the outcome is, but for a success
 //!    that the store would not take: that one is kept, served, and saved again until it is durable.
-//! 3. It has the provider's last answer within [`FLIGHT`](crate::timeouts::FLIGHT): no attempt starts after
-//!    `LAST_PROVIDER_CALL_START`, and none takes longer than `PROVIDER_CALL`.
+//! 3. It has the provider's last answer within [`FLIGHT_TIMEOUT`](crate::timeouts::FLIGHT_TIMEOUT): no attempt starts after
+//!    `LAST_PROVIDER_CALL_START`, and none takes longer than `PROVIDER_CALL_TIMEOUT`.
 //!
 //! The rule for ambiguity: a presentation whose outcome nobody knows may have been spent, and a second one may make
 //! the provider revoke the rest. This daemon is the only holder of the chain, so a second try can win a lost answer
@@ -31,7 +31,7 @@ use crate::{
     grant::{Grant, Issued, Version},
     provider::Provider,
     store::{Claim, DeadGrant, Outcome, Presentation, Record, RefreshState, Revision, StoreError},
-    timeouts::{LAST_PROVIDER_CALL_START, LEASE},
+    timeouts::{LAST_PROVIDER_CALL_START, LEASE_WAIT_TIMEOUT},
 };
 
 mod unsaved;
@@ -216,7 +216,7 @@ impl Flight {
                     })));
                 }
                 Claim::Held if !self.handle.forced() && !expired => return Ok(ClaimOutcome::Answer(snapshot)),
-                Claim::Held | Claim::Changed if inner.clock.monotonic().since(begun) >= LEASE => {
+                Claim::Held | Claim::Changed if inner.clock.monotonic().since(begun) >= LEASE_WAIT_TIMEOUT => {
                     return Err(RefreshError::LeaseHeld);
                 }
                 Claim::Held => self.pause(LEASE_INTERVAL).await,

@@ -10,7 +10,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{account::ProviderName, provider::Providers, timeouts::PROVIDER_PLACE};
+use crate::{account::ProviderName, provider::Providers, timeouts::PROVIDER_PERMIT_TIMEOUT};
 
 /// The places of each provider.
 #[derive(Debug)]
@@ -30,6 +30,6 @@ impl ProviderPermits {
     /// time.
     pub(super) async fn acquire(&self, provider: &ProviderName) -> Option<OwnedSemaphorePermit> {
         let permits = Arc::clone(self.0.get(provider)?);
-        timeout(PROVIDER_PLACE, permits.acquire_owned()).await.ok()?.ok()
+        timeout(PROVIDER_PERMIT_TIMEOUT, permits.acquire_owned()).await.ok()?.ok()
     }
 }

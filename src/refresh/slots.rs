@@ -13,7 +13,7 @@ use super::{
     Inner, RefreshError,
     slot::{Slot, Snapshot},
 };
-use crate::{account::Account, timeouts::STORE_STALL};
+use crate::{account::Account, timeouts::STALLED_STORE_TIMEOUT};
 
 /// Whether a reader may be given what was known before the store failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +70,7 @@ impl Inner {
             let last = slot.lock().last().cloned().filter(|_| staleness == Staleness::Tolerated);
             let loading = self.store.load(account);
             let loaded = match &last {
-                Some(last) if !last.expired(&*self.clock) => timeout(STORE_STALL, loading).await,
+                Some(last) if !last.expired(&*self.clock) => timeout(STALLED_STORE_TIMEOUT, loading).await,
                 Some(_) | None => Ok(loading.await),
             };
             let record = match loaded {

@@ -5,7 +5,7 @@
 //! 2. What is refused here has touched nothing.
 //! 3. What is refused for its rate is answered late (`limits.rs`), and until then no more is read from its connection.
 //!
-//! It is the one layer around the router, does the work of `envelope.rs` as well, and is outside of the router where that
+//! It is the one layer around the router, does the work of `finalize.rs` as well, and is outside of the router where that
 //! can be: a layer inside costs a request some allocations and moves, whatever it does.
 
 use std::{
@@ -27,15 +27,15 @@ use tokio::time::{Sleep, sleep};
 use tower::{Layer, Service};
 
 use super::{
-    capability::is_shown,
+    capability::has_capability,
     connection::{Connection, RequestContext},
-    envelope::enclose,
+    finalize::finalize,
     operations,
     peer::Peer,
     problem::Problem,
 };
 use crate::{
-    audit::{Audit, Event, Origin, Subject, Unwritten, words},
+    audit::{Audit, Event, Origin, Subject, Unwritten, labels},
     clock::{Clock, Monotonic},
     limits::{Delay, TooFast},
     problem_code::ProblemCode,
@@ -65,7 +65,7 @@ impl AdmissionLayer {
 
     /// The refusal of a request that does not show the socket's capability.
     fn check_capability(&self, headers: &HeaderMap) -> Option<Refusal> {
-        let missing = self.0.capability.is_some_and(|capability| !is_shown(capability, headers));
+        let missing = self.0.capability.is_some_and(|capability| !has_capability(capability, headers));
         missing.then(|| Refusal { answer: Problem::wrong_capability().into_response(), delay: None })
     }
 }
@@ -139,17 +139,17 @@ where
         // Where nobody asks for it, the time is not looked at.
         let timed = audited || context.connection().is_some_and(Connection::is_paced);
         let started = if timed { clock.monotonic() } else { Monotonic::new(Duration::ZERO) };
-        let operation = if audited { operations::of(&request) } else { words::UNKNOWN };
+        let operation = if audited { operations::of(&request) } else { labels::UNKNOWN };
         let state =
             match refusal(&request, &context, started).or_else(|| self.admission.check_capability(request.headers())) {
                 Some(refusal) => AdmissionState::Refused(Some(refusal)),
-                None if audit.must_admit() && !operations::is_harmless(operation) => {
+                None if audit.must_admit() && !operations::is_exempt_from_audit(operation) => {
                     let (audit, mut inner) = (audit.clone(), self.inner.clone());
                     AdmissionState::Admitting(Box::pin(async move {
                         if !audit.admits().await {
-                            return Problem::unaudited().into_response();
+                            return Problem::audit_unwritable().into_response();
                         }
-                        enclose(AssertUnwindSafe(inner.call(request)).catch_unwind().await)
+                        finalize(AssertUnwindSafe(inner.call(request)).catch_unwind().await)
                     }))
                 }
                 None => AdmissionState::Running(AssertUnwindSafe(self.inner.call(request)).catch_unwind()),
@@ -180,7 +180,7 @@ impl<F: Future<Output = Result<Response, Infallible>> + Unpin> Future for Admiss
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let answer = match &mut self.state {
-            AdmissionState::Running(running) => enclose(ready!(Pin::new(running).poll(context))),
+            AdmissionState::Running(running) => finalize(ready!(Pin::new(running).poll(context))),
             AdmissionState::Admitting(running) => ready!(running.as_mut().poll(context)),
             AdmissionState::Writing(writing) => return writing.as_mut().poll(context).map(Ok),
             AdmissionState::Refused(refusal) => {
@@ -208,7 +208,7 @@ impl<F: Future<Output = Result<Response, Infallible>> + Unpin> Future for Admiss
 impl<F> Drop for AdmissionFuture<F> {
     fn drop(&mut self) {
         if let Some(entry) = self.entry.take() {
-            entry.admission.0.audit.note(&entry.event(words::ABANDONED, None, &Subject::default()));
+            entry.admission.0.audit.note(&entry.event(labels::ABANDONED, None, &Subject::default()));
         }
     }
 }
@@ -226,17 +226,17 @@ impl AuditEntry {
     fn close(self, answer: Response) -> Result<Response, BoxFuture<'static, Response>> {
         let code = answer.extensions().get::<ProblemCode>();
         let nothing = Subject::default();
-        let outcome = code.map_or(words::OK, |code| code.as_str());
+        let outcome = code.map_or(labels::OK, |code| code.as_str());
         let event = self.event(outcome, Some(answer.status().as_u16()), &nothing);
-        if operations::is_harmless(self.operation) {
+        if operations::is_exempt_from_audit(self.operation) {
             self.admission.0.audit.note(&event);
             return Ok(answer);
         }
-        let Some(waiting) = self.admission.0.audit.write(&event) else { return Ok(answer) };
+        let Some(pending) = self.admission.0.audit.write(&event) else { return Ok(answer) };
         Err(Box::pin(async move {
-            match waiting.settled().await {
+            match pending.wait().await {
                 Ok(()) => answer,
-                Err(Unwritten) => Problem::unaudited().into_response(),
+                Err(Unwritten) => Problem::audit_unwritable().into_response(),
             }
         }))
     }
@@ -252,7 +252,7 @@ impl AuditEntry {
             status,
             latency: self.admission.0.clock.monotonic().since(self.started),
             provider_called,
-            own_line: outcome == words::OK && operations::is_change(self.operation, provider_called),
+            own_line: outcome == labels::OK && operations::is_change(self.operation, provider_called),
         }
     }
 }
@@ -263,7 +263,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        audit::{Destination, OnFailure, Rotation, Settings},
+        audit::{AuditSettings, Destination, OnFailure, Rotation},
         clock::SystemClock,
     };
 
@@ -272,7 +272,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("log/audit.log");
         let to = Destination::File(Rotation { path: path.clone(), max_size: 1000, keep: 1 });
-        let settings = Settings { to, on_failure: OnFailure::Open };
+        let settings = AuditSettings { to, on_failure: OnFailure::Open };
         let audit = Audit::start(&settings, Arc::new(SystemClock::new())).unwrap();
         let hangs = tower::service_fn(|_: Request| std::future::pending::<Result<Response, Infallible>>());
         let admission = AdmissionLayer::new(Arc::new(SystemClock::new()), audit.clone(), "s", None);

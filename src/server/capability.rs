@@ -6,7 +6,7 @@ use crate::secret::CapabilityHash;
 
 /// Whether the request shows the capability. It is asked before anything looks at what is asked for, so that to who does
 /// not show it no path, method or answer's header differs from another.
-pub(super) fn is_shown(capability: CapabilityHash, headers: &HeaderMap) -> bool {
+pub(super) fn has_capability(capability: CapabilityHash, headers: &HeaderMap) -> bool {
     shown(headers).is_some_and(|text| capability.admits(text))
 }
 

@@ -26,16 +26,16 @@ use tower::Service as _;
 
 use super::{
     Api,
+    body_monitor::monitor,
     connection::{Connection, RequestContext},
     connection_limiter::{ConnectionLimiter, ConnectionPermit, TrackedBody},
-    hang_up::Line,
     head_timer::HeadTimer,
     peer::{Peer, Peers},
-    stall::Stalling,
-    unread::watched,
+    shared_stream::SharedStream,
+    write_timeout::WriteTimeoutStream,
 };
 use crate::{
-    audit::{Audit, Event, Origin, Subject, words},
+    audit::{Audit, Event, Origin, Subject, labels},
     limits::{RateLimiter, RefreshQuota, SocketLimits},
     problem_code::ProblemCode,
 };
@@ -51,7 +51,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Other servers allow 8 to 16 KiB.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 
-/// How long a peer may leave answers unread once they fill the socket's buffer.
+/// How long a peer may leave answers body_monitor once they fill the socket's buffer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The pause after an error that waiting may cure, such as too many open files.
@@ -68,7 +68,7 @@ pub struct ServeOptions {
     pub audit: Audit,
 }
 
-/// How a listener is told to end.
+/// How a listener is apply to end.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
     /// It accepts nobody any more, and the requests under way are finished.
@@ -144,28 +144,28 @@ impl Listener {
             let origin = options.audit.is_on().then(|| Origin::of_peer(&self.name, peer.uid, peer.pid));
             let connection =
                 Connection::new(peer, origin, rates.as_ref().map(|rates| rates.of(peer.uid)), quota.clone());
-            let (api, tracker, line) = (api.clone(), permit.request_tracker(), Line::new(stream));
-            let watched_line = line.clone();
+            let (api, tracker, shared_stream) = (api.clone(), permit.request_tracker(), SharedStream::new(stream));
+            let watched_stream = shared_stream.clone();
             let known = service_fn(move |request: Request<Incoming>| {
-                let (mut request, fate) = watched(request);
+                let (mut request, body_status) = monitor(request);
                 request.extensions_mut().insert(RequestContext::for_connection(Arc::clone(&connection)));
-                let waiting = request.headers().contains_key("prefer").then(|| watched_line.clone());
+                let waiting = request.headers().contains_key("prefer").then(|| watched_stream.clone());
                 let (active, answer) = (tracker.begin_request(), api.clone().0.call(request));
                 async move {
                     // Idle for longest, it has just made room for another: nothing is done.
                     let active = active.ok_or(io::ErrorKind::ConnectionAborted)?;
                     let Ok(answer) = match waiting {
                         None => answer.await,
-                        Some(line) => tokio::select! {
+                        Some(shared_stream) => tokio::select! {
                             answer = answer => answer,
                             // Nobody waits any more.
-                            () = line.hung_up() => return Err(io::ErrorKind::ConnectionAborted.into()),
+                            () = shared_stream.closed() => return Err(io::ErrorKind::ConnectionAborted.into()),
                         },
                     };
-                    Ok::<_, io::Error>(fate.told(answer).map(|body| TrackedBody::new(body, active)))
+                    Ok::<_, io::Error>(body_status.apply(answer).map(|body| TrackedBody::new(body, active)))
                 }
             });
-            let stream = TokioIo::new(Stalling::new(line, WRITE_TIMEOUT));
+            let stream = TokioIo::new(WriteTimeoutStream::new(shared_stream, WRITE_TIMEOUT));
             let connection = builder.clone().timer(HeadTimer::default()).serve_connection(stream, known);
             let connection = graceful.watch(connection);
             connections.spawn(async move {
@@ -192,7 +192,7 @@ impl Listener {
 
     fn connection_limiter(&self, options: &ServeOptions) -> Arc<ConnectionLimiter> {
         let most = options.limits.connections.unwrap_or(usize::MAX).min(options.share);
-        let half = if self.peers.are_several() { most.div_ceil(2) } else { most };
+        let half = if self.peers.allows_several_users() { most.div_ceil(2) } else { most };
         ConnectionLimiter::new(most, options.limits.connections_per_user.unwrap_or(half).min(most))
     }
 
@@ -203,22 +203,22 @@ impl Listener {
         audit: &Audit,
     ) -> io::Result<Option<(UnixStream, Peer, ConnectionPermit)>> {
         let (stream, _) = self.accepting.accept().await?;
-        let peer = match self.peers.admitted(&stream, &self.name) {
+        let peer = match self.peers.authenticate(&stream, &self.name) {
             Ok(peer) => peer,
             Err(stranger) => {
-                self.turned_away(stranger, ProblemCode::Unauthorized, audit, Origin::of_stranger);
+                self.log_rejected(stranger, ProblemCode::Unauthorized, audit, Origin::of_rejected);
                 return Ok(None);
             }
         };
         let permit = limiter.acquire(peer.uid).await;
         if permit.is_none() {
             tracing::debug!(socket = self.name, uid = peer.uid, "closed a connection of a user who has his share");
-            self.turned_away(Some(peer), ProblemCode::RateLimited, audit, Origin::of_peer);
+            self.log_rejected(Some(peer), ProblemCode::RateLimited, audit, Origin::of_peer);
         }
         Ok(permit.map(|permit| (stream, peer, permit)))
     }
 
-    fn turned_away(
+    fn log_rejected(
         &self,
         peer: Option<Peer>,
         code: ProblemCode,
@@ -228,7 +228,7 @@ impl Listener {
         if let Some(peer) = peer.filter(|_| audit.is_on()) {
             audit.note(&Event {
                 origin: &origin(&self.name, peer.uid, peer.pid),
-                operation: words::CONNECT,
+                operation: labels::CONNECT,
                 subject: &Subject::default(),
                 outcome: code.as_str(),
                 status: None,

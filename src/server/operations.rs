@@ -7,7 +7,7 @@ use super::{
     AppState,
     routes::{document, health, keys, logins, providers, sandboxes, tokens},
 };
-use crate::audit::words;
+use crate::audit::labels;
 
 /// One operation of `openapi.yaml`.
 #[derive(Debug, Clone, Copy)]
@@ -71,7 +71,7 @@ pub(super) fn of<B>(request: &Request<B>) -> &'static str {
     let method = if request.method() == Method::HEAD { "GET" } else { request.method().as_str() };
     let path = request.uri().path();
     let found = OPERATIONS.iter().find(|operation| operation.method == method && is_at(operation.path, path));
-    found.map_or(words::UNKNOWN, |operation| operation.id)
+    found.map_or(labels::UNKNOWN, |operation| operation.id)
 }
 
 /// As the router sees it: what is in braces stands for one segment, which is not empty.
@@ -94,8 +94,8 @@ pub(super) fn is_change(operation: &str, provider_called: bool) -> bool {
 
 /// Whether the answer may be given without a line in the audit log: it tells nothing of any account, and a daemon that
 /// cannot write its log must be able to say so.
-pub(super) fn is_harmless(operation: &str) -> bool {
-    [words::UNKNOWN, "health", "openapi"].contains(&operation)
+pub(super) fn is_exempt_from_audit(operation: &str) -> bool {
+    [labels::UNKNOWN, "health", "openapi"].contains(&operation)
 }
 
 #[cfg(test)]
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn what_is_no_get_is_a_change_and_a_refresh_is_one_if_the_provider_was_called() {
-        for operation in ["getToken", "listTokens", "health", words::UNKNOWN, words::CONNECT] {
+        for operation in ["getToken", "listTokens", "health", labels::UNKNOWN, labels::CONNECT] {
             assert!(!is_change(operation, true), "{operation}");
         }
         for operation in ["putToken", "deleteApiKey", "startLogin", "cancelLogin", "createSandbox"] {
@@ -121,14 +121,14 @@ mod tests {
             ("POST", "/v1/tokens/corp/refresh", "refreshToken"),
             ("GET", "/v1/tokens", "listTokens"),
             ("DELETE", "http://credproxy/v1/sandboxes/refresh", "deleteSandbox"),
-            ("GET", "/v1/tokens/corp/refresh", words::UNKNOWN),
-            ("GET", "/v1/tokens/", words::UNKNOWN),
-            ("GET", "//v1/tokens", words::UNKNOWN),
-            ("GET", "/v1/tokens/corp/", words::UNKNOWN),
-            ("POST", "/v1/tokens//refresh", words::UNKNOWN),
-            ("get", "/v1/tokens", words::UNKNOWN),
-            ("GET", "/v1/logins", words::UNKNOWN),
-            ("OPTIONS", "*", words::UNKNOWN),
+            ("GET", "/v1/tokens/corp/refresh", labels::UNKNOWN),
+            ("GET", "/v1/tokens/", labels::UNKNOWN),
+            ("GET", "//v1/tokens", labels::UNKNOWN),
+            ("GET", "/v1/tokens/corp/", labels::UNKNOWN),
+            ("POST", "/v1/tokens//refresh", labels::UNKNOWN),
+            ("get", "/v1/tokens", labels::UNKNOWN),
+            ("GET", "/v1/logins", labels::UNKNOWN),
+            ("OPTIONS", "*", labels::UNKNOWN),
         ] {
             let request = Request::builder().method(method).uri(target).body(()).unwrap();
             assert_eq!(of(&request), operation, "{method} {target}");

@@ -26,7 +26,7 @@ impl Peer {
 
 /// For so many refused users there is a warning in the daemon's log. A stranger may be thousands (subordinate user ids);
 /// the audit log tells of all.
-const MOST_WARNINGS: usize = 32;
+const MAX_LOGGED_USERS: usize = 32;
 
 /// The users that may connect: by `SO_PEERCRED`, which the kernel vouches for.
 #[derive(Debug)]
@@ -52,12 +52,12 @@ impl Peers {
 
     /// Whether users other than the daemon's own may connect.
     #[must_use]
-    pub fn beyond_own(&self) -> bool {
+    pub fn allows_other_users(&self) -> bool {
         self.admitted.iter().any(|uid| *uid != own_uid())
     }
 
     /// The peer, if it may go on; else it is logged, and given back as far as it is known.
-    pub(super) fn admitted(&self, stream: &UnixStream, socket: &str) -> Result<Peer, Option<Peer>> {
+    pub(super) fn authenticate(&self, stream: &UnixStream, socket: &str) -> Result<Peer, Option<Peer>> {
         let found = stream.peer_cred().map_err(|error| {
             tracing::debug!(socket, %error, "refused a peer whose user is not known");
             None
@@ -68,14 +68,14 @@ impl Peers {
             return Ok(peer);
         }
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        if refused.len() < MOST_WARNINGS && refused.insert(peer.uid) {
+        if refused.len() < MAX_LOGGED_USERS && refused.insert(peer.uid) {
             tracing::warn!(socket, uid = peer.uid, pid, "refused a peer; the next ones of this user are not logged");
         }
         Err(Some(peer))
     }
 
     /// Whether more users than one may connect.
-    pub(super) const fn are_several(&self) -> bool {
+    pub(super) const fn allows_several_users(&self) -> bool {
         self.admitted.len() > 1
     }
 }

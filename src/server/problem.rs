@@ -95,8 +95,8 @@ impl Problem {
     /// The audit log cannot be written, and nothing is to be done without a line in it. It is a store that cannot be
     /// written, to a caller: nothing was done, and waiting may help; no fault of the program's (500), which waiting
     /// would not cure.
-    pub(super) fn unaudited() -> Self {
-        Self::new(ProblemCode::StoreUnavailable, "the audit log cannot be written").soon()
+    pub(super) fn audit_unwritable() -> Self {
+        Self::new(ProblemCode::StoreUnavailable, "the audit log cannot be written").retry_soon()
     }
 
     /// The same whether none was shown or a wrong one.
@@ -105,7 +105,7 @@ impl Problem {
     }
 
     /// A store or lease is usually back within seconds, and asking again costs no provider anything.
-    pub(crate) fn soon(self) -> Self {
+    pub(crate) fn retry_soon(self) -> Self {
         self.retry_after(Duration::from_secs(1))
     }
 
@@ -132,7 +132,7 @@ impl Problem {
             RefreshError::RateLimited { wait, .. } | RefreshError::QuotaExceeded { wait } => {
                 problem(ProblemCode::RateLimited).retry_after(*wait)
             }
-            RefreshError::ProviderBusy => problem(ProblemCode::RateLimited).soon(),
+            RefreshError::ProviderBusy => problem(ProblemCode::RateLimited).retry_soon(),
             RefreshError::Failed { failure, wait } => {
                 let detail = match &failure.code {
                     Some(code) => format!("{} ({code})", failure.reason),
@@ -149,7 +149,7 @@ impl Problem {
             RefreshError::StoreStalled
             | RefreshError::LeaseHeld
             | RefreshError::Unsaved
-            | RefreshError::ShuttingDown => problem(ProblemCode::StoreUnavailable).soon(),
+            | RefreshError::ShuttingDown => problem(ProblemCode::StoreUnavailable).retry_soon(),
             RefreshError::Internal => problem(ProblemCode::InternalError),
         }
     }
@@ -175,7 +175,7 @@ impl Problem {
             LoginError::Store(error) => {
                 account.map_or_else(|| problem(ProblemCode::StoreUnavailable), |account| Self::refresh(account, error))
             }
-            LoginError::ShuttingDown => problem(ProblemCode::StoreUnavailable).soon(),
+            LoginError::ShuttingDown => problem(ProblemCode::StoreUnavailable).retry_soon(),
             LoginError::Internal => problem(ProblemCode::InternalError),
         }
     }
@@ -188,7 +188,7 @@ impl Problem {
             SandboxError::NotFound => problem(ProblemCode::NotFound),
             SandboxError::NoProcess => problem(ProblemCode::InvalidRequest),
             SandboxError::Store(source) => Self::store(source),
-            SandboxError::ShuttingDown => problem(ProblemCode::StoreUnavailable).soon(),
+            SandboxError::ShuttingDown => problem(ProblemCode::StoreUnavailable).retry_soon(),
             SandboxError::NoSocket(_) | SandboxError::Internal => problem(ProblemCode::InternalError),
         }
     }
@@ -207,11 +207,11 @@ impl Problem {
 
     fn store(error: &StoreError) -> Self {
         let problem = Self::new(ProblemCode::StoreUnavailable, error.to_string());
-        if error.is_transient() { problem.soon() } else { problem }
+        if error.is_transient() { problem.retry_soon() } else { problem }
     }
 
     /// The code and the detail, for an answer that tells of a refusal and is none.
-    pub(super) fn told(self) -> (ProblemCode, String) {
+    pub(super) fn into_parts(self) -> (ProblemCode, String) {
         (self.code, self.detail)
     }
 }

@@ -30,14 +30,14 @@ use crate::{
 };
 
 /// The largest grant: one with a few long JWTs has some 20 KiB.
-pub(super) const LARGEST_GRANT: usize = 256 * 1024;
+pub(super) const MAX_GRANT_BYTES: usize = 256 * 1024;
 
 /// The largest body of a request that needs none: room for an empty object. Peers can make the daemon hold one of
 /// these for each connection.
-pub(super) const SMALL_BODY: usize = 1024;
+pub(super) const MAX_SMALL_BODY_BYTES: usize = 1024;
 
 /// How long a body may take; a local peer needs milliseconds.
-const BODY_PATIENCE: Duration = Duration::from_secs(30);
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The parameters of a query, each of them known and given at most once.
 #[derive(Debug)]
@@ -70,12 +70,12 @@ impl<'a> Query<'a> {
 
 /// The target of a request about an account, below `/v1/tokens/{provider}`.
 #[derive(Debug)]
-pub(super) struct Target<'a> {
+pub(super) struct AccountTarget<'a> {
     provider: Cow<'a, str>,
     pub(super) query: Query<'a>,
 }
 
-impl<'a> Target<'a> {
+impl<'a> AccountTarget<'a> {
     pub(super) fn parse(uri: &'a Uri, known: &[&'static str]) -> Result<Self, Problem> {
         let below = uri.path().strip_prefix("/v1/tokens/").unwrap_or_default();
         let segment = below.strip_suffix("/refresh").or(below.strip_suffix("/rename")).unwrap_or(below);
@@ -86,7 +86,7 @@ impl<'a> Target<'a> {
     }
 
     /// The account that the path's provider and the query's `bucket` make, by their names: what the request is about.
-    pub(super) fn named(&self, context: &RequestContext) -> Result<AccountRef<'_>, Problem> {
+    pub(super) fn account_ref(&self, context: &RequestContext) -> Result<AccountRef<'_>, Problem> {
         let named = AccountRef::new(&self.provider, self.query.get("bucket"));
         let named = named.map_err(|(which, error)| Problem::invalid(format!("{which}: {error}")))?;
         context.set_account(named);
@@ -95,7 +95,7 @@ impl<'a> Target<'a> {
 
     /// The same with names of its own.
     pub(super) fn account(&self, context: &RequestContext) -> Result<Account, Problem> {
-        self.named(context).map(Account::from)
+        self.account_ref(context).map(Account::from)
     }
 }
 
@@ -278,7 +278,7 @@ pub(super) fn preferred_wait(headers: &HeaderMap) -> Option<u64> {
 
 /// The whole body of at most `largest` bytes, which must be JSON if there is one.
 pub(super) async fn json_body(headers: &HeaderMap, body: Body, largest: usize) -> Result<Bytes, Problem> {
-    let collected = tokio::time::timeout(BODY_PATIENCE, Limited::new(body, largest).collect())
+    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, largest).collect())
         .await
         .map_err(|_| Problem::invalid("the body did not arrive in time"))?;
     let collected = collected.map_err(|error| {
@@ -339,13 +339,16 @@ mod tests {
         let uri = |text: &str| text.parse::<Uri>().unwrap();
         let known = ["bucket", "min_validity"];
         let account = |text: &str| {
-            Target::parse(&uri(text), &known).unwrap().account(&RequestContext::default()).map(|it| it.to_string())
+            AccountTarget::parse(&uri(text), &known)
+                .unwrap()
+                .account(&RequestContext::default())
+                .map(|it| it.to_string())
         };
         assert_eq!(account("/v1/tokens/corp?bucket=a%2Bb").unwrap(), "corp/a+b");
         assert_eq!(account("/v1/tokens/corp?bucket=a+b").unwrap(), "corp/a+b");
         assert_eq!(account("/v1/tokens/corp?").unwrap(), "corp/default");
         assert_eq!(account("/v1/tokens/c%6frp/refresh").unwrap(), "corp/default");
-        assert!(Target::parse(&uri("/v1/tokens/%ff"), &known).is_err());
+        assert!(AccountTarget::parse(&uri("/v1/tokens/%ff"), &known).is_err());
         for bad in ["/v1/tokens/", "/v1/tokens/a%2Fb", "/v1/tokens/a%00"] {
             assert!(account(bad).is_err(), "{bad}");
         }
@@ -436,7 +439,7 @@ mod tests {
             let twice = (1..names.len()).any(|at| names[..at].contains(&names[at]));
             let strict = !twice && names.iter().all(|name| known.contains(name));
             let uri = format!("/v1/tokens/corp?{query}").parse().unwrap();
-            let parsed = Target::parse(&uri, &known);
+            let parsed = AccountTarget::parse(&uri, &known);
             prop_assert_eq!(parsed.is_ok(), strict, "{}", query);
             if let Ok(parsed) = parsed {
                 let given = pairs.iter().find(|(name, _)| name == "bucket").map(|(_, value)| value);
@@ -455,7 +458,7 @@ mod tests {
         #[test]
         fn no_raw_query_panics_or_is_repeated(query in "[!-~]{0,40}|(bucket|canary)?[=&%+a-f0-9]{0,20}canary") {
             let Ok(uri) = format!("/v1/tokens/corp?{query}").parse::<Uri>() else { return Ok(()) };
-            match Target::parse(&uri, &["bucket"]).and_then(|target| target.account(&RequestContext::default())) {
+            match AccountTarget::parse(&uri, &["bucket"]).and_then(|target| target.account(&RequestContext::default())) {
                 Ok(account) => prop_assert!(account.provider.as_str() == "corp"),
                 Err(problem) => {
                     let shown = format!("{problem:?}");

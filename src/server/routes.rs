@@ -27,6 +27,6 @@ fn may_list(policy: &Policy) -> Result<(), Problem> {
     if policy.may(Operation::Read) { Ok(()) } else { Err(Problem::unauthorized()) }
 }
 
-fn unlisted(_: RefreshError) -> Problem {
-    Problem::new(ProblemCode::StoreUnavailable, "the store cannot be read").soon()
+fn list_error(_: RefreshError) -> Problem {
+    Problem::new(ProblemCode::StoreUnavailable, "the store cannot be read").retry_soon()
 }

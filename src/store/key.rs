@@ -42,14 +42,14 @@ const NO_KEY: &str = "is not a key: that is one line of 64 hexadecimal digits";
 
 /// A store key, and how it was made when that is written in the store.
 #[derive(Debug)]
-pub struct Key {
+pub struct KeyMaterial {
     /// The key.
     pub secret: StoreKey,
     /// For a key that was made of a passphrase: what it takes to make it again.
     pub derivation: Option<Derivation>,
 }
 
-impl From<StoreKey> for Key {
+impl From<StoreKey> for KeyMaterial {
     fn from(secret: StoreKey) -> Self {
         Self { secret, derivation: None }
     }

@@ -35,7 +35,7 @@ use crate::{
     secret::{FingerprintKey, TokenFingerprint},
     store::{
         AccountFilter, Claim, Deleted, Entry, Expect, Presentation, PutGrant, Record, RefreshState, Renamed, Revision,
-        Store, StoreError, Visitor, key::Key, seal::Sealer,
+        Store, StoreError, Visitor, key::KeyMaterial, seal::Sealer,
     },
 };
 
@@ -48,8 +48,8 @@ mod rows;
 pub mod upkeep;
 mod writer;
 
-use changes::{Claiming, Deleting, Probing, Putting, Renaming, Saving, Sealed, Settling};
-use database::{Place, Prepared};
+use changes::{ClaimChange, DeleteChange, ProbeChange, PutChange, RenameChange, SaveChange, Sealed, SettleChange};
+use database::{Prepared, StoreFiles};
 use owner::Owner;
 use readers::Readers;
 use rows::{RefreshStateColumns, Removal, Row};
@@ -69,7 +69,7 @@ pub struct Sqlite {
 }
 
 struct Shared {
-    place: Place,
+    files: StoreFiles,
     sealer: Sealer,
     fingerprints: FingerprintKey,
     /// The file was in another place when the store was used last.
@@ -85,22 +85,22 @@ struct Shared {
 impl Sqlite {
     /// Opens the store in the file `path`, or makes it, with its directory. `key_place` says in errors where the key
     /// comes from.
-    pub async fn open(path: &Path, key: impl Into<Key>, key_place: &str) -> Result<Self, StoreError> {
-        let place = Place::new(path)?;
-        let Key { secret, derivation } = key.into();
+    pub async fn open(path: &Path, key: impl Into<KeyMaterial>, key_place: &str) -> Result<Self, StoreError> {
+        let files = StoreFiles::new(path)?;
+        let KeyMaterial { secret, derivation } = key.into();
         let sealer = Sealer::new(secret);
         // Unlocked when dropped, at the end of this function.
-        let _alone = place.lock().await?;
-        place.make_files()?;
+        let _alone = files.lock().await?;
+        files.make_files()?;
         let Prepared { mut connection, fingerprints, copied } =
-            place.prepare(&sealer, derivation.as_ref(), key_place).await?;
+            files.prepare(&sealer, derivation.as_ref(), key_place).await?;
         writer::wait_briefly_for_locks(&mut connection).await?;
         let data_version = data_version(&mut connection).await?;
-        owner::sweep(&place.owners);
+        owner::sweep(&files.owners);
         let shared = Arc::new(Shared {
-            owner: Owner::new(&place.owners)?,
-            readers: Readers::new(place.options()),
-            place,
+            owner: Owner::new(&files.owners)?,
+            readers: Readers::new(files.options()),
+            files,
             sealer,
             fingerprints,
             copied,
@@ -141,7 +141,7 @@ impl Sqlite {
         self.shared.owner.retire();
         match writer {
             Writer::Open(connection) => connection.close().await.map_err(StoreError::unavailable),
-            Writer::Away | Writer::Closed => Ok(()),
+            Writer::Disconnected | Writer::Closed => Ok(()),
         }
     }
 }
@@ -162,7 +162,7 @@ impl Sqlite {
 
     /// Has `each` look at every row whose name is sound.
     async fn scan(&self, query: &'static str, mut each: impl FnMut(Account, &SqliteRow)) -> Result<(), StoreError> {
-        self.shared.place.ensure_in_place()?;
+        self.shared.files.ensure_in_place()?;
         let scan = async |connection: &mut SqliteConnection| {
             let mut found = sqlx::query(query).fetch(connection);
             while let Some(row) = readers::next_in_time(&mut found).await? {
@@ -190,17 +190,17 @@ impl Drop for Sqlite {
 
 impl fmt::Debug for Sqlite {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Sqlite").field("place", &self.shared.place).finish_non_exhaustive()
+        formatter.debug_struct("Sqlite").field("files", &self.shared.files).finish_non_exhaustive()
     }
 }
 
 impl Shared {
     /// A new connection counts the others' changes from its own beginning: what came before is taken for changed.
     async fn reconnect(&self) -> Result<SqliteConnection, StoreError> {
-        let options = self.place.options().busy_timeout(writer::LOCK_ATTEMPT);
+        let options = self.files.options().busy_timeout(writer::LOCK_ATTEMPT);
         let mut connection = options.connect().await.map_err(StoreError::unavailable)?;
         self.data_version.store(data_version(&mut connection).await?, Ordering::Release);
-        self.place.adopt_log()?;
+        self.files.adopt_log()?;
         self.epoch.fetch_add(1, Ordering::Release);
         Ok(connection)
     }
@@ -208,8 +208,8 @@ impl Shared {
     /// Looks for changes by other processes, and that our own owner file is still there.
     async fn poll_changes(&self) -> Result<(), StoreError> {
         self.owner.ensure_alive()?;
-        self.place.ensure_in_place()?;
-        self.place.ensure_log_in_place()?;
+        self.files.ensure_in_place()?;
+        self.files.ensure_log_in_place()?;
         let now = self.with_connection(&mut *self.writer.lock().await, data_version).await?;
         if self.data_version.swap(now, Ordering::AcqRel) != now {
             self.epoch.fetch_add(1, Ordering::Release);
@@ -252,8 +252,8 @@ async fn watch(shared: Arc<Shared>, stop: CancellationToken) {
 #[async_trait]
 impl Store for Sqlite {
     async fn load(&self, account: &Account) -> Result<Option<Record>, StoreError> {
-        self.shared.place.ensure_in_place()?;
-        self.shared.place.ensure_log_in_place()?;
+        self.shared.files.ensure_in_place()?;
+        self.shared.files.ensure_log_in_place()?;
         let load =
             async |connection: &mut SqliteConnection| rows::on(account, rows::LOAD).fetch_optional(connection).await;
         let found = readers::in_time(self.shared.readers.read(load)).await??;
@@ -277,7 +277,7 @@ impl Store for Sqlite {
     }
 
     async fn claim(&self, account: &Account, expected: Revision, presented: Presentation) -> Result<Claim, StoreError> {
-        self.write(Claiming { account: account.clone(), expected, presented: rows::json(&presented)? }).await
+        self.write(ClaimChange { account: account.clone(), expected, presented: rows::json(&presented)? }).await
     }
 
     async fn settle(
@@ -286,7 +286,7 @@ impl Store for Sqlite {
         version: Version,
         refresh_state: &RefreshState,
     ) -> Result<bool, StoreError> {
-        self.write(Settling {
+        self.write(SettleChange {
             account: account.clone(),
             version,
             refresh_state: RefreshStateColumns::of(refresh_state)?,
@@ -302,7 +302,7 @@ impl Store for Sqlite {
         refresh_state: &RefreshState,
     ) -> Result<bool, StoreError> {
         let (next, refresh_state) = (self.shared.seal(account, next)?, RefreshStateColumns::of(refresh_state)?);
-        self.write(Saving { account: account.clone(), version, next, refresh_state }).await
+        self.write(SaveChange { account: account.clone(), version, next, refresh_state }).await
     }
 
     async fn put(
@@ -319,18 +319,18 @@ impl Store for Sqlite {
                 None => None,
             };
             let (account, expect, siblings) = (account.clone(), expect.clone(), siblings.to_vec());
-            if let Some(put) = self.write(Putting { account, grant: sealed, held, expect, siblings }).await? {
+            if let Some(put) = self.write(PutChange { account, grant: sealed, held, expect, siblings }).await? {
                 return Ok(put);
             }
         }
     }
 
     async fn rename(&self, from: &Account, to: &Account) -> Result<Renamed, StoreError> {
-        self.write(Renaming { from: from.clone(), to: to.clone() }).await
+        self.write(RenameChange { from: from.clone(), to: to.clone() }).await
     }
 
     async fn delete(&self, account: &Account, expect: &Expect) -> Result<Deleted, StoreError> {
-        Ok(match self.write(Deleting { account: account.clone(), expect: expect.clone() }).await? {
+        Ok(match self.write(DeleteChange { account: account.clone(), expect: expect.clone() }).await? {
             Removal::Gone(row) => {
                 Deleted::Gone(self.shared.open(account, row).ok().map(|record| Box::new(record.grant)))
             }
@@ -340,7 +340,7 @@ impl Store for Sqlite {
     }
 
     async fn probe(&self) -> Result<(), StoreError> {
-        self.write(Probing).await
+        self.write(ProbeChange).await
     }
 
     fn epoch(&self) -> u64 {

@@ -18,7 +18,7 @@ use credproxy::{
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use fakes::{Act, Frail, Scripted, Step, WoundClock, error, lost, set};
+use fakes::{FaultyStore, ManualClock, Scripted, Step, StoreCall, error, lost, set};
 
 mod fakes;
 mod limits;
@@ -30,9 +30,9 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// One account, its provider and its store, and a coordinator on them.
 struct World {
-    clock: Arc<WoundClock>,
+    clock: Arc<ManualClock>,
     provider: Arc<Scripted>,
-    store: Arc<Frail<MemoryStore>>,
+    store: Arc<FaultyStore<MemoryStore>>,
     coordinator: Coordinator,
 }
 
@@ -42,8 +42,8 @@ impl World {
     }
 
     async fn with(rules: Rules, cooldown: Duration) -> Self {
-        let (clock, provider) = (WoundClock::new(), Scripted::new(rules));
-        let store = Frail::new(MemoryStore::new().unwrap());
+        let (clock, provider) = (ManualClock::new(), Scripted::new(rules));
+        let store = FaultyStore::new(MemoryStore::new().unwrap());
         let coordinator = coordinator(&store, &provider, &clock, cooldown);
         let world = Self { clock, provider, store, coordinator };
         world.log_in().await;
@@ -55,8 +55,8 @@ impl World {
     }
 
     /// Another daemon on the same store.
-    fn second(&self) -> (Arc<Frail<MemoryStore>>, Coordinator) {
-        let store = Frail::new(self.store.inner.second_owner());
+    fn second(&self) -> (Arc<FaultyStore<MemoryStore>>, Coordinator) {
+        let store = FaultyStore::new(self.store.inner.second_owner());
         let coordinator = coordinator(&store, &self.provider, &self.clock, COOLDOWN);
         (store, coordinator)
     }
@@ -101,14 +101,19 @@ impl World {
 }
 
 fn coordinator(
-    store: &Arc<Frail<MemoryStore>>,
+    store: &Arc<FaultyStore<MemoryStore>>,
     provider: &Arc<Scripted>,
-    clock: &Arc<WoundClock>,
+    clock: &Arc<ManualClock>,
     cooldown: Duration,
 ) -> Coordinator {
     let provider: Arc<dyn Provider> = Arc::<Scripted>::clone(provider);
     let providers: Providers = [("corp".parse().unwrap(), provider)].into_iter().collect();
-    Coordinator::new(Arc::<Frail<MemoryStore>>::clone(store), providers, Arc::<WoundClock>::clone(clock), cooldown)
+    Coordinator::new(
+        Arc::<FaultyStore<MemoryStore>>::clone(store),
+        providers,
+        Arc::<ManualClock>::clone(clock),
+        cooldown,
+    )
 }
 
 fn account() -> Account {
@@ -263,13 +268,13 @@ async fn a_dead_grant_is_latched_until_it_is_replaced() {
 
 #[tokio::test(start_paused = true)]
 async fn a_valid_token_outlives_every_kind_of_failure_to_its_last_second() {
-    let failures: [fn() -> Act; 6] = [
+    let failures: [fn() -> Step; 6] = [
         || error(400, "invalid_grant"),
         || error(400, "invalid_client"),
         || error(400, "odd"),
         || error(503, "temporarily_unavailable"),
         lost,
-        || Act::Fail(Reply::NotSent("no route")),
+        || Step::Fail(Reply::NotSent("no route")),
     ];
     for failure in failures {
         let world = World::new().await;
@@ -315,7 +320,7 @@ async fn no_min_validity_can_force_a_refresh_of_a_young_token() {
 #[tokio::test(start_paused = true)]
 async fn what_was_not_spent_is_tried_twice_more_and_then_left_to_the_cooldown() {
     let world = World::new().await;
-    world.provider.script((0..3).map(|_| Act::Fail(Reply::NotSent("no route"))));
+    world.provider.script((0..3).map(|_| Step::Fail(Reply::NotSent("no route"))));
     let result = world.refresh().await;
     assert!(matches!(result, Err(RefreshError::Failed { failure: Failure { outcome: Outcome::NotSpent, .. }, .. })));
     assert_eq!(world.provider.presentations(), 3);
@@ -329,7 +334,7 @@ async fn what_was_not_spent_is_tried_twice_more_and_then_left_to_the_cooldown() 
 async fn retry_after_lengthens_the_cooldown() {
     let world = World::new().await;
     let busy = || {
-        Act::Fail(Reply::Answered {
+        Step::Fail(Reply::Answered {
             status: 429,
             body: credproxy::provider::Body::Unreadable,
             retry_after: Some(SECOND * 120),
@@ -368,7 +373,7 @@ async fn further_lost_answers_never_latch_and_double_the_pause() {
 #[tokio::test(start_paused = true)]
 async fn a_dead_grant_after_a_lost_answer_says_that_one_was_lost() {
     let world = World::new().await;
-    world.provider.script([Act::RotateAndLose]);
+    world.provider.script([Step::RotateAndLose]);
     assert!(matches!(world.refresh().await, Err(RefreshError::Reauth { answer_lost: true, .. })));
     assert_eq!(world.refresh_state().await.dead.map(|dead| dead.answer_lost), Some(true));
 }
@@ -690,7 +695,7 @@ async fn who_wants_another_token_is_not_given_his_own_by_a_flight_that_others_be
     let seen = late.token(&account(), None).await.unwrap();
     world.refresh().await.unwrap();
     // A flight for the first token finds the second one, and is about to answer with it.
-    store.hold(Step::Load);
+    store.hold(StoreCall::Load);
     let mut tasks = JoinSet::new();
     spawn_refresh(&late, &mut tasks);
     while !store.holds() {
@@ -769,7 +774,7 @@ async fn a_put_that_returns_late_hides_no_flight_of_a_later_grant() {
         let coordinator = world.coordinator.clone();
         puts.spawn(async move { drop(coordinator.put(&account(), issued, &IfMatch::Absent).await.unwrap()) });
     };
-    world.store.hold(Step::Put);
+    world.store.hold(StoreCall::Put);
     put(&mut puts, world.provider.login());
     world.held().await;
     put(&mut puts, world.provider.login());
@@ -816,7 +821,7 @@ async fn a_mark_that_lies_in_the_future_is_in_no_grace() {
 #[tokio::test(start_paused = true)]
 async fn no_attempt_starts_once_shutdown_has_begun() {
     let world = World::new().await;
-    world.store.hold(Step::Claim);
+    world.store.hold(StoreCall::Claim);
     let mut tasks = JoinSet::new();
     spawn_refresh(&world.coordinator, &mut tasks);
     world.held().await;
@@ -833,7 +838,7 @@ async fn no_attempt_starts_once_shutdown_has_begun() {
 #[tokio::test(start_paused = true)]
 async fn no_attempt_starts_after_the_first_15_seconds() {
     let world = World::new().await;
-    world.store.hold(Step::Claim);
+    world.store.hold(StoreCall::Claim);
     let mut tasks = JoinSet::new();
     spawn_refresh(&world.coordinator, &mut tasks);
     world.held().await;
@@ -852,7 +857,7 @@ async fn a_retry_whose_claim_took_too_long_is_not_sent() {
     let mut tasks = JoinSet::new();
     spawn_refresh(&world.coordinator, &mut tasks);
     world.presented(1).await;
-    world.store.hold(Step::Claim);
+    world.store.hold(StoreCall::Claim);
     world.provider.open();
     while !world.store.holds() {
         tokio::time::sleep(SECOND).await;
@@ -874,7 +879,7 @@ async fn made_up_names_take_no_memory() {
     assert_eq!(remembered(), 0, "of one caller");
     let mut asking = JoinSet::new();
     for step in 0..10 {
-        world.store.hold(Step::Load);
+        world.store.hold(StoreCall::Load);
         let coordinator = world.coordinator.clone();
         asking.spawn(async move { drop(coordinator.peek(&made_up(step)).await) });
     }
@@ -934,7 +939,7 @@ async fn a_dead_grant_has_no_presentation_in_doubt() {
 #[tokio::test(start_paused = true)]
 async fn what_was_not_spent_after_a_lost_answer_leaves_the_doubt() {
     let world = World::new().await;
-    let unsent = || Act::Fail(Reply::NotSent("no route"));
+    let unsent = || Step::Fail(Reply::NotSent("no route"));
     world.provider.script([lost(), unsent(), unsent(), error(400, "odd")]);
     assert!(matches!(world.refresh().await, Err(RefreshError::Failed { .. })));
     assert!(world.refresh_state().await.presented.is_some());
@@ -946,7 +951,7 @@ async fn what_was_not_spent_after_a_lost_answer_leaves_the_doubt() {
 #[tokio::test(start_paused = true)]
 async fn a_flight_makes_one_second_try_however_the_others_end() {
     let world = World::new().await;
-    world.provider.script([lost(), Act::Fail(Reply::NotSent("no route")), lost()]);
+    world.provider.script([lost(), Step::Fail(Reply::NotSent("no route")), lost()]);
     assert!(matches!(world.refresh().await, Err(RefreshError::Failed { .. })));
     assert_eq!(world.provider.presentations(), 3);
 }
@@ -1139,7 +1144,7 @@ async fn a_retry_after_past_the_end_of_the_flight_is_not_waited_for() {
     let world = World::new().await;
     let retry_after = Some(SECOND * 20);
     let busy = Reply::Answered { status: 429, body: credproxy::provider::Body::Unreadable, retry_after };
-    world.provider.script([Act::Fail(busy)]);
+    world.provider.script([Step::Fail(busy)]);
     let start = world.clock.monotonic();
     assert!(world.refresh().await.is_err());
     assert_eq!(world.clock.monotonic(), start);
@@ -1171,7 +1176,7 @@ async fn a_shutdown_cuts_the_pause_between_two_tries_short() {
 #[tokio::test(start_paused = true)]
 async fn a_put_is_carried_out_when_its_caller_hangs_up() {
     let world = World::new().await;
-    world.store.hold(Step::Put);
+    world.store.hold(StoreCall::Put);
     let (coordinator, login) = (world.coordinator.clone(), world.provider.login());
     let mut putting = JoinSet::new();
     putting.spawn(async move { drop(coordinator.put(&account(), login, &IfMatch::Absent).await) });
@@ -1193,7 +1198,7 @@ async fn a_mark_left_by_a_crash_keeps_no_reader_of_an_expired_token_waiting() {
 #[tokio::test(start_paused = true)]
 async fn a_flight_that_panics_lands() {
     let world = World::new().await;
-    world.provider.script([Act::Panic]);
+    world.provider.script([Step::Panic]);
     assert!(matches!(world.refresh().await, Err(RefreshError::Internal)));
     assert_eq!(world.refresh().await.unwrap(), "canary-at-2-end");
 }
@@ -1203,7 +1208,7 @@ async fn what_was_read_before_a_change_is_not_served_after_it() {
     let world = World::new().await;
     for change in ["put", "refresh"] {
         world.log_in_elsewhere().await;
-        world.store.hold(Step::Load);
+        world.store.hold(StoreCall::Load);
         let coordinator = world.coordinator.clone();
         let mut reading = JoinSet::new();
         reading.spawn(async move { coordinator.peek(&account()).await.map(|token| token.token.version) });

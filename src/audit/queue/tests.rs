@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::{
-    audit::{Appended, Origin, Sink, Subject, words},
+    audit::{AppendResult, Origin, Sink, Subject, labels},
     clock::SystemClock,
 };
 
@@ -54,17 +54,17 @@ impl Place {
 }
 
 impl Sink for Place {
-    fn append(&mut self, lines: &[u8]) -> Appended {
+    fn append(&mut self, lines: &[u8]) -> AppendResult {
         let mut inside = self.0.1.wait_while(self.0.0.lock().unwrap(), |inside| inside.hangs).unwrap();
         if inside.held {
-            return Appended { error: Some(io::ErrorKind::WouldBlock.into()), ..Appended::default() };
+            return AppendResult { error: Some(io::ErrorKind::WouldBlock.into()), ..AppendResult::default() };
         }
         let room = inside.room.unwrap_or(usize::MAX).min(lines.len());
         let fitting = lines[..room].iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
         inside.lines.extend_from_slice(&lines[..fitting]);
         inside.room = inside.room.map(|room| room - fitting);
         let error = (fitting < lines.len()).then(|| io::ErrorKind::StorageFull.into());
-        Appended { bytes: fitting, error, unrotated: None }
+        AppendResult { bytes: fitting, error, unrotated: None }
     }
 
     fn check(&mut self) -> io::Result<()> {
@@ -99,7 +99,7 @@ impl World {
             origin: &self.origin,
             operation: "getToken",
             subject: &self.subject,
-            outcome: words::OK,
+            outcome: labels::OK,
             status: Some(200),
             latency: Duration::ZERO,
             provider_called: false,
@@ -117,12 +117,12 @@ impl World {
     }
 
     async fn write_event(&self, event: &Event<'_>) -> Result<(), Unwritten> {
-        let Some(pending) = self.queue.take_in(event) else { return Ok(()) };
-        timeout(Duration::from_secs(10), self.queue.settle(pending)).await.expect("it hangs")
+        let Some(pending) = self.queue.enqueue(event) else { return Ok(()) };
+        timeout(Duration::from_secs(10), self.queue.wait_written(pending)).await.expect("it hangs")
     }
 
     async fn healthy(&self) {
-        while self.queue.ailing().await != (false, false) {
+        while self.queue.problems().await != (false, false) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
@@ -155,14 +155,14 @@ async fn a_place_that_hangs_costs_requests_a_moment_once_and_what_is_lost_is_cou
     let world = World::new(OnFailure::Open);
     world.place.change(|inside| inside.hangs = true);
     let line = Queue::line(Timestamp::from_millis(0), &world.event()).len();
-    let room = MOST / line;
+    let room = MAX_QUEUED_BYTES / line;
     #[expect(clippy::disallowed_methods, reason = "how long a request waits is what is measured")]
     let start = Instant::now();
     for _ in 0..room + 10 {
         world.write().await.unwrap();
     }
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
-    assert_eq!(world.queue.ailing().await, (true, false));
+    assert_eq!(world.queue.problems().await, (true, false));
     assert!(world.queue.admits().await);
     world.place.change(|inside| inside.hangs = false);
     world.place.has(room + 1).await;
@@ -182,7 +182,7 @@ async fn what_a_full_place_does_not_take_is_written_once_it_has_room() {
         world.write().await.unwrap();
     }
     world.place.has(3).await;
-    while world.queue.ailing().await == (false, false) {
+    while world.queue.problems().await == (false, false) {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     assert_eq!(world.place.lines(), 3);
@@ -251,12 +251,12 @@ async fn counts_of_a_log_that_hangs_are_written_when_it_goes_on() {
         world.write_event(&world.read()).await.unwrap();
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert_eq!(world.queue.ailing().await, (true, false));
+    assert_eq!(world.queue.problems().await, (true, false));
     let subject = Subject::default();
     subject.account(crate::account::AccountRef::new("corp", None).unwrap());
-    world.queue.lock().taken += MOST as u64;
+    world.queue.lock().taken += MAX_QUEUED_BYTES as u64;
     world.write_event(&Event { subject: &subject, ..world.read() }).await.unwrap();
-    world.queue.lock().taken -= MOST as u64;
+    world.queue.lock().taken -= MAX_QUEUED_BYTES as u64;
     world.place.change(|inside| inside.hangs = false);
     while !world.place.text().contains("corp") {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -285,7 +285,7 @@ async fn closed_a_log_that_hangs_is_one_that_fails() {
     assert!(!timeout(limit, world.queue.admits()).await.expect("it waits without a limit"));
     assert_eq!(timeout(limit, world.write()).await.expect("it waits without a limit"), Err(Unwritten));
     assert!(!world.queue.admits().await, "it is known by now");
-    assert_eq!(world.queue.ailing().await, (true, false));
+    assert_eq!(world.queue.problems().await, (true, false));
     world.place.change(|inside| inside.hangs = false);
     world.healthy().await;
     assert!(world.queue.admits().await);
@@ -301,7 +301,7 @@ async fn a_lock_that_is_held_is_noticed_before_a_line_is_and_when_it_is_gone() {
         world.place.has(1).await;
         world.place.change(|inside| inside.held = true);
         assert_eq!(world.queue.admits().await, on_failure == OnFailure::Open);
-        assert_eq!(world.queue.ailing().await, (true, false));
+        assert_eq!(world.queue.problems().await, (true, false));
         world.place.change(|inside| inside.held = false);
         world.healthy().await;
         assert!(world.queue.admits().await);

@@ -6,15 +6,15 @@ use std::{
     time::Duration,
 };
 
-use super::{HURRY, Health, MOST, Queue, SECOND, State};
-use crate::audit::{Appended, OnFailure, Sink, line};
+use super::{FLUSH_INTERVAL, FULL_BATCH_BYTES, Health, MAX_QUEUED_BYTES, Queue, State};
+use crate::audit::{AppendResult, OnFailure, Sink, line};
 
 /// How long the writer lets lines come together. Waking it for each one would cost as much as answering a request;
 /// whoever follows the log does not notice so short a time.
-const LINGER: Duration = Duration::from_millis(25);
+const BATCH_DELAY: Duration = Duration::from_millis(25);
 
 /// The first and the longest pause between tries. A disk that has room again is to be noticed within a second.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+const RETRY_DELAYS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 
 /// What the writer does next.
 struct Turn {
@@ -26,17 +26,17 @@ struct Turn {
 impl Queue {
     /// Writes until it is closed: the writer's life.
     pub(in crate::audit) fn drain(&self, mut sink: impl Sink) {
-        let (mut batch, mut pause) = (Vec::new(), PAUSES.0);
+        let (mut batch, mut pause) = (Vec::new(), RETRY_DELAYS.0);
         loop {
             let turn = self.next_batch(&mut batch);
             let appended = if batch.is_empty() {
-                Appended { error: sink.check().err(), ..Appended::default() }
+                AppendResult { error: sink.check().err(), ..AppendResult::default() }
             } else {
                 sink.append(&batch)
             };
             let reserved = if self.on_failure == OnFailure::Closed { sink.reserve() } else { Ok(()) };
             batch.drain(..appended.bytes);
-            if batch.is_empty() && batch.capacity() > MOST / 2 {
+            if batch.is_empty() && batch.capacity() > MAX_QUEUED_BYTES / 2 {
                 batch = Vec::new();
             }
             let failed = appended.error.is_some() || reserved.is_err();
@@ -48,9 +48,9 @@ impl Queue {
                 let state = self.lock();
                 let waited = self.work.wait_timeout_while(state, pause, |state| !state.closing);
                 drop(waited.unwrap_or_else(PoisonError::into_inner));
-                pause = (pause * 2).min(PAUSES.1);
+                pause = (pause * 2).min(RETRY_DELAYS.1);
             } else {
-                pause = PAUSES.0;
+                pause = RETRY_DELAYS.0;
             }
         }
     }
@@ -62,14 +62,14 @@ impl Queue {
             let (woken, is_due) = self.await_work(state);
             state = woken;
             if self.on_failure == OnFailure::Open && !is_due {
-                let more = |state: &mut State| !state.is_urgent() && state.lines.len() < HURRY;
-                let waited = self.work.wait_timeout_while(state, LINGER, more);
+                let more = |state: &mut State| !state.is_urgent() && state.lines.len() < FULL_BATCH_BYTES;
+                let waited = self.work.wait_timeout_while(state, BATCH_DELAY, more);
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
             }
             if is_due || state.closing {
                 state.flush();
-                let is_over = state.folds.is_empty();
-                state.flush_at = (!is_over).then(|| self.clock.monotonic().plus(SECOND));
+                let is_over = state.events.is_empty();
+                state.flush_at = (!is_over).then(|| self.clock.monotonic().plus(FLUSH_INTERVAL));
             }
             mem::swap(batch, &mut state.lines);
             let lost = mem::take(&mut state.lost);
@@ -101,8 +101,8 @@ impl Queue {
     }
 
     /// Tells everybody what became of a batch.
-    fn tell(&self, appended: Appended, no_room: Option<io::Error>, checks: u64) {
-        let Appended { bytes, error, unrotated } = appended;
+    fn tell(&self, appended: AppendResult, no_room: Option<io::Error>, checks: u64) {
+        let AppendResult { bytes, error, unrotated } = appended;
         let now = Health { failing: error.is_some(), full: no_room.is_some(), unrotated: unrotated.is_some() };
         let before = {
             let mut state = self.lock();
@@ -111,8 +111,8 @@ impl Queue {
             state.busy_since = None;
             mem::replace(&mut state.health, now)
         };
-        self.moved.notify_waiters();
-        match (before.ailing(), error.or(no_room)) {
+        self.progressed.notify_waiters();
+        match (before.is_failing(), error.or(no_room)) {
             (false, Some(error)) => tracing::error!(%error, "the audit log cannot be written"),
             (true, None) => tracing::info!("the audit log can be written again"),
             (false, None) | (true, Some(_)) => {}
@@ -127,7 +127,7 @@ impl Queue {
         let lines = rest.iter().chain(&state.lines).filter(|byte| **byte == b'\n').count();
         state.lines.clear();
         drop(state);
-        self.moved.notify_waiters();
+        self.progressed.notify_waiters();
         if lines > 0 {
             tracing::error!(lines, "ending without the last lines of the audit log");
         }

@@ -10,7 +10,7 @@ use signal_hook::iterator::{SignalsInfo, exfiltrator::WithRawSiginfo};
 use tokio::sync::mpsc;
 
 /// What can be told to a program and means what the program makes of it. The rest stops it, or is its own fault.
-const PASSED: [Signal; 7] =
+const FORWARDED_SIGNALS: [Signal; 7] =
     [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::USR1, Signal::USR2, Signal::WINCH];
 
 /// A signal that came.
@@ -39,7 +39,7 @@ impl Signals {
     /// shells want it for what they put into the background.
     pub(super) fn catch() -> io::Result<Self> {
         let ignored = ignored();
-        let passed = PASSED.iter().filter(|signal| ignored & 1 << (signal.as_raw() - 1) == 0);
+        let passed = FORWARDED_SIGNALS.iter().filter(|signal| ignored & 1 << (signal.as_raw() - 1) == 0);
         let mut caught = SignalsInfo::<WithRawSiginfo>::new(passed.map(|signal| signal.as_raw()))?;
         let (sender, receiver) = mpsc::unbounded_channel();
         let pass = move || {

@@ -92,7 +92,7 @@ pub(super) fn recognise(text: &[u8]) -> Result<Found, FormError> {
     // The parser's own message may quote what it found.
     let value = serde_json::from_slice(text)
         .map_err(|error| FormError::NotJson { line: error.line(), column: error.column() })?;
-    let source = Wiped(value);
+    let source = ZeroizingJson(value);
     let Value::Object(members) = &source.0 else { return Err(FormError::NotObject) };
     if let Some(login) = members.get("claudeAiOauth") {
         return claude_code(login);
@@ -114,11 +114,11 @@ pub(super) fn recognise(text: &[u8]) -> Result<Found, FormError> {
 
 /// As it is; the daemon judges its members.
 fn token_answer(members: &Map<String, Value>, text: &[u8]) -> Result<Found, FormError> {
-    let mut taking = Taking::default();
+    let mut builder = GrantBuilder::default();
     for (name, value) in members {
-        taking.take(name, name, value.clone());
+        builder.take(name, name, value.clone());
     }
-    let mut found = taking.found(Form::TokenAnswer)?;
+    let mut found = builder.found(Form::TokenAnswer)?;
     if !found.expiry_guessed {
         found.grant = Zeroizing::new(text.to_vec());
     }
@@ -127,11 +127,11 @@ fn token_answer(members: &Map<String, Value>, text: &[u8]) -> Result<Found, Form
 
 /// `{"tokens": {"access_token", "refresh_token", "id_token", "account_id"}, "last_refresh", …}`
 fn codex(tokens: &Map<String, Value>) -> Result<Found, FormError> {
-    let mut taking = Taking::default();
+    let mut builder = GrantBuilder::default();
     for name in ["access_token", REFRESH, "id_token", "account_id"] {
-        taking.take_text(tokens, name, name);
+        builder.take_text(tokens, name, name);
     }
-    taking.found(Form::Codex)
+    builder.found(Form::Codex)
 }
 
 /// `{"claudeAiOauth": {"accessToken", "refreshToken", "expiresAt", "scopes", "subscriptionType", …}, …}`
@@ -139,39 +139,39 @@ fn claude_code(login: &Value) -> Result<Found, FormError> {
     let Value::Object(login) = login else {
         return Err(FormError::Lacks { form: Form::ClaudeCode, member: "claudeAiOauth" });
     };
-    let mut taking = Taking::default();
-    taking.take_text(login, "accessToken", "access_token");
-    taking.take_text(login, "refreshToken", REFRESH);
-    taking.take_milliseconds(login, "expiresAt");
+    let mut builder = GrantBuilder::default();
+    builder.take_text(login, "accessToken", "access_token");
+    builder.take_text(login, "refreshToken", REFRESH);
+    builder.take_milliseconds(login, "expiresAt");
     if let Some(scopes) = login.get("scopes").and_then(Value::as_array) {
         let scopes: Vec<&str> = scopes.iter().filter_map(Value::as_str).collect();
-        taking.take("scopes", "scope", json!(scopes.join(" ")));
+        builder.take("scopes", "scope", json!(scopes.join(" ")));
     }
-    taking.take_text(login, "subscriptionType", "subscriptionType");
-    taking.found(Form::ClaudeCode)
+    builder.take_text(login, "subscriptionType", "subscriptionType");
+    builder.found(Form::ClaudeCode)
 }
 
 /// A token answer with `expiry_date`, as Google's library for Node keeps it; Qwen Code's fork adds `resource_url`.
 fn google_library(members: &Map<String, Value>) -> Result<Found, FormError> {
     let form = if members.contains_key("resource_url") { Form::QwenCode } else { Form::GeminiCli };
-    let mut taking = Taking::default();
+    let mut builder = GrantBuilder::default();
     for name in ["access_token", REFRESH, "token_type", "scope", "id_token", "resource_url"] {
-        taking.take_text(members, name, name);
+        builder.take_text(members, name, name);
     }
-    taking.take_milliseconds(members, "expiry_date");
-    taking.found(form)
+    builder.take_milliseconds(members, "expiry_date");
+    builder.found(form)
 }
 
 const REFRESH: &str = crate::secret::FORBIDDEN_TEXT;
 
 /// A grant that is being put together.
 #[derive(Default)]
-struct Taking {
+struct GrantBuilder {
     taken: Vec<String>,
     grant: Map<String, Value>,
 }
 
-impl Taking {
+impl GrantBuilder {
     fn take(&mut self, name: &str, as_name: &str, value: Value) {
         self.taken.push(shown(name));
         self.grant.insert(as_name.to_owned(), value);
@@ -208,7 +208,7 @@ impl Taking {
     }
 }
 
-impl Drop for Taking {
+impl Drop for GrantBuilder {
     fn drop(&mut self) {
         self.grant.values_mut().for_each(wipe);
     }
@@ -223,7 +223,7 @@ fn text_of<'a>(members: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
 fn expiry_of_jwt(token: &str) -> Option<u64> {
     let [_, claims, _] = token.split('.').collect::<Vec<_>>().try_into().ok()?;
     let claims = Zeroizing::new(URL_SAFE_NO_PAD.decode(claims).ok()?);
-    let claims = Wiped(serde_json::from_slice(&claims).ok()?);
+    let claims = ZeroizingJson(serde_json::from_slice(&claims).ok()?);
     whole_seconds(claims.0.get("exp")?.as_f64()?)
 }
 
@@ -246,9 +246,9 @@ fn client_id(text: Option<&str>) -> String {
 }
 
 /// JSON whose texts are wiped from memory with it.
-struct Wiped(Value);
+struct ZeroizingJson(Value);
 
-impl Drop for Wiped {
+impl Drop for ZeroizingJson {
     fn drop(&mut self) {
         wipe(&mut self.0);
     }

@@ -7,7 +7,7 @@
 use qrcodegen::{QrCode, QrCodeEcc};
 
 /// Modules of light around the code (ISO/IEC 18004 section 6.3.8).
-const QUIET: i32 = 4;
+const QUIET_ZONE_MODULES: i32 = 4;
 
 /// Black on white of the 256 colours that all terminals have alike; themes change the first sixteen.
 const COLOURS: &str = "\x1b[38;5;16;48;5;231m";
@@ -18,7 +18,7 @@ const RESET: &str = "\x1b[0m";
 pub(super) fn draw(text: &str, columns: usize, rows: usize) -> Option<String> {
     // A screen has neither dirt nor creases.
     let code = QrCode::encode_text(text, QrCodeEcc::Low).ok()?;
-    let modules = -QUIET..code.size() + QUIET;
+    let modules = -QUIET_ZONE_MODULES..code.size() + QUIET_ZONE_MODULES;
     let pairs = modules.clone().step_by(2);
     if modules.len() > columns || pairs.len() > rows {
         return None;
@@ -56,12 +56,12 @@ mod tests {
         ] {
             let drawn = draw(text, 200, 100).unwrap();
             let (read, code) = (modules(&drawn), QrCode::encode_text(text, QrCodeEcc::Low).unwrap());
-            let size = usize::try_from(code.size() + 2 * QUIET).unwrap();
+            let size = usize::try_from(code.size() + 2 * QUIET_ZONE_MODULES).unwrap();
             assert!(read.iter().all(|row| row.len() == size), "{drawn}");
             // Two modules stand in a row of blocks: the last one may have a light one more.
             assert_eq!(read.len(), size.next_multiple_of(2));
-            for (y, row) in (-QUIET..).zip(&read) {
-                for (x, dark) in (-QUIET..).zip(row) {
+            for (y, row) in (-QUIET_ZONE_MODULES..).zip(&read) {
+                for (x, dark) in (-QUIET_ZONE_MODULES..).zip(row) {
                     assert_eq!(*dark, code.get_module(x, y), "{x} {y}");
                 }
             }

@@ -10,7 +10,7 @@ use crate::{
 
 /// How a client authenticates.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Authentication {
+pub enum AuthenticationConfig {
     /// It only names itself.
     None,
     /// By a secret that the provider knows, too.
@@ -37,7 +37,7 @@ pub struct ClientKeyConfig {
     pub audience: Option<String>,
 }
 
-impl Authentication {
+impl AuthenticationConfig {
     /// Where its secret or key is read.
     #[must_use]
     pub const fn source(&self) -> Option<&SecretSource> {
@@ -50,25 +50,25 @@ impl Authentication {
 
 /// With a secret and no word on its use it goes into the body: the form on which servers agree (the two ways to
 /// encode a Basic header shut each other out).
-pub(super) fn read(section: &mut Section<'_>) -> Result<Authentication, ConfigError> {
+pub(super) fn read(section: &mut Section<'_>) -> Result<AuthenticationConfig, ConfigError> {
     let auth = section.take("client_auth");
     let secret = section.take("client_secret").map(secret_source).transpose()?;
     let key = client_key(section)?;
-    let with = |place, source| Ok(Authentication::Secret { place, source });
+    let with = |place, source| Ok(AuthenticationConfig::Secret { place, source });
     let Some(auth) = auth else {
         return match (secret, key) {
-            (None, None) => Ok(Authentication::None),
+            (None, None) => Ok(AuthenticationConfig::None),
             (Some(source), None) => with(SecretPlace::Body, source),
-            (None, Some(key)) => Ok(Authentication::Key(key)),
+            (None, Some(key)) => Ok(AuthenticationConfig::Key(key)),
             (Some(_), Some(_)) => Err(section.refuse("has both a client_secret and a client_key")),
         };
     };
     match (auth.text()?, secret, key) {
-        ("none", None, None) => Ok(Authentication::None),
+        ("none", None, None) => Ok(AuthenticationConfig::None),
         ("post", Some(source), None) => with(SecretPlace::Body, source),
         ("basic", Some(source), None) => with(SecretPlace::Basic, source),
         ("basic_raw", Some(source), None) => with(SecretPlace::BasicRaw, source),
-        ("private_key_jwt", None, Some(key)) => Ok(Authentication::Key(key)),
+        ("private_key_jwt", None, Some(key)) => Ok(AuthenticationConfig::Key(key)),
         ("none", Some(_), _) => Err(auth.refuse("is \"none\", but there is a client_secret")),
         ("post" | "basic" | "basic_raw", None, _) => Err(auth.refuse("needs a client_secret")),
         ("private_key_jwt", _, None) => Err(auth.refuse("needs a client_key")),

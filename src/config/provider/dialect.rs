@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// No access token known lives longer, and what does needs no refresh.
-const LONGEST_LIFETIME: Duration = Duration::from_hours(24 * 366);
+const MAX_LIFETIME: Duration = Duration::from_hours(24 * 366);
 
 pub(super) fn read(section: &mut Section<'_>) -> Result<Dialect, ConfigError> {
     let names = match section.take("member_names") {
@@ -47,7 +47,7 @@ pub(super) fn read(section: &mut Section<'_>) -> Result<Dialect, ConfigError> {
         format,
         additions: additions(section, &names)?,
         scope_separator,
-        scope_on_refresh: section.take("send_scope_on_refresh").map_or(Ok(false), |entry| entry.truth())?,
+        scope_on_refresh: section.take("send_scope_on_refresh").map_or(Ok(false), |entry| entry.boolean())?,
         resources,
     };
     Ok(Dialect { answers: answers(section)?, names, requests })
@@ -71,7 +71,7 @@ fn answers(section: &mut Section<'_>) -> Result<AnswerForm, ConfigError> {
     };
     let default_lifetime = section.take("default_lifetime");
     let default_lifetime =
-        default_lifetime.map(|entry| entry.duration(Duration::from_secs(1)..=LONGEST_LIFETIME)).transpose()?;
+        default_lifetime.map(|entry| entry.duration(Duration::from_secs(1)..=MAX_LIFETIME)).transpose()?;
     Ok(AnswerForm { path, expires_in_unit, default_lifetime })
 }
 

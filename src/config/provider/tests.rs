@@ -82,7 +82,7 @@ fn every_key_of_a_provider_is_read() {
     let [corp, posting, public, signing, twofold] = &config.providers[..] else { panic!("{:?}", config.providers) };
     let url = |text: &str| Some(text.parse().unwrap());
     let authentication =
-        Authentication::Secret { place: SecretPlace::BasicRaw, source: SecretSource::Env("CORP_SECRET".into()) };
+        AuthenticationConfig::Secret { place: SecretPlace::BasicRaw, source: SecretSource::Env("CORP_SECRET".into()) };
     let expected = ProviderConfig {
         name: "corp".parse().unwrap(),
         preset: None,
@@ -108,19 +108,19 @@ fn every_key_of_a_provider_is_read() {
         ca_file: Some("/etc/ca.pem".into()),
     };
     assert_eq!(*corp, expected);
-    assert_eq!((&public.authentication, &public.dialect), (&Authentication::None, &Dialect::default()));
+    assert_eq!((&public.authentication, &public.dialect), (&AuthenticationConfig::None, &Dialect::default()));
     let source = SecretSource::Command("pass corp".into());
-    assert_eq!(posting.authentication, Authentication::Secret { place: SecretPlace::Body, source });
+    assert_eq!(posting.authentication, AuthenticationConfig::Secret { place: SecretPlace::Body, source });
     let key = ClientKeyConfig {
         source: SecretSource::File("/etc/corp/key.pem".into()),
         id: Some("2026".into()),
         algorithm: Some(Algorithm::Ps256),
         audience: Some("https://example.com/".into()),
     };
-    assert_eq!(signing.authentication, Authentication::Key(key));
+    assert_eq!(signing.authentication, AuthenticationConfig::Key(key));
     let source = SecretSource::Env("CORP_KEY".into());
     let key = ClientKeyConfig { source, id: None, algorithm: None, audience: None };
-    assert_eq!(twofold.authentication, Authentication::Key(key));
+    assert_eq!(twofold.authentication, AuthenticationConfig::Key(key));
     let endpoint = "https://api.example.com/token".parse().unwrap();
     assert_eq!(twofold.second_exchange, Some(SecondExchange { endpoint, scheme: "token".into() }));
 }

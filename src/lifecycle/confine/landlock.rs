@@ -8,7 +8,7 @@ use landlock::{
 };
 use rustix::io::Errno;
 
-use super::{Extent, Reach, Unavailable};
+use super::{AllowedAccess, Extent, Unavailable};
 
 /// The newest interface whose file rights are all used here (Linux 6.10); an older kernel enforces what it knows.
 const FILES: ABI = ABI::V5;
@@ -16,12 +16,12 @@ const FILES: ABI = ABI::V5;
 /// A terminal to ask for a passphrase on, and the place where nothing is.
 const DEVICES: [&str; 2] = ["/dev/tty", "/dev/null"];
 
-pub(super) fn restrict(reach: &Reach) -> Extent {
+pub(super) fn restrict(access: &AllowedAccess) -> Extent {
     // This asks the kernel for its version. The crate tells apart whether Landlock is switched off, and no other error,
     // so the thread's `errno` is looked at while it is still that call's.
     let ruleset = Ruleset::default();
     let asked = io::Error::last_os_error();
-    match rules(ruleset, reach) {
+    match rules(ruleset, access) {
         Ok(RestrictionStatus { ruleset: RulesetStatus::FullyEnforced, .. }) => Extent::Full,
         Ok(RestrictionStatus { ruleset: RulesetStatus::PartiallyEnforced, .. }) => Extent::Partial,
         Ok(RestrictionStatus { ruleset: RulesetStatus::NotEnforced, landlock, .. }) => {
@@ -54,7 +54,7 @@ fn reason(error: &io::Error) -> Unavailable {
     }
 }
 
-fn rules(ruleset: Ruleset, reach: &Reach) -> Result<RestrictionStatus, RulesetError> {
+fn rules(ruleset: Ruleset, access: &AllowedAccess) -> Result<RestrictionStatus, RulesetError> {
     let all = AccessFs::from_all(FILES);
     let read: BitFlags<AccessFs> = AccessFs::ReadFile | AccessFs::ReadDir;
     let changed = read
@@ -66,13 +66,13 @@ fn rules(ruleset: Ruleset, reach: &Reach) -> Result<RestrictionStatus, RulesetEr
         | AccessFs::RemoveFile
         | AccessFs::RemoveDir;
     let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
-    let ports = reach.ports.iter().map(|port| Ok::<_, RulesetError>(NetPort::new(*port, AccessNet::BindTcp)));
+    let ports = access.ports.iter().map(|port| Ok::<_, RulesetError>(NetPort::new(*port, AccessNet::BindTcp)));
     ruleset
         .handle_access(all)?
         .handle_access(AccessNet::BindTcp)?
         .create()?
-        .add_rules(path_beneath_rules(&reach.read, read))?
-        .add_rules(path_beneath_rules(&reach.changed, changed))?
+        .add_rules(path_beneath_rules(&access.read, read))?
+        .add_rules(path_beneath_rules(&access.changed, changed))?
         .add_rules(path_beneath_rules(DEVICES, device))?
         .add_rules(ports)?
         .restrict_self()

@@ -32,7 +32,7 @@ const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
 const DEVICE_GRANT: &str = "urn:ietf:params:oauth:grant-type:device_code";
 
 /// Codes that people type have some ten letters.
-const LONGEST_USER_CODE: usize = 64;
+const MAX_USER_CODE_BYTES: usize = 64;
 
 impl OAuth2 {
     pub(super) fn offered(&self) -> Vec<Flow> {
@@ -233,7 +233,7 @@ fn authorization(members: &Map<String, Value>) -> Option<DeviceAuthorization> {
         Some(String::from(url)).filter(|text| safe(text))
     };
     let user_code = answer::text(members, "user_code").filter(|text| {
-        text.len() <= LONGEST_USER_CODE && text.bytes().all(|byte| (0x20..=0x7e).contains(&byte)) && safe(text)
+        text.len() <= MAX_USER_CODE_BYTES && text.bytes().all(|byte| (0x20..=0x7e).contains(&byte)) && safe(text)
     })?;
     Some(DeviceAuthorization {
         user_code: user_code.to_owned(),

@@ -173,11 +173,11 @@ fn issued(mut members: Map<String, Value>, form: &AnswerForm, now: Timestamp) ->
 fn token_type(value: Value) -> Option<String> {
     let Value::String(text) = value else { return None };
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    ((1..=LONGEST_TOKEN_TYPE).contains(&text.len()) && text.bytes().all(plain)).then_some(text)
+    ((1..=MAX_TOKEN_TYPE_BYTES).contains(&text.len()) && text.bytes().all(plain)).then_some(text)
 }
 
 /// Those registered have at most six letters.
-const LONGEST_TOKEN_TYPE: usize = 32;
+const MAX_TOKEN_TYPE_BYTES: usize = 32;
 
 fn scope(value: Value) -> Option<String> {
     match value {

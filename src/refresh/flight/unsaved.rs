@@ -10,7 +10,7 @@ use super::{Flight, Snapshot};
 use crate::{
     grant::{Grant, Version},
     store::StoreError,
-    timeouts::LAST_SAVES,
+    timeouts::FINAL_SAVE_TIMEOUT,
 };
 
 /// The first and the longest pause between tries to save what the provider has already answered. A store that heals
@@ -57,7 +57,7 @@ impl Flight {
             };
             let result = match stopping_since.map(|since| inner.clock.monotonic().since(since)) {
                 None => saving.await,
-                Some(passed) => timeout(LAST_SAVES.saturating_sub(passed), saving)
+                Some(passed) => timeout(FINAL_SAVE_TIMEOUT.saturating_sub(passed), saving)
                     .await
                     .unwrap_or_else(|_| Err(StoreError::unavailable("the store took too long"))),
             };
@@ -77,7 +77,8 @@ impl Flight {
                     return;
                 }
                 Err(error)
-                    if stopping_since.is_some_and(|since| inner.clock.monotonic().since(since) >= LAST_SAVES) =>
+                    if stopping_since
+                        .is_some_and(|since| inner.clock.monotonic().since(since) >= FINAL_SAVE_TIMEOUT) =>
                 {
                     tracing::error!(account = %self.account, %error, "ending with an unsaved refresh: log in to this account again");
                     return;

@@ -31,7 +31,7 @@ use rustix::{
 use tokio::net::UnixListener;
 
 use super::super::peer::Peers;
-use crate::socket_path::{AncestorError, LONGEST_PATH, check_ancestors};
+use crate::socket_path::{AncestorError, MAX_PATH_BYTES, check_ancestors};
 
 /// Below the host's socket, the directory of those that are made at run time. It is in nobody's way there.
 pub const SANDBOXES_DIRECTORY: &str = "sandboxes";
@@ -49,7 +49,7 @@ const BACKLOG: i32 = 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// The operating system has no room for such a path.
-    #[error("the path {path} has {length} bytes; a socket's path has at most {LONGEST_PATH}: choose a shorter one")]
+    #[error("the path {path} has {length} bytes; a socket's path has at most {MAX_PATH_BYTES}: choose a shorter one")]
     TooLong {
         /// The socket.
         path: PathBuf,
@@ -114,7 +114,7 @@ pub(super) fn bind(path: &Path, peers: &Peers) -> Result<(UnixListener, (u64, u6
         SocketState::Stale => fs::remove_file(path).map_err(failed)?,
         SocketState::Live => return Err(BindError::Live(path.to_owned())),
     }
-    let mode = Mode::from_raw_mode(if peers.beyond_own() { 0o666 } else { 0o600 });
+    let mode = Mode::from_raw_mode(if peers.allows_other_users() { 0o666 } else { 0o600 });
     let accepting = listen(path, mode).map_err(failed)?;
     let identity = set_mode(&opened, path, mode).map_err(failed)?;
     Ok((accepting, identity))
@@ -133,7 +133,7 @@ pub(super) fn inspect(path: &Path, peers: &Peers) -> Result<SocketState, BindErr
 
 fn directory(socket: &Path) -> Result<&Path, BindError> {
     let length = socket.as_os_str().as_bytes().len();
-    if length > LONGEST_PATH {
+    if length > MAX_PATH_BYTES {
         return Err(BindError::TooLong { path: socket.to_owned(), length });
     }
     match (socket.parent(), socket.file_name()) {
@@ -143,7 +143,7 @@ fn directory(socket: &Path) -> Result<&Path, BindError> {
 }
 
 fn directory_mode(peers: &Peers) -> u32 {
-    if peers.beyond_own() { 0o711 } else { 0o700 }
+    if peers.allows_other_users() { 0o711 } else { 0o700 }
 }
 
 /// Makes the socket's directory, closed to others from its first moment, or sees that it is.

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     super::{
         problem::Problem,
-        request::{KeySegment, LARGEST_GRANT, Query, change_condition_of_item, if_match_item, members, none_match},
+        request::{KeySegment, MAX_GRANT_BYTES, Query, change_condition_of_item, if_match_item, members, none_match},
     },
     entity_tag,
 };
@@ -116,7 +116,7 @@ pub(in crate::server) async fn put(
     if !policy.may_write() {
         return Err(Problem::unauthorized());
     }
-    let given: Given = members(&headers, body, LARGEST_GRANT, "api_key").await?;
+    let given: Given = members(&headers, body, MAX_GRANT_BYTES, "api_key").await?;
     let secret = ApiKey::new(given.api_key).map_err(|error| Problem::invalid(format!("api_key {error}")))?;
     let (put, tag) = keys.put(&name, secret, expect).await.map_err(|error| Problem::key(&error))?;
     let etag = [(header::ETAG, entity_tag(&tag.to_string()))];

@@ -19,7 +19,7 @@ use super::{
         problem::Problem,
         request::{Caller, LoginSegment, Query, given, members, preferred_wait},
     },
-    tokens::LONGEST_WAIT,
+    tokens::MAX_LONG_POLL,
 };
 use crate::{
     account::{Account, Bucket, ProviderName},
@@ -57,7 +57,7 @@ pub(in crate::server) async fn start(
     body: Body,
 ) -> Result<Response, Problem> {
     Query::parse(&uri, &[])?;
-    let asked: Start = members(&headers, body, LARGEST_LOGIN, "provider, and if need be bucket and flow").await?;
+    let asked: Start = members(&headers, body, MAX_BODY_BYTES, "provider, and if need be bucket and flow").await?;
     let flow = asked.flow.map(|flow| flow.parse()).transpose();
     let flow: Option<Flow> = flow.map_err(|error| Problem::invalid(format!("{error}")))?;
     let account = Account::new(asked.provider, asked.bucket);
@@ -89,7 +89,7 @@ pub(in crate::server) async fn get(
     Query::parse(&uri, &[])?;
     let Caller { owner, policy, context } = permitted(caller)?;
     let login = match preferred_wait(&headers) {
-        Some(wait) => logins.wait(&owner, id, LONGEST_WAIT.min(Duration::from_secs(wait))).await,
+        Some(wait) => logins.wait(&owner, id, MAX_LONG_POLL.min(Duration::from_secs(wait))).await,
         None => logins.status(&owner, id),
     };
     shown(login.inspect(|login| context.set_account(&login.account)), &coordinator, &policy).await
@@ -105,7 +105,7 @@ pub(in crate::server) async fn paste(
     body: Body,
 ) -> Result<Json<View>, Problem> {
     Query::parse(&uri, &[])?;
-    let pasted: Pasted = members(&headers, body, LARGEST_LOGIN, "code").await?;
+    let pasted: Pasted = members(&headers, body, MAX_BODY_BYTES, "code").await?;
     let Caller { owner, policy, context } = permitted(caller)?;
     let code = Zeroizing::new(pasted.code);
     let login =
@@ -137,7 +137,7 @@ fn permitted(caller: Caller) -> Result<Caller, Problem> {
 }
 
 /// The largest body: a pasted address, whose code may be a JWT of some KiB.
-const LARGEST_LOGIN: usize = 16 * 1024;
+const MAX_BODY_BYTES: usize = 16 * 1024;
 
 /// A login that has failed is shown as such where somebody asks how it stands.
 async fn shown(
@@ -211,7 +211,7 @@ impl View {
         let (status, prompt, problem) = match &login.progress {
             Progress::Pending => ("pending", Some(login.prompt.clone().into()), None),
             Progress::Complete => ("complete", None, None),
-            Progress::Failed(error) => ("error", None, Some(Problem::login(Some(&login.account), error).told())),
+            Progress::Failed(error) => ("error", None, Some(Problem::login(Some(&login.account), error).into_parts())),
         };
         let (code, detail) = problem.unzip();
         Self {

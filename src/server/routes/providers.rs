@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{
     super::{problem::Problem, request::Query},
-    may_list, unlisted,
+    list_error, may_list,
 };
 use crate::{
     account::{Bucket, ProviderName},
@@ -37,7 +37,7 @@ pub(in crate::server) async fn list(
 ) -> Result<Json<List>, Problem> {
     Query::parse(&uri, &[])?;
     may_list(&policy)?;
-    let accounts = coordinator.accounts().await.map_err(unlisted)?;
+    let accounts = coordinator.accounts().await.map_err(list_error)?;
     let mut buckets: BTreeMap<ProviderName, Vec<Bucket>> = BTreeMap::new();
     for account in accounts.into_iter().filter(|account| policy.sees(account)) {
         buckets.entry(account.provider).or_default().push(account.bucket);

@@ -27,9 +27,9 @@ use crate::{
 
 /// The sandboxes, for whoever may have to do with them.
 #[derive(Debug)]
-pub(in crate::server) struct Hosts(Sandboxes);
+pub(in crate::server) struct HostOnly(Sandboxes);
 
-impl FromRequestParts<AppState> for Hosts {
+impl FromRequestParts<AppState> for HostOnly {
     type Rejection = Problem;
 
     async fn from_request_parts(_: &mut Parts, state: &AppState) -> Result<Self, Problem> {
@@ -61,7 +61,7 @@ struct CreateBody {
 
 /// `createSandbox`: a socket in a directory of its own.
 pub(in crate::server) async fn create(
-    Hosts(sandboxes): Hosts,
+    HostOnly(sandboxes): HostOnly,
     peer: Peer,
     context: RequestContext,
     uri: Uri,
@@ -70,7 +70,7 @@ pub(in crate::server) async fn create(
 ) -> Result<Response, Problem> {
     Query::parse(&uri, &[])?;
     let known = "allow, operations, keys, ttl, capability and tied, none of which must be there";
-    let asked: CreateBody = members(&headers, body, LARGEST_SANDBOX, known).await?;
+    let asked: CreateBody = members(&headers, body, MAX_BODY_BYTES, known).await?;
     let lifetime = asked.ttl.map(SandboxLifetime::of_secs).transpose();
     let request = SandboxRequest {
         lifetime: lifetime.map_err(|error| Problem::invalid(format!("ttl: {error}")))?,
@@ -87,7 +87,7 @@ pub(in crate::server) async fn create(
 }
 
 /// `listSandboxes`.
-pub(in crate::server) async fn list(Hosts(sandboxes): Hosts, uri: Uri) -> Result<Response, Problem> {
+pub(in crate::server) async fn list(HostOnly(sandboxes): HostOnly, uri: Uri) -> Result<Response, Problem> {
     #[derive(Serialize)]
     struct List<'a> {
         sandboxes: Vec<View<'a>>,
@@ -99,7 +99,7 @@ pub(in crate::server) async fn list(Hosts(sandboxes): Hosts, uri: Uri) -> Result
 
 /// `getSandbox`.
 pub(in crate::server) async fn get(
-    Hosts(sandboxes): Hosts,
+    HostOnly(sandboxes): HostOnly,
     SandboxSegment(id): SandboxSegment,
     uri: Uri,
 ) -> Result<Response, Problem> {
@@ -110,7 +110,7 @@ pub(in crate::server) async fn get(
 
 /// `deleteSandbox`: its connections are cut, and its socket is gone.
 pub(in crate::server) async fn delete(
-    Hosts(sandboxes): Hosts,
+    HostOnly(sandboxes): HostOnly,
     SandboxSegment(id): SandboxSegment,
     uri: Uri,
 ) -> Result<StatusCode, Problem> {
@@ -120,7 +120,7 @@ pub(in crate::server) async fn delete(
 }
 
 /// The largest body: some hundred accounts and keys.
-const LARGEST_SANDBOX: usize = 16 * 1024;
+const MAX_BODY_BYTES: usize = 16 * 1024;
 
 /// The same rules as in the configuration, but that keys bring their operation along where none is named.
 fn allowed(asked: CreateBody) -> Result<Allowed, Problem> {

@@ -18,11 +18,11 @@ use super::{
         connection::RequestContext,
         problem::Problem,
         request::{
-            LARGEST_GRANT, Query, SMALL_BODY, Target, change_condition, if_match, json_body, members, none_match,
-            preferred_wait,
+            AccountTarget, MAX_GRANT_BYTES, MAX_SMALL_BODY_BYTES, Query, change_condition, if_match, json_body,
+            members, none_match, preferred_wait,
         },
     },
-    may_list, unlisted,
+    list_error, may_list,
 };
 use crate::{
     account::{Account, AccountRef, Bucket, ProviderName},
@@ -38,7 +38,7 @@ use crate::{
 const JSON: &str = "application/json";
 
 /// The longest long poll. Proxies and clients commonly give up after a minute without a byte.
-pub(super) const LONGEST_WAIT: Duration = Duration::from_mins(1);
+pub(super) const MAX_LONG_POLL: Duration = Duration::from_mins(1);
 
 /// `refreshToken`: a new token, whoever asks.
 pub(in crate::server) async fn refresh(
@@ -49,12 +49,12 @@ pub(in crate::server) async fn refresh(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let account = Target::parse(&uri, &["bucket"])?.account(&context)?;
+    let account = AccountTarget::parse(&uri, &["bucket"])?.account(&context)?;
     let if_match = if_match(&headers)?;
     if if_match.is_foreign() {
         return Err(Problem::invalid("if-match holds no entity tag of this daemon's"));
     }
-    let body = json_body(&headers, body, SMALL_BODY).await?;
+    let body = json_body(&headers, body, MAX_SMALL_BODY_BYTES).await?;
     if !body.is_empty() && !serde_json::from_slice::<Map<_, Value>>(&body).is_ok_and(|members| members.is_empty()) {
         return Err(Problem::invalid("a refresh takes no body but an empty JSON object"));
     }
@@ -72,8 +72,8 @@ pub(in crate::server) async fn get(
     context: RequestContext,
     request: Request,
 ) -> Result<Response, Problem> {
-    let target = Target::parse(request.uri(), &["bucket", "min_validity"])?;
-    let account = target.named(&context)?;
+    let target = AccountTarget::parse(request.uri(), &["bucket", "min_validity"])?;
+    let account = target.account_ref(&context)?;
     let min_validity = target.query.get("min_validity").map(seconds).transpose()?;
     let headers = request.headers();
     none_match(headers, "")?;
@@ -90,11 +90,11 @@ pub(in crate::server) async fn get(
     }
     // Boxed, so that room for what seldom happens is not made for every request.
     let caller = context.caller();
-    Box::pin(get_with_patience(&state.services.coordinator, account.into(), min_validity, headers, caller)).await
+    Box::pin(get_waiting(&state.services.coordinator, account.into(), min_validity, headers, caller)).await
 }
 
 /// The same, where something is to be waited for, or nothing is to be sent.
-async fn get_with_patience(
+async fn get_waiting(
     coordinator: &Coordinator,
     account: Account,
     min_validity: Option<Duration>,
@@ -108,7 +108,7 @@ async fn get_with_patience(
     if none_match(headers, &snapshot.tag)?
         && let Some(wait) = preferred_wait(headers)
     {
-        coordinator.changed(&account, &snapshot.tag, LONGEST_WAIT.min(Duration::from_secs(wait))).await;
+        coordinator.changed(&account, &snapshot.tag, MAX_LONG_POLL.min(Duration::from_secs(wait))).await;
         snapshot = coordinator.token_with(&account, min_validity, caller).await.map_err(problem)?;
     }
     if none_match(headers, &snapshot.tag)? {
@@ -125,12 +125,12 @@ pub(in crate::server) async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let account = Target::parse(&uri, &["bucket"])?.account(&context)?;
+    let account = AccountTarget::parse(&uri, &["bucket"])?.account(&context)?;
     let if_match = change_condition(&headers)?;
     if !state.policy.may_write() {
         return Err(Problem::unauthorized());
     }
-    let issued = grant(&json_body(&headers, body, LARGEST_GRANT).await?)?;
+    let issued = grant(&json_body(&headers, body, MAX_GRANT_BYTES).await?)?;
     if let Some(secret) = &issued.refresh_token
         && state.services.keys.reveal(secret).await.map_err(|error| Problem::key(&error))?
     {
@@ -171,11 +171,11 @@ pub(in crate::server) async fn rename(
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, Problem> {
-    let from = Target::parse(&uri, &["bucket"])?.account(&context)?;
+    let from = AccountTarget::parse(&uri, &["bucket"])?.account(&context)?;
     if !policy.may_write() {
         return Err(Problem::unauthorized());
     }
-    let NewName { provider, bucket } = members(&headers, body, SMALL_BODY, "provider").await?;
+    let NewName { provider, bucket } = members(&headers, body, MAX_SMALL_BODY_BYTES, "provider").await?;
     let to = Account::new(provider, bucket);
     coordinator.rename(&from, &to).await.map_err(|error| Problem::refresh(&from, &error))?;
     Ok(StatusCode::NO_CONTENT)
@@ -189,7 +189,7 @@ pub(in crate::server) async fn delete(
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Problem> {
-    let target = Target::parse(&uri, &["bucket", "revoke"])?;
+    let target = AccountTarget::parse(&uri, &["bucket", "revoke"])?;
     let account = target.account(&context)?;
     let revoke = match target.query.get("revoke") {
         None | Some("false") => false,
@@ -261,7 +261,7 @@ pub(in crate::server) async fn list(
         // Strings, numbers and truth values always serialize.
         serde_json::to_writer(&mut json, &Line::from(status)).unwrap_or_default();
     };
-    coordinator.overview(&|account| policy.sees(account), write).await.map_err(unlisted)?;
+    coordinator.overview(&|account| policy.sees(account), write).await.map_err(list_error)?;
     json.extend_from_slice(b"]}");
     Ok(([(header::CONTENT_TYPE, JSON)], json).into_response())
 }

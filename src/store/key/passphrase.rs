@@ -30,11 +30,11 @@ const LANES: u32 = 4;
 const SALT: usize = 16;
 
 /// Invariant 2: sixteen times what is written now.
-const MOST_MEMORY_KIB: u32 = 16 * MEMORY_KIB;
-const MOST_PASSES: u32 = 16 * PASSES;
+const MAX_MEMORY_KIB: u32 = 16 * MEMORY_KIB;
+const MAX_PASSES: u32 = 16 * PASSES;
 
 /// A shorter one is guessed from a stolen copy in hours, whatever the costs.
-const FEWEST_CHARACTERS: usize = 8;
+const MIN_CHARACTERS: usize = 8;
 
 /// How a key is made of a passphrase.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,7 +71,7 @@ pub enum AskError {
     #[error("the passphrase {0}")]
     Unfit(crate::secret::SecretError),
     /// Too short, when it was chosen.
-    #[error("the passphrase is shorter than {FEWEST_CHARACTERS} characters")]
+    #[error("the passphrase is shorter than {MIN_CHARACTERS} characters")]
     TooShort,
     /// Chosen twice, and not alike.
     #[error("the two passphrases differ")]
@@ -105,7 +105,7 @@ pub fn ask(ask: Ask<'_>) -> Result<Passphrase, StoreError> {
 /// Has a passphrase chosen.
 pub fn choose(ask: Ask<'_>) -> Result<Passphrase, StoreError> {
     let chosen = ask("new passphrase for the credproxy store: ")?;
-    if chosen.characters() < FEWEST_CHARACTERS {
+    if chosen.characters() < MIN_CHARACTERS {
         return Err(AskError::TooShort.into());
     }
     if !ask("the same again: ")?.same_as(&chosen) {
@@ -131,7 +131,7 @@ impl Derivation {
     #[expect(clippy::disallowed_methods, reason = "the passphrase goes from here into the derivation alone")]
     pub fn key(&self, passphrase: &Passphrase) -> Result<StoreKey, StoreError> {
         let salt = self.salt().ok_or_else(damaged)?;
-        if self.memory_kib > MOST_MEMORY_KIB || self.passes > MOST_PASSES {
+        if self.memory_kib > MAX_MEMORY_KIB || self.passes > MAX_PASSES {
             return Err(damaged());
         }
         let params = Params::new(self.memory_kib, self.passes, self.lanes, Some(KEY)).map_err(|_| damaged())?;

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Takes the lease and marks the presentation.
-pub(super) struct Claiming {
+pub(super) struct ClaimChange {
     pub(super) account: Account,
     pub(super) expected: Revision,
     /// The mark, as it is written.
@@ -26,7 +26,7 @@ pub(super) struct Claiming {
 }
 
 #[async_trait]
-impl Change for Claiming {
+impl Change for ClaimChange {
     type Outcome = Claim;
 
     const NEEDS_TRANSACTION: bool = false;
@@ -41,7 +41,7 @@ impl Change for Claiming {
         }
         let holder = rows::lease_owner(connection, account, *expected).await;
         let Some(holder) = holder.map_err(StoreError::unavailable)? else { return Ok(Claim::Changed) };
-        if owner::is_alive(&shared.place.owners, &holder)? {
+        if owner::is_alive(&shared.files.owners, &holder)? {
             return Ok(Claim::Held);
         }
         // Compares the owner again, and ids are never used twice: of two that find it dead, one gets the lease.
@@ -51,14 +51,14 @@ impl Change for Claiming {
 }
 
 /// Writes the marks and releases the lease.
-pub(super) struct Settling {
+pub(super) struct SettleChange {
     pub(super) account: Account,
     pub(super) version: Version,
     pub(super) refresh_state: RefreshStateColumns,
 }
 
 #[async_trait]
-impl Change for Settling {
+impl Change for SettleChange {
     type Outcome = bool;
 
     const NEEDS_TRANSACTION: bool = false;
@@ -74,7 +74,7 @@ impl Change for Settling {
 }
 
 /// Puts the next generation in the place of the one before.
-pub(super) struct Saving {
+pub(super) struct SaveChange {
     pub(super) account: Account,
     pub(super) version: Version,
     pub(super) next: Sealed,
@@ -95,7 +95,7 @@ impl Sealed {
 }
 
 #[async_trait]
-impl Change for Saving {
+impl Change for SaveChange {
     type Outcome = bool;
 
     const NEEDS_TRANSACTION: bool = false;
@@ -122,7 +122,7 @@ impl Change for Saving {
 }
 
 /// Stores a whole grant.
-pub(super) struct Putting {
+pub(super) struct PutChange {
     pub(super) account: Account,
     pub(super) grant: Sealed,
     /// The same in the version in which the account was found to hold the refresh token, if it was.
@@ -132,7 +132,7 @@ pub(super) struct Putting {
 }
 
 #[async_trait]
-impl Change for Putting {
+impl Change for PutChange {
     /// `None`: the account holds the refresh token in another version than it was found to.
     type Outcome = Option<PutGrant>;
 
@@ -172,13 +172,13 @@ impl Change for Putting {
 }
 
 /// Gives a record another name.
-pub(super) struct Renaming {
+pub(super) struct RenameChange {
     pub(super) from: Account,
     pub(super) to: Account,
 }
 
 #[async_trait]
-impl Change for Renaming {
+impl Change for RenameChange {
     type Outcome = Renamed;
 
     const NEEDS_TRANSACTION: bool = true;
@@ -193,7 +193,7 @@ impl Change for Renaming {
         }
         if let Some(holder) = found.lease_owner
             && holder != shared.owner.id()
-            && owner::is_alive(&shared.place.owners, &holder)?
+            && owner::is_alive(&shared.files.owners, &holder)?
         {
             return Ok(Renamed::LeaseHeld);
         }
@@ -205,13 +205,13 @@ impl Change for Renaming {
 }
 
 /// Deletes a record.
-pub(super) struct Deleting {
+pub(super) struct DeleteChange {
     pub(super) account: Account,
     pub(super) expect: Expect,
 }
 
 #[async_trait]
-impl Change for Deleting {
+impl Change for DeleteChange {
     type Outcome = Removal;
 
     const NEEDS_TRANSACTION: bool = true;
@@ -222,10 +222,10 @@ impl Change for Deleting {
 }
 
 /// Changes nothing that anybody sees, durably.
-pub(super) struct Probing;
+pub(super) struct ProbeChange;
 
 #[async_trait]
-impl Change for Probing {
+impl Change for ProbeChange {
     type Outcome = ();
 
     const NEEDS_TRANSACTION: bool = false;

@@ -34,7 +34,7 @@ use crate::{
     private::{self, FileError},
     secret::{FINGERPRINT_KEY_BYTES, FingerprintKey, TokenFingerprint},
     store::{StoreError, key::passphrase::Derivation, seal::Sealer, unfit},
-    timeouts::STORE_CALL,
+    timeouts::STORE_CALL_TIMEOUT,
 };
 
 /// Format 1 had no items, format 2 no fingerprints of refresh tokens.
@@ -143,7 +143,7 @@ const LOG_FILES: [&str; 2] = ["-wal", "-shm"];
 
 /// Where the store is.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct StoreFiles {
     pub(super) file: PathBuf,
     pub(super) directory: PathBuf,
     pub(super) owners: PathBuf,
@@ -161,7 +161,7 @@ pub(super) struct Prepared {
     pub(super) copied: bool,
 }
 
-impl Place {
+impl StoreFiles {
     /// An absolute path, which SQLite cannot take for a URI or for its `:memory:`.
     pub(super) fn new(file: &Path) -> Result<Self, StoreError> {
         let file = std::path::absolute(file).map_err(FileError::at("find", file))?;
@@ -248,7 +248,7 @@ impl Place {
         private::private_directory(&self.owners)?;
         let directory = File::open(&self.owners).map_err(FileError::at("open", &self.owners))?;
         let attempt = Duration::from_millis(10);
-        let locked = tokio::time::timeout(STORE_CALL, async {
+        let locked = tokio::time::timeout(STORE_CALL_TIMEOUT, async {
             loop {
                 match directory.try_lock() {
                     Ok(()) => return Ok(()),
@@ -264,7 +264,7 @@ impl Place {
     pub(super) fn options(&self) -> SqliteConnectOptions {
         SqliteConnectOptions::new()
             .filename(&self.file)
-            .busy_timeout(STORE_CALL)
+            .busy_timeout(STORE_CALL_TIMEOUT)
             .synchronous(SqliteSynchronous::Full)
             .disable_statement_logging()
     }
@@ -285,11 +285,11 @@ impl Place {
         }
         self.check_key(&mut connection, sealer, key_place).await?;
         if let Some(format) = format.filter(|format| *format < FORMAT) {
-            bring_up(&mut connection, sealer, format).await?;
+            migrate(&mut connection, sealer, format).await?;
         }
         let fingerprints = self.fingerprint_key(&mut connection, sealer).await?;
         let place = self.fingerprint(&fingerprints)?;
-        let copied = note_place(&mut connection, place).await.map_err(StoreError::unavailable)?;
+        let copied = record_location(&mut connection, place).await.map_err(StoreError::unavailable)?;
         run(&mut connection, SWEEP).await.map_err(StoreError::unavailable)?;
         self.adopt_log()?;
         Ok(Prepared { connection, fingerprints, copied })
@@ -421,7 +421,7 @@ async fn create(
 }
 
 /// Brings a store of an earlier format up to this one (invariant 4).
-async fn bring_up(connection: &mut SqliteConnection, sealer: &Sealer, format: i64) -> Result<(), StoreError> {
+async fn migrate(connection: &mut SqliteConnection, sealer: &Sealer, format: i64) -> Result<(), StoreError> {
     run(connection, "BEGIN IMMEDIATE").await.map_err(StoreError::unavailable)?;
     if format < 2 {
         add_items(connection).await.map_err(StoreError::unavailable)?;
@@ -463,7 +463,7 @@ async fn add_fingerprints(connection: &mut SqliteConnection, sealer: &Sealer) ->
 }
 
 /// Notes where the store is. `true` when it was noted to be elsewhere: then every refresh token in it is marked.
-async fn note_place(connection: &mut SqliteConnection, place: TokenFingerprint) -> Result<bool, sqlx::Error> {
+async fn record_location(connection: &mut SqliteConnection, place: TokenFingerprint) -> Result<bool, sqlx::Error> {
     let place = place.to_bytes();
     let noted: Option<Vec<u8>> = sqlx::query_scalar("SELECT place FROM meta").fetch_one(&mut *connection).await?;
     if noted.as_deref() == Some(&place[..]) {

@@ -95,14 +95,14 @@ pub(super) async fn reseal(
 #[async_trait]
 impl ItemStore for Sqlite {
     async fn item(&self, kind: ItemKind, name: &ItemName) -> Result<Option<Item>, StoreError> {
-        self.shared.place.ensure_in_place()?;
+        self.shared.files.ensure_in_place()?;
         let load = async |connection: &mut SqliteConnection| on(kind, name, LOAD).fetch_optional(connection).await;
         let found = readers::in_time(self.shared.readers.read(load)).await??;
         found.map(|row| open(&self.shared.sealer, kind, name, &row)).transpose()
     }
 
     async fn items(&self, kind: ItemKind) -> Result<Vec<ItemEntry>, StoreError> {
-        self.shared.place.ensure_in_place()?;
+        self.shared.files.ensure_in_place()?;
         let list =
             async |connection: &mut SqliteConnection| sqlx::query(LIST).bind(kind.as_str()).fetch_all(connection).await;
         let found = readers::in_time(self.shared.readers.read(list)).await??;
@@ -125,7 +125,7 @@ impl ItemStore for Sqlite {
         expect: &Expect<ItemTag>,
     ) -> Result<Put, StoreError> {
         let sealed = self.shared.sealer.seal_item(kind, name, item)?;
-        self.write(PuttingItem { kind, name: name.clone(), tag: item.tag, sealed, expect: expect.clone() }).await
+        self.write(PutItemChange { kind, name: name.clone(), tag: item.tag, sealed, expect: expect.clone() }).await
     }
 
     async fn delete_item(
@@ -134,12 +134,12 @@ impl ItemStore for Sqlite {
         name: &ItemName,
         expect: &Expect<ItemTag>,
     ) -> Result<Removed, StoreError> {
-        self.write(DeletingItem { kind, name: name.clone(), expect: expect.clone() }).await
+        self.write(DeleteItemChange { kind, name: name.clone(), expect: expect.clone() }).await
     }
 }
 
 /// Stores a whole item.
-struct PuttingItem {
+struct PutItemChange {
     kind: ItemKind,
     name: ItemName,
     tag: ItemTag,
@@ -148,7 +148,7 @@ struct PuttingItem {
 }
 
 #[async_trait]
-impl Change for PuttingItem {
+impl Change for PutItemChange {
     type Outcome = Put;
 
     const NEEDS_TRANSACTION: bool = true;
@@ -160,14 +160,14 @@ impl Change for PuttingItem {
 }
 
 /// Deletes an item.
-struct DeletingItem {
+struct DeleteItemChange {
     kind: ItemKind,
     name: ItemName,
     expect: Expect<ItemTag>,
 }
 
 #[async_trait]
-impl Change for DeletingItem {
+impl Change for DeleteItemChange {
     type Outcome = Removed;
 
     const NEEDS_TRANSACTION: bool = true;

@@ -19,7 +19,7 @@ use futures_util::{TryStream, TryStreamExt as _};
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 use tokio::{sync::Semaphore, time::timeout};
 
-use crate::{store::StoreError, timeouts::STORE_CALL};
+use crate::{store::StoreError, timeouts::STORE_CALL_TIMEOUT};
 
 /// They read what is not in the coordinator's memory: a handful at once is many.
 const MAX_CONNECTIONS: u32 = 4;
@@ -104,14 +104,14 @@ impl Readers {
 
 /// Waits for a step of a reading as long as a call of the store may take.
 pub(super) async fn in_time<T>(step: impl Future<Output = T>) -> Result<T, StoreError> {
-    timeout(STORE_CALL, step).await.map_err(|_| StoreError::unavailable("the disk does not answer"))
+    timeout(STORE_CALL_TIMEOUT, step).await.map_err(|_| StoreError::unavailable("the disk does not answer"))
 }
 
 /// The next row of a scan, each of which has so much time.
 pub(super) async fn next_in_time<R>(
     rows: &mut (impl TryStream<Ok = R, Error = sqlx::Error> + Unpin),
 ) -> Result<Option<R>, sqlx::Error> {
-    timeout(STORE_CALL, rows.try_next()).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+    timeout(STORE_CALL_TIMEOUT, rows.try_next()).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
 
 async fn close(connection: SqliteConnection) {

@@ -18,7 +18,7 @@ use std::{
 use sqlx::{Connection as _, SqliteConnection};
 
 use super::{
-    database::{Place, Prepared},
+    database::{Prepared, StoreFiles},
     items, owner,
     rows::{self, run},
 };
@@ -29,7 +29,7 @@ use crate::{
     secret::FingerprintKey,
     store::{
         KeyId, StoreError,
-        key::{Key, passphrase::Derivation},
+        key::{KeyMaterial, passphrase::Derivation},
         seal::Sealer,
         unfit,
     },
@@ -66,41 +66,41 @@ impl Examination {
 
 /// How the key of the store in the file `path` is made of a passphrase; `None` when it is not, or there is no store.
 pub async fn derivation(path: &Path) -> Result<Option<Derivation>, StoreError> {
-    let place = Place::new(path)?;
-    let Some(mut connection) = place.connect_to_read().await? else { return Ok(None) };
+    let files = StoreFiles::new(path)?;
+    let Some(mut connection) = files.connect_to_read().await? else { return Ok(None) };
     let text: Option<String> = sqlx::query_scalar("SELECT derivation FROM meta")
         .fetch_optional(&mut connection)
         .await
-        .map_err(|error| place.unopened(error))?
+        .map_err(|error| files.unopened(error))?
         .flatten();
     close(connection).await?;
     text.as_deref().map(Derivation::from_text).transpose()
 }
 
 /// Opens every record of the store, or the copy of one, in the file `path`. Changes nothing, and stops nobody.
-pub async fn examine(path: &Path, key: Key, key_place: &str) -> Result<Examination, StoreError> {
-    let place = Place::new(path)?;
+pub async fn examine(path: &Path, key: KeyMaterial, key_place: &str) -> Result<Examination, StoreError> {
+    let files = StoreFiles::new(path)?;
     let sealer = Sealer::new(key.secret);
-    let mut connection = read(&place, &sealer, key_place).await?;
-    let found = examine_connection(&place, &sealer, &mut connection).await?;
+    let mut connection = read(&files, &sealer, key_place).await?;
+    let found = examine_connection(&files, &sealer, &mut connection).await?;
     close(connection).await?;
     Ok(found)
 }
 
 /// Copies the store in the file `path` as it is at one moment, whoever uses it meanwhile, into the new file `target`.
 /// Gives what was found in the copy.
-pub async fn back_up(path: &Path, key: Key, key_place: &str, target: &Path) -> Result<Examination, StoreError> {
-    let place = Place::new(path)?;
+pub async fn back_up(path: &Path, key: KeyMaterial, key_place: &str, target: &Path) -> Result<Examination, StoreError> {
+    let files = StoreFiles::new(path)?;
     let sealer = Sealer::new(key.secret);
     let target = std::path::absolute(target).map_err(FileError::at("find", target))?;
     if fs::symlink_metadata(&target).is_ok() {
         return Err(taken(&target));
     }
-    let mut connection = read(&place, &sealer, key_place).await?;
+    let mut connection = read(&files, &sealer, key_place).await?;
     let draft = Draft::beside(&target)?;
     copy(&mut connection, &draft.0).await?;
     close(connection).await?;
-    let copied = Place::new(&draft.0)?;
+    let copied = StoreFiles::new(&draft.0)?;
     let mut connection = read(&copied, &sealer, key_place).await?;
     let found = examine_connection(&copied, &sealer, &mut connection).await?;
     close(connection).await?;
@@ -148,7 +148,7 @@ impl Drop for Draft {
 /// A store whose key is about to change. Nobody else can open it while this lives.
 #[derive(Debug)]
 pub struct Rekeying {
-    place: Place,
+    files: StoreFiles,
     sealer: Sealer,
     fingerprints: FingerprintKey,
     connection: SqliteConnection,
@@ -157,19 +157,19 @@ pub struct Rekeying {
 
 impl Rekeying {
     /// Takes the store in the file `path` for itself (invariant 3).
-    pub async fn begin(path: &Path, key: Key, key_place: &str) -> Result<Self, StoreError> {
-        let place = Place::new(path)?;
-        if place.connect_to_read().await?.is_none() {
-            return Err(missing(&place));
+    pub async fn begin(path: &Path, key: KeyMaterial, key_place: &str) -> Result<Self, StoreError> {
+        let files = StoreFiles::new(path)?;
+        if files.connect_to_read().await?.is_none() {
+            return Err(missing(&files));
         }
-        let alone = place.lock().await?;
-        if owner::any_alive(&place.owners)? {
-            return Err(StoreError::InUse { place: place.file.display().to_string() });
+        let alone = files.lock().await?;
+        if owner::any_alive(&files.owners)? {
+            return Err(StoreError::InUse { place: files.file.display().to_string() });
         }
-        place.make_files()?;
+        files.make_files()?;
         let sealer = Sealer::new(key.secret);
-        let Prepared { connection, fingerprints, .. } = place.prepare(&sealer, None, key_place).await?;
-        Ok(Self { place, sealer, fingerprints, connection, _alone: alone })
+        let Prepared { connection, fingerprints, .. } = files.prepare(&sealer, None, key_place).await?;
+        Ok(Self { files, sealer, fingerprints, connection, _alone: alone })
     }
 
     /// Which key opens the store now.
@@ -179,16 +179,16 @@ impl Rekeying {
 
     /// Seals every record and item with the new key, in one commit (invariant 2). One that does not open is an error,
     /// and nothing is changed.
-    pub async fn seal_anew(&mut self, next: Key) -> Result<SealedAnew, StoreError> {
-        let Key { secret, derivation } = next;
+    pub async fn reseal_all(&mut self, next: KeyMaterial) -> Result<ResealCounts, StoreError> {
+        let KeyMaterial { secret, derivation } = next;
         let next = Sealer::new(secret);
         let derivation = derivation.as_ref().map(Derivation::to_text).transpose()?;
         // What was sealed with the old key is not to stay behind in pages that are free.
-        run(&mut self.connection, "PRAGMA secure_delete = ON").await.map_err(|error| self.place.unopened(error))?;
-        run(&mut self.connection, "BEGIN IMMEDIATE").await.map_err(|error| self.place.unopened(error))?;
+        run(&mut self.connection, "PRAGMA secure_delete = ON").await.map_err(|error| self.files.unopened(error))?;
+        run(&mut self.connection, "BEGIN IMMEDIATE").await.map_err(|error| self.files.unopened(error))?;
         let records = self.reseal_records(&next).await?;
         let items = self.reseal_items(&next).await?;
-        let fail = |error| self.place.unopened(error);
+        let fail = |error| self.files.unopened(error);
         // The fingerprints stay as they are, and so does their key: spent tokens could not be known again otherwise.
         let meta = sqlx::query("UPDATE meta SET key_check = ?1, derivation = ?2, fingerprint_key = ?3");
         let meta = meta.bind(next.check_value()?).bind(derivation);
@@ -197,11 +197,11 @@ impl Rekeying {
         run(&mut self.connection, "COMMIT").await.map_err(fail)?;
         let key = next.key_id()?;
         self.sealer = next;
-        Ok(SealedAnew { records, items, key })
+        Ok(ResealCounts { records, items, key })
     }
 
     async fn reseal_records(&mut self, next: &Sealer) -> Result<usize, StoreError> {
-        let fail = |error| self.place.unopened(error);
+        let fail = |error| self.files.unopened(error);
         let (mut last, mut count) = ((String::new(), String::new()), 0);
         loop {
             let page = sqlx::query(rows::NEXT).bind(&last.0).bind(&last.1).fetch_all(&mut self.connection).await;
@@ -209,7 +209,7 @@ impl Rekeying {
             let Some(end) = page.last() else { break };
             last = rows::read_names(end).map_err(fail)?;
             for row in &page {
-                let account = rows::read_account(row).ok_or_else(|| nameless(&self.place))?;
+                let account = rows::read_account(row).ok_or_else(|| nameless(&self.files))?;
                 let row = rows::read(row).ok_or_else(|| StoreError::Unreadable { account: account.clone() })?;
                 let grant = self.sealer.open(&account, row.version, &row.sealed)?;
                 let sealed = next.seal(&account, &grant)?;
@@ -221,10 +221,10 @@ impl Rekeying {
     }
 
     async fn reseal_items(&mut self, next: &Sealer) -> Result<usize, StoreError> {
-        let fail = |error| self.place.unopened(error);
+        let fail = |error| self.files.unopened(error);
         let found = sqlx::query(items::ALL).fetch_all(&mut self.connection).await.map_err(fail)?;
         for row in &found {
-            let (kind, name) = items::read_names(row).ok_or_else(|| nameless(&self.place))?;
+            let (kind, name) = items::read_names(row).ok_or_else(|| nameless(&self.files))?;
             let item = items::open(&self.sealer, kind, &name, row)?;
             let sealed = next.seal_item(kind, &name, &item)?;
             items::reseal(&mut self.connection, (kind, &name), &sealed).await.map_err(fail)?;
@@ -240,7 +240,7 @@ impl Rekeying {
 
 /// What a change of the key came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SealedAnew {
+pub struct ResealCounts {
     /// How many records are sealed anew.
     pub records: usize,
     /// How many items.
@@ -249,37 +249,37 @@ pub struct SealedAnew {
     pub key: KeyId,
 }
 
-fn missing(place: &Place) -> StoreError {
-    unfit(&place.file, "there is no store; `credproxy serve` makes one")
+fn missing(files: &StoreFiles) -> StoreError {
+    unfit(&files.file, "there is no store; `credproxy serve` makes one")
 }
 
-fn nameless(place: &Place) -> StoreError {
+fn nameless(files: &StoreFiles) -> StoreError {
     unfit(
-        &place.file,
+        &files.file,
         "holds a record or item whose name is damaged; put back a backup, or move the store away to begin anew",
     )
 }
 
 /// Connects to a store that is there and opens with this key, for reading at one moment.
-async fn read(place: &Place, sealer: &Sealer, key_place: &str) -> Result<SqliteConnection, StoreError> {
-    let mut connection = place.connect_to_read().await?.ok_or_else(|| missing(place))?;
-    place.check_key(&mut connection, sealer, key_place).await?;
+async fn read(files: &StoreFiles, sealer: &Sealer, key_place: &str) -> Result<SqliteConnection, StoreError> {
+    let mut connection = files.connect_to_read().await?.ok_or_else(|| missing(files))?;
+    files.check_key(&mut connection, sealer, key_place).await?;
     Ok(connection)
 }
 
 async fn examine_connection(
-    place: &Place,
+    files: &StoreFiles,
     sealer: &Sealer,
     connection: &mut SqliteConnection,
 ) -> Result<Examination, StoreError> {
-    let fail = |error| place.unopened(error);
+    let fail = |error| files.unopened(error);
     let mut damage: Vec<String> =
         sqlx::query_scalar("PRAGMA integrity_check").fetch_all(&mut *connection).await.map_err(fail)?;
     damage.retain(|line| line != "ok");
     let (mut records, mut items, mut nameless) = (Vec::new(), Vec::new(), 0);
     // One transaction sees the store at one moment. It ends with the connection.
     run(connection, "BEGIN").await.map_err(fail)?;
-    let list = if place.has_fingerprints(connection).await? { rows::LIST } else { rows::LIST_BEFORE_3 };
+    let list = if files.has_fingerprints(connection).await? { rows::LIST } else { rows::LIST_BEFORE_3 };
     for row in sqlx::query(list).fetch_all(&mut *connection).await.map_err(fail)? {
         let Some(account) = rows::read_account(&row) else {
             nameless += 1;
@@ -291,7 +291,7 @@ async fn examine_connection(
         };
         records.push((account, opened));
     }
-    if place.has_items(connection).await? {
+    if files.has_items(connection).await? {
         for row in sqlx::query(items::ALL).fetch_all(&mut *connection).await.map_err(fail)? {
             let Some((kind, name)) = items::read_names(&row) else {
                 nameless += 1;

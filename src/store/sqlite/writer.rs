@@ -40,14 +40,14 @@ use tokio_util::sync::CancellationToken;
 use super::{Shared, Sqlite, rows::run};
 use crate::{
     store::StoreError,
-    timeouts::{STORE_CALL, STORE_CHANGE_UNDER_WAY},
+    timeouts::{BEGUN_CHANGE_TIMEOUT, STORE_CALL_TIMEOUT},
 };
 
 /// The connection that writes.
 pub(super) enum Writer {
     Open(SqliteConnection),
     /// Closed after an error, or taken by a commit that is under way.
-    Away,
+    Disconnected,
     Closed,
 }
 
@@ -84,7 +84,7 @@ pub(super) trait Change: Send + Sync + 'static {
 }
 
 /// More would let the first of them wait for long.
-const LARGEST_COMMIT: usize = 64;
+const MAX_CHANGES_PER_COMMIT: usize = 64;
 
 /// How long one attempt waits inside SQLite for the write lock. In between others may use the connection, and those whose
 /// time is up get their answer.
@@ -122,8 +122,8 @@ impl Sqlite {
         let phase = Arc::new(Phase::default());
         let queued = Queued { change, outcome: None, answer: Some(answer), phase: Arc::clone(&phase) };
         self.changes.send(Box::new(queued)).map_err(|_| StoreError::unavailable(ClosedError))?;
-        let mut wait = STORE_CALL;
-        let last = STORE_CALL + STORE_CHANGE_UNDER_WAY;
+        let mut wait = STORE_CALL_TIMEOUT;
+        let last = STORE_CALL_TIMEOUT + BEGUN_CHANGE_TIMEOUT;
         let mut waited = Duration::ZERO;
         while waited < last {
             match timeout(wait, &mut answered).await {
@@ -178,7 +178,7 @@ impl<C: Change> QueuedChange for Queued<C> {
 
     async fn carry_out(&mut self, shared: &Shared, connection: &mut SqliteConnection) -> Result<(), StoreError> {
         if C::NEEDS_LOG_IN_PLACE {
-            shared.place.ensure_log_in_place()?;
+            shared.files.ensure_log_in_place()?;
         }
         self.outcome = Some(self.change.carry_out(shared, connection).await?);
         Ok(())
@@ -206,14 +206,14 @@ pub(super) async fn carry_out(shared: Arc<Shared>, mut queue: Queue, stop: Cance
                     queue.close();
                     continue;
                 }
-                count = queue.recv_many(&mut changes, LARGEST_COMMIT) => count,
+                count = queue.recv_many(&mut changes, MAX_CHANGES_PER_COMMIT) => count,
             };
             if count == 0 {
                 return;
             }
         } else {
             sleep(LOCK_RETRY_DELAY).await;
-            while changes.len() < LARGEST_COMMIT
+            while changes.len() < MAX_CHANGES_PER_COMMIT
                 && let Ok(change) = queue.try_recv()
             {
                 changes.push(change);
@@ -273,7 +273,7 @@ impl Shared {
 
     /// Carries out changes in one commit, or none of them.
     async fn commit(&self, writer: &mut Writer, changes: &mut [Box<dyn QueuedChange>]) -> Result<(), CommitError> {
-        self.place.ensure_in_place()?;
+        self.files.ensure_in_place()?;
         let mut connection = self.take_connection(writer).await?;
         let transaction = changes.len() > 1 || changes.iter().any(|change| change.needs_transaction());
         let committed = commit_on(self, &mut connection, changes, transaction).await;
@@ -302,16 +302,16 @@ impl Shared {
 
     /// Closes the connection after an error.
     async fn give_up(&self, connection: SqliteConnection) {
-        self.place.forget_log();
+        self.files.forget_log();
         if let Err(error) = connection.close().await {
             tracing::debug!(%error, "could not close the connection to the store");
         }
     }
 
     async fn take_connection(&self, writer: &mut Writer) -> Result<SqliteConnection, StoreError> {
-        match mem::replace(writer, Writer::Away) {
+        match mem::replace(writer, Writer::Disconnected) {
             Writer::Open(connection) => Ok(connection),
-            Writer::Away => self.reconnect().await,
+            Writer::Disconnected => self.reconnect().await,
             Writer::Closed => {
                 *writer = Writer::Closed;
                 Err(StoreError::unavailable(ClosedError))
@@ -458,7 +458,7 @@ mod tests {
         let store = open(&home).await;
         let busy = store.shared.writer.lock().await;
         let carried = Arc::new(AtomicUsize::new(0));
-        let asked = (0..=LARGEST_COMMIT).map(|_| {
+        let asked = (0..=MAX_CHANGES_PER_COMMIT).map(|_| {
             let (store, carried) = (&store, Arc::clone(&carried));
             async move {
                 store.write(Counts(Arc::clone(&carried))).await.unwrap();
@@ -469,7 +469,10 @@ mod tests {
         assert!(asked.as_mut().now_or_never().is_none());
         drop(busy);
         let carried = asked.await;
-        assert!(carried[..LARGEST_COMMIT].iter().all(|carried| *carried >= LARGEST_COMMIT), "{carried:?}");
+        assert!(
+            carried[..MAX_CHANGES_PER_COMMIT].iter().all(|carried| *carried >= MAX_CHANGES_PER_COMMIT),
+            "{carried:?}"
+        );
     }
 
     #[tokio::test]
@@ -547,9 +550,9 @@ mod tests {
         let carried = Arc::new(AtomicUsize::new(0));
         #[expect(clippy::disallowed_methods, reason = "how long callers wait is what is measured")]
         let start = tokio::time::Instant::now();
-        let asked = (0..2 * LARGEST_COMMIT).map(|_| store.write(Counts(Arc::clone(&carried))));
+        let asked = (0..2 * MAX_CHANGES_PER_COMMIT).map(|_| store.write(Counts(Arc::clone(&carried))));
         assert!(join_all(asked).await.iter().all(Result::is_err));
-        assert!(start.elapsed() < 2 * STORE_CALL, "{:?}", start.elapsed());
+        assert!(start.elapsed() < 2 * STORE_CALL_TIMEOUT, "{:?}", start.elapsed());
         run(&mut other, "ROLLBACK").await.unwrap();
         store.probe().await.unwrap();
         assert_eq!(carried.load(Ordering::SeqCst), 0);

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use credproxy::socket_path::LONGEST_PATH;
+use credproxy::socket_path::MAX_PATH_BYTES;
 
 use crate::{
     sandboxes::{SOON, ask, text},
@@ -41,7 +41,7 @@ async fn ask_health(socket: &Path) -> Option<u16> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sandbox_fits_wherever_the_hosts_socket_does() {
-    for length in [60, 75, 86, 87, 90, 100, LONGEST_PATH] {
+    for length in [60, 75, 86, 87, 90, 100, MAX_PATH_BYTES] {
         let home = Home::new();
         let runtime = home.path().join("r");
         DirBuilder::new().mode(0o700).create(&runtime).unwrap();
@@ -50,7 +50,7 @@ async fn a_sandbox_fits_wherever_the_hosts_socket_does() {
         assert_eq!(made.status, 201, "{length}: {}", made.text());
         let told: Value = made.json();
         let socket = Path::new(text(&told["socket"])).to_owned();
-        assert!(socket.as_os_str().len() <= LONGEST_PATH, "{length}: {}", socket.display());
+        assert!(socket.as_os_str().len() <= MAX_PATH_BYTES, "{length}: {}", socket.display());
         let beside = socket.starts_with(host.with_file_name("sandboxes"));
         assert!(beside || socket.starts_with(runtime.join("credproxy")), "{length}: {}", socket.display());
         assert_eq!(beside, length <= 86, "{length}");

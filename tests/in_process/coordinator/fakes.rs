@@ -26,12 +26,12 @@ use tokio::sync::Semaphore;
 
 /// Follows tokio's clock, so that a paused test is in charge of it; the wall can be moved besides.
 #[derive(Debug)]
-pub(crate) struct WoundClock {
+pub(crate) struct ManualClock {
     start: tokio::time::Instant,
     wall: AtomicI64,
 }
 
-impl WoundClock {
+impl ManualClock {
     #[expect(clippy::disallowed_methods, reason = "a clock of a test's own")]
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self { start: tokio::time::Instant::now(), wall: AtomicI64::new(1_700_000_000_000) })
@@ -43,7 +43,7 @@ impl WoundClock {
     }
 }
 
-impl Clock for WoundClock {
+impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
         Timestamp::from_millis(self.wall.load(Ordering::SeqCst)).plus(self.start.elapsed())
     }
@@ -55,7 +55,7 @@ impl Clock for WoundClock {
 
 /// What the provider does with one presentation.
 #[derive(Debug)]
-pub(crate) enum Act {
+pub(crate) enum Step {
     /// Rotates and answers.
     Rotate,
     /// Rotates, and the answer is lost.
@@ -66,19 +66,19 @@ pub(crate) enum Act {
     Panic,
 }
 
-pub(crate) fn error(status: u16, code: &str) -> Act {
-    Act::Fail(Reply::Answered { status, body: Body::Error(ErrorCode::new(code, None)), retry_after: None })
+pub(crate) fn error(status: u16, code: &str) -> Step {
+    Step::Fail(Reply::Answered { status, body: Body::Error(ErrorCode::new(code, None)), retry_after: None })
 }
 
-pub(crate) fn lost() -> Act {
-    Act::Fail(Reply::Lost { timed_out: false })
+pub(crate) fn lost() -> Step {
+    Step::Fail(Reply::Lost { timed_out: false })
 }
 
 /// Rotates its one chain at every presentation; the reuse of a spent token kills it.
 #[derive(Debug)]
 pub(crate) struct Scripted {
     rules: Rules,
-    acts: Mutex<VecDeque<Act>>,
+    steps: Mutex<VecDeque<Step>>,
     state: Mutex<Chain>,
     /// One permit lets one presentation go on; there are plenty unless a test takes them away.
     gate: Semaphore,
@@ -100,7 +100,7 @@ impl Scripted {
     pub(crate) fn new(rules: Rules) -> Arc<Self> {
         Arc::new(Self {
             rules,
-            acts: Mutex::default(),
+            steps: Mutex::default(),
             state: Mutex::default(),
             gate: Semaphore::new(PLENTY),
             revoked: Mutex::default(),
@@ -113,8 +113,8 @@ impl Scripted {
         self.issue(&mut self.state.lock().unwrap())
     }
 
-    pub(crate) fn script(&self, acts: impl IntoIterator<Item = Act>) {
-        self.acts.lock().unwrap().extend(acts);
+    pub(crate) fn script(&self, steps: impl IntoIterator<Item = Step>) {
+        self.steps.lock().unwrap().extend(steps);
     }
 
     /// From now on, presentations wait for [`Scripted::open`].
@@ -168,11 +168,11 @@ impl Provider for Scripted {
         let presented = grant.refresh_token.as_ref().unwrap().expose_secret().to_owned();
         self.state.lock().unwrap().presented.push(presented.clone());
         self.gate.acquire().await.unwrap().forget();
-        let act = self.acts.lock().unwrap().pop_front().unwrap_or(Act::Rotate);
-        if let Act::Fail(reply) = act {
+        let act = self.steps.lock().unwrap().pop_front().unwrap_or(Step::Rotate);
+        if let Step::Fail(reply) = act {
             return reply;
         }
-        assert!(!matches!(act, Act::Panic), "as the script says");
+        assert!(!matches!(act, Step::Panic), "as the script says");
         let mut chain = self.state.lock().unwrap();
         if chain.living.as_ref() != Some(&presented) {
             chain.living = None;
@@ -185,8 +185,8 @@ impl Provider for Scripted {
         chain.spent.push(presented);
         let issued = self.issue(&mut chain);
         match act {
-            Act::RotateAndLose => Reply::Lost { timed_out: true },
-            Act::Rotate | Act::Fail(_) | Act::Panic => {
+            Step::RotateAndLose => Reply::Lost { timed_out: true },
+            Step::Rotate | Step::Fail(_) | Step::Panic => {
                 Reply::Answered { status: 200, body: Body::Issued(Box::new(issued)), retry_after: None }
             }
         }
@@ -206,7 +206,7 @@ impl Provider for Scripted {
 
 /// Something that a store does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum StoreCall {
     Load,
     Claim,
     Save,
@@ -215,10 +215,10 @@ pub(crate) enum Step {
 
 /// A store whose kinds of access fail while a test says so.
 #[derive(Debug)]
-pub(crate) struct Frail<S> {
+pub(crate) struct FaultyStore<S> {
     pub(crate) inner: S,
-    /// The next of these steps are done, and do not return before [`Frail::release`].
-    held: Mutex<Vec<Step>>,
+    /// The next of these calls are done, and do not return before [`FaultyStore::release`].
+    held: Mutex<Vec<StoreCall>>,
     released: Semaphore,
     pub(crate) no_reads: AtomicBool,
     pub(crate) no_claims: AtomicBool,
@@ -231,7 +231,7 @@ pub(crate) struct Frail<S> {
     pub(crate) usurped: AtomicBool,
 }
 
-impl<S> Frail<S> {
+impl<S> FaultyStore<S> {
     pub(crate) fn new(inner: S) -> Arc<Self> {
         let off = AtomicBool::default;
         Arc::new(Self {
@@ -247,7 +247,7 @@ impl<S> Frail<S> {
         })
     }
 
-    pub(crate) fn hold(&self, step: Step) {
+    pub(crate) fn hold(&self, step: StoreCall) {
         self.held.lock().unwrap().push(step);
     }
 
@@ -260,7 +260,7 @@ impl<S> Frail<S> {
         self.released.add_permits(1);
     }
 
-    async fn after(&self, step: Step) {
+    async fn after(&self, step: StoreCall) {
         let held = {
             let mut held = self.held.lock().unwrap();
             held.iter().position(|of| *of == step).map(|place| held.remove(place)).is_some()
@@ -280,11 +280,11 @@ fn unless(switch: &AtomicBool) -> Result<(), StoreError> {
 }
 
 #[async_trait]
-impl<S: Store> Store for Frail<S> {
+impl<S: Store> Store for FaultyStore<S> {
     async fn load(&self, account: &Account) -> Result<Option<Record>, StoreError> {
         unless(&self.no_reads)?;
         let loaded = self.inner.load(account).await;
-        self.after(Step::Load).await;
+        self.after(StoreCall::Load).await;
         loaded
     }
 
@@ -301,7 +301,7 @@ impl<S: Store> Store for Frail<S> {
     async fn claim(&self, account: &Account, expected: Revision, presented: Presentation) -> Result<Claim, StoreError> {
         unless(&self.no_claims)?;
         let claimed = self.inner.claim(account, expected, presented).await;
-        self.after(Step::Claim).await;
+        self.after(StoreCall::Claim).await;
         unless(&self.denied_claims)?;
         claimed
     }
@@ -328,7 +328,7 @@ impl<S: Store> Store for Frail<S> {
     ) -> Result<bool, StoreError> {
         unless(&self.no_saves)?;
         let saved = self.inner.save(account, version, next, refresh_state).await;
-        self.after(Step::Save).await;
+        self.after(StoreCall::Save).await;
         saved
     }
 
@@ -341,7 +341,7 @@ impl<S: Store> Store for Frail<S> {
     ) -> Result<PutGrant, StoreError> {
         unless(&self.no_saves)?;
         let put = self.inner.put(account, grant, expect, siblings).await;
-        self.after(Step::Put).await;
+        self.after(StoreCall::Put).await;
         put
     }
 

@@ -14,12 +14,12 @@ use tokio::task::JoinSet;
 
 use crate::coordinator::{
     COOLDOWN, SECOND,
-    fakes::{Scripted, WoundClock, lost},
+    fakes::{ManualClock, Scripted, lost},
 };
 
 /// Two providers that take one refresh at once, with accounts each.
 struct Pair {
-    clock: Arc<WoundClock>,
+    clock: Arc<ManualClock>,
     store: Arc<MemoryStore>,
     slow: Arc<Scripted>,
     other: Arc<Scripted>,
@@ -34,8 +34,8 @@ impl Pair {
             let provider: Arc<dyn Provider> = Arc::<Scripted>::clone(provider);
             (name.parse().unwrap(), provider)
         });
-        let (store, clock) = (Arc::new(MemoryStore::new().unwrap()), WoundClock::new());
-        let shared: Arc<dyn Clock> = Arc::<WoundClock>::clone(&clock);
+        let (store, clock) = (Arc::new(MemoryStore::new().unwrap()), ManualClock::new());
+        let shared: Arc<dyn Clock> = Arc::<ManualClock>::clone(&clock);
         let providers = providers.into_iter().collect();
         let coordinator = Coordinator::new(Arc::<MemoryStore>::clone(&store), providers, shared, cooldown);
         let pair = Self { clock, store, slow, other, coordinator };

@@ -6,13 +6,13 @@ use credproxy::{
     clock::Clock as _,
     refresh::RefreshError,
     store::Store as _,
-    timeouts::{HEALTH, STORE_STALL},
+    timeouts::{HEALTH_CHECK_TIMEOUT, STALLED_STORE_TIMEOUT},
 };
 use tokio::task::JoinSet;
 
 use crate::coordinator::{
     SECOND, World, access, account, all,
-    fakes::{Step, lost, set},
+    fakes::{StoreCall, lost, set},
 };
 
 /// Good for so long that a reader wants it refreshed, and can use it.
@@ -20,17 +20,17 @@ const NEAR_THE_END: Duration = Duration::from_secs(3590);
 
 #[tokio::test(start_paused = true)]
 async fn a_good_token_is_served_while_the_store_does_not_answer() {
-    for step in [Step::Claim, Step::Save] {
+    for step in [StoreCall::Claim, StoreCall::Save] {
         let world = World::new().await;
         tokio::time::advance(NEAR_THE_END).await;
         world.store.hold(step);
         let start = world.clock.monotonic();
         assert_eq!(world.get().await.unwrap(), "canary-at-1-end", "{step:?}");
         let waited = world.clock.monotonic().since(start);
-        assert!(waited <= 2 * STORE_STALL, "{step:?}: {waited:?}");
+        assert!(waited <= 2 * STALLED_STORE_TIMEOUT, "{step:?}: {waited:?}");
         world.store.release();
         while world.coordinator.peek(&account()).await.is_ok_and(|now| access(&now) == "canary-at-1-end") {
-            tokio::time::sleep(STORE_STALL).await;
+            tokio::time::sleep(STALLED_STORE_TIMEOUT).await;
         }
         assert_eq!((world.get().await.unwrap().as_str(), world.provider.presentations()), ("canary-at-2-end", 1));
     }
@@ -45,7 +45,7 @@ async fn a_provider_is_waited_for_longer_than_a_store() {
     let mut asking = JoinSet::new();
     asking.spawn(async move { coordinator.token(&account(), None).await.map(|snapshot| access(&snapshot)) });
     world.presented(1).await;
-    tokio::time::advance(4 * STORE_STALL).await;
+    tokio::time::advance(4 * STALLED_STORE_TIMEOUT).await;
     world.provider.open();
     assert_eq!(all(asking).await[0].as_deref().unwrap(), "canary-at-2-end");
 }
@@ -58,14 +58,14 @@ async fn what_is_remembered_is_served_while_the_store_cannot_be_read() {
     let version = world.coordinator.peek(&account()).await.unwrap().token.version;
     // Another daemon's change: what is remembered is to be read again.
     assert!(other.inner.settle(&account(), version, &refresh_state).await.unwrap());
-    world.store.hold(Step::Load);
+    world.store.hold(StoreCall::Load);
     assert_eq!(world.get().await.unwrap(), "canary-at-1-end");
-    world.store.hold(Step::Load);
+    world.store.hold(StoreCall::Load);
     assert!(!world.coordinator.health_problems().await.is_empty());
     let start = world.clock.monotonic();
-    world.store.hold(Step::Load);
+    world.store.hold(StoreCall::Load);
     world.coordinator.health_problems().await;
-    assert!(world.clock.monotonic().since(start) <= HEALTH);
+    assert!(world.clock.monotonic().since(start) <= HEALTH_CHECK_TIMEOUT);
 }
 
 #[tokio::test(start_paused = true)]

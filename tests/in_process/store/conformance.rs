@@ -27,14 +27,14 @@ use sqlx::{ConnectOptions as _, Connection as _, sqlite::SqliteConnectOptions};
 use tokio::task::JoinSet;
 
 /// One store under test. An owner that is dropped has died.
-trait Bench {
+trait StoreUnderTest {
     async fn new() -> Self;
     async fn owner(&self) -> Arc<dyn ItemStore>;
 }
 
 struct InMemory(MemoryStore);
 
-impl Bench for InMemory {
+impl StoreUnderTest for InMemory {
     async fn new() -> Self {
         Self(MemoryStore::new().unwrap())
     }
@@ -71,7 +71,7 @@ impl OnDisk {
     }
 }
 
-impl Bench for OnDisk {
+impl StoreUnderTest for OnDisk {
     async fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
@@ -200,8 +200,8 @@ async fn epoch_after(store: &dyn Store, before: u64) -> u64 {
     tokio::time::timeout(Duration::from_secs(5), grown).await.expect("the change is seen")
 }
 
-async fn every_field_comes_back(bench: &impl Bench) {
-    let (store, other) = (bench.owner().await, bench.owner().await);
+async fn every_field_comes_back(subject: &impl StoreUnderTest) {
+    let (store, other) = (subject.owner().await, subject.owner().await);
     for (name, grant) in [("corp/full", grant(1, 7)), ("corp/bare", bare_grant())] {
         put(&*store, &account(name), &grant).await;
         for reader in [&store, &other] {
@@ -213,8 +213,8 @@ async fn every_field_comes_back(bench: &impl Bench) {
     assert!(store.load(&account("corp")).await.unwrap().is_none());
 }
 
-async fn a_put_tells_what_it_found(bench: &impl Bench) {
-    let store = bench.owner().await;
+async fn a_put_tells_what_it_found(subject: &impl StoreUnderTest) {
+    let store = subject.owner().await;
     let corp = account("corp");
     let put =
         async |id, generation, expect: Expect| store.put(&corp, &grant(id, generation), &expect, &[]).await.unwrap();
@@ -234,8 +234,8 @@ async fn a_put_tells_what_it_found(bench: &impl Bench) {
     assert_same(&load(&*store, &corp).await.grant, &grant(4, 1));
 }
 
-async fn a_delete_gives_back_what_it_took(bench: &impl Bench) {
-    let store = bench.owner().await;
+async fn a_delete_gives_back_what_it_took(subject: &impl StoreUnderTest) {
+    let store = subject.owner().await;
     let corp = account("corp");
     let delete = async |expect: Expect| store.delete(&corp, &expect).await.unwrap();
 
@@ -253,8 +253,8 @@ async fn a_delete_gives_back_what_it_took(bench: &impl Bench) {
     }
 }
 
-async fn a_claim_at_an_earlier_revision_changes_nothing(bench: &impl Bench) {
-    let store = bench.owner().await;
+async fn a_claim_at_an_earlier_revision_changes_nothing(subject: &impl StoreUnderTest) {
+    let store = subject.owner().await;
     let corp = account("corp");
     assert_eq!(store.claim(&corp, Revision(1), presented(1)).await.unwrap(), Claim::Changed, "there is no record");
     put(&*store, &corp, &grant(1, 1)).await;
@@ -285,8 +285,8 @@ async fn a_claim_at_an_earlier_revision_changes_nothing(bench: &impl Bench) {
     check("deletion").await;
 }
 
-async fn a_living_owner_keeps_its_lease_and_a_dead_one_loses_it(bench: &impl Bench) {
-    let (first, second, third) = (bench.owner().await, bench.owner().await, bench.owner().await);
+async fn a_living_owner_keeps_its_lease_and_a_dead_one_loses_it(subject: &impl StoreUnderTest) {
+    let (first, second, third) = (subject.owner().await, subject.owner().await, subject.owner().await);
     let corp = account("corp");
     put(&*first, &corp, &grant(1, 1)).await;
     assert!(is_taken(claim(&*first, &corp).await));
@@ -305,8 +305,8 @@ async fn a_living_owner_keeps_its_lease_and_a_dead_one_loses_it(bench: &impl Ben
     assert_eq!(claim(&*third, &corp).await, Claim::Held);
 }
 
-async fn the_holder_may_claim_again(bench: &impl Bench) {
-    let (store, other) = (bench.owner().await, bench.owner().await);
+async fn the_holder_may_claim_again(subject: &impl StoreUnderTest) {
+    let (store, other) = (subject.owner().await, subject.owner().await);
     let corp = account("corp");
     put(&*store, &corp, &grant(1, 1)).await;
     let Claim::Taken(first) = claim(&*store, &corp).await else { panic!("not taken") };
@@ -317,8 +317,8 @@ async fn the_holder_may_claim_again(bench: &impl Bench) {
     assert_eq!(claim(&*other, &corp).await, Claim::Held);
 }
 
-async fn a_claim_leaves_the_other_marks(bench: &impl Bench) {
-    let store = bench.owner().await;
+async fn a_claim_leaves_the_other_marks(subject: &impl StoreUnderTest) {
+    let store = subject.owner().await;
     let corp = account("corp");
     put(&*store, &corp, &grant(1, 1)).await;
     assert!(store.settle(&corp, grant(1, 1).version, &refresh_state()).await.unwrap());
@@ -328,8 +328,8 @@ async fn a_claim_leaves_the_other_marks(bench: &impl Bench) {
     assert_same(&record.grant, &grant(1, 1));
 }
 
-async fn settling_and_saving_release_the_lease(bench: &impl Bench) {
-    let (store, other) = (bench.owner().await, bench.owner().await);
+async fn settling_and_saving_release_the_lease(subject: &impl StoreUnderTest) {
+    let (store, other) = (subject.owner().await, subject.owner().await);
     let corp = account("corp");
     put(&*store, &corp, &grant(1, 1)).await;
     assert!(is_taken(claim(&*store, &corp).await));
@@ -347,8 +347,8 @@ async fn settling_and_saving_release_the_lease(bench: &impl Bench) {
     assert!(is_taken(claim(&*store, &corp).await));
 }
 
-async fn a_late_result_changes_nothing(bench: &impl Bench) {
-    let (store, other) = (bench.owner().await, bench.owner().await);
+async fn a_late_result_changes_nothing(subject: &impl StoreUnderTest) {
+    let (store, other) = (subject.owner().await, subject.owner().await);
     let corp = account("corp");
     let late = async || {
         let before = store.load(&corp).await.unwrap();
@@ -379,8 +379,8 @@ async fn a_late_result_changes_nothing(bench: &impl Bench) {
     late().await;
 }
 
-async fn a_late_success_wins_over_a_settled_failure(bench: &impl Bench) {
-    let store = bench.owner().await;
+async fn a_late_success_wins_over_a_settled_failure(subject: &impl StoreUnderTest) {
+    let store = subject.owner().await;
     let corp = account("corp");
     put(&*store, &corp, &grant(1, 1)).await;
     assert!(is_taken(claim(&*store, &corp).await));
@@ -391,8 +391,8 @@ async fn a_late_success_wins_over_a_settled_failure(bench: &impl Bench) {
     assert_same(&record.grant, &grant(1, 2));
 }
 
-async fn a_probe_changes_nothing_that_a_caller_sees(bench: &impl Bench) {
-    let store = bench.owner().await;
+async fn a_probe_changes_nothing_that_a_caller_sees(subject: &impl StoreUnderTest) {
+    let store = subject.owner().await;
     let corp = account("corp");
     put(&*store, &corp, &grant(1, 1)).await;
     assert!(is_taken(claim(&*store, &corp).await));
@@ -404,21 +404,21 @@ async fn a_probe_changes_nothing_that_a_caller_sees(bench: &impl Bench) {
     assert!(store.list().await.unwrap().len() == 1);
 }
 
-async fn grant_and_marks_outlive_their_owner(bench: &impl Bench) {
+async fn grant_and_marks_outlive_their_owner(subject: &impl StoreUnderTest) {
     let corp = account("corp");
-    let keeper = bench.owner().await;
-    let store = bench.owner().await;
+    let keeper = subject.owner().await;
+    let store = subject.owner().await;
     put(&*store, &corp, &grant(1, 1)).await;
     assert!(store.save(&corp, grant(1, 1).version, &grant(1, 2), &refresh_state()).await.unwrap());
     let before = load(&*store, &corp).await.revision;
     drop((store, keeper));
-    let record = load(&*bench.owner().await, &corp).await;
+    let record = load(&*subject.owner().await, &corp).await;
     assert_same(&record.grant, &grant(1, 2));
     assert_eq!((record.refresh_state, record.revision), (refresh_state(), before));
 }
 
-async fn the_epoch_tells_of_others_changes_only(bench: &impl Bench) {
-    let (store, other) = (bench.owner().await, bench.owner().await);
+async fn the_epoch_tells_of_others_changes_only(subject: &impl StoreUnderTest) {
+    let (store, other) = (subject.owner().await, subject.owner().await);
     let corp = account("corp");
     let (own, mut seen) = (store.epoch(), other.epoch());
     // Three changes, each seen by the other before the next: the store has looked at least once in between.
@@ -435,8 +435,8 @@ async fn the_epoch_tells_of_others_changes_only(bench: &impl Bench) {
     epoch_after(&*store, after_settle).await;
 }
 
-async fn of_many_claims_at_once_one_is_taken(bench: &impl Bench) {
-    let owners = [bench.owner().await, bench.owner().await];
+async fn of_many_claims_at_once_one_is_taken(subject: &impl StoreUnderTest) {
+    let owners = [subject.owner().await, subject.owner().await];
     let corp = account("corp");
     put(&*owners[0], &corp, &grant(1, 1)).await;
     let revision = load(&*owners[0], &corp).await.revision;
@@ -449,8 +449,8 @@ async fn of_many_claims_at_once_one_is_taken(bench: &impl Bench) {
     assert_eq!(claims.iter().filter(|claim| is_taken(**claim)).count(), 1, "{claims:?}");
 }
 
-async fn the_list_is_in_the_order_of_accounts(bench: &impl Bench) {
-    let store = bench.owner().await;
+async fn the_list_is_in_the_order_of_accounts(subject: &impl StoreUnderTest) {
+    let store = subject.owner().await;
     let mut names = ["b/a", "a/b", "a/B", "a/a+b", "a.b/c", "a/b.c", "a-b/c", "ab/c", "a/bc", "A/z", "a/10", "a/9"];
     for (id, name) in (1..).zip(names) {
         put(&*store, &account(name), &grant(id, 1)).await;
@@ -466,8 +466,8 @@ async fn the_list_is_in_the_order_of_accounts(bench: &impl Bench) {
     }
 }
 
-async fn the_names_are_those_of_the_list_and_only_what_is_wanted_is_read(bench: &impl Bench) {
-    let store = bench.owner().await;
+async fn the_names_are_those_of_the_list_and_only_what_is_wanted_is_read(subject: &impl StoreUnderTest) {
+    let store = subject.owner().await;
     for (id, name) in (1..).zip(["b/a", "a/b", "a/a"]) {
         put(&*store, &account(name), &grant(id, 1)).await;
     }
@@ -479,8 +479,8 @@ async fn the_names_are_those_of_the_list_and_only_what_is_wanted_is_read(bench: 
     assert_eq!(names(found), ["a/a", "a/b"]);
 }
 
-async fn names_that_differ_in_the_place_of_the_slash_stay_apart(bench: &impl Bench) {
-    let store = bench.owner().await;
+async fn names_that_differ_in_the_place_of_the_slash_stay_apart(subject: &impl StoreUnderTest) {
+    let store = subject.owner().await;
     put(&*store, &account("a/bc"), &grant(1, 1)).await;
     put(&*store, &account("ab/c"), &grant(2, 1)).await;
     assert!(matches!(store.delete(&account("a/bc"), &Expect::Whatever).await.unwrap(), Deleted::Gone(Some(_))));
@@ -488,8 +488,8 @@ async fn names_that_differ_in_the_place_of_the_slash_stay_apart(bench: &impl Ben
     assert_eq!(store.list().await.unwrap().len(), 1);
 }
 
-async fn a_caller_that_hangs_up_leaves_no_change_half_made(bench: &impl Bench) {
-    let store = bench.owner().await;
+async fn a_caller_that_hangs_up_leaves_no_change_half_made(subject: &impl StoreUnderTest) {
+    let store = subject.owner().await;
     let corp = account("corp");
     put(&*store, &corp, &grant(1, 1)).await;
     for polls in 0..40 {
@@ -508,11 +508,11 @@ async fn a_caller_that_hangs_up_leaves_no_change_half_made(bench: &impl Bench) {
     }
     put(&*store, &corp, &grant(3, 1)).await;
     assert_same(&load(&*store, &corp).await.grant, &grant(3, 1));
-    assert_same(&load(&*bench.owner().await, &corp).await.grant, &grant(3, 1));
+    assert_same(&load(&*subject.owner().await, &corp).await.grant, &grant(3, 1));
 }
 
-async fn an_item_comes_back_and_has_its_kind_for_itself(bench: &impl Bench) {
-    let (store, other) = (bench.owner().await, bench.owner().await);
+async fn an_item_comes_back_and_has_its_kind_for_itself(subject: &impl StoreUnderTest) {
+    let (store, other) = (subject.owner().await, subject.owner().await);
     let one = name("one");
     put(&*store, &account("one"), &grant(1, 1)).await;
     store.put_item(ItemKind::ApiKey, &one, &item(1), &Expect::Whatever).await.unwrap();
@@ -531,8 +531,8 @@ async fn an_item_comes_back_and_has_its_kind_for_itself(bench: &impl Bench) {
     assert_same(&load(&*store, &account("one")).await.grant, &grant(1, 1));
 }
 
-async fn a_put_of_an_item_tells_what_it_found(bench: &impl Bench) {
-    let store = bench.owner().await;
+async fn a_put_of_an_item_tells_what_it_found(subject: &impl StoreUnderTest) {
+    let store = subject.owner().await;
     let one = name("one");
     let tag = |tag| item(tag).tag;
     let put =
@@ -552,8 +552,8 @@ async fn a_put_of_an_item_tells_what_it_found(bench: &impl Bench) {
     assert_item(load_item(&*store, &one).await, 4);
 }
 
-async fn a_delete_of_an_item_tells_what_it_found(bench: &impl Bench) {
-    let store = bench.owner().await;
+async fn a_delete_of_an_item_tells_what_it_found(subject: &impl StoreUnderTest) {
+    let store = subject.owner().await;
     let one = name("one");
     let delete = async |expect: Expect<ItemTag>| store.delete_item(ItemKind::ApiKey, &one, &expect).await.unwrap();
 
@@ -567,8 +567,8 @@ async fn a_delete_of_an_item_tells_what_it_found(bench: &impl Bench) {
     }
 }
 
-async fn the_items_of_a_kind_are_in_the_order_of_names(bench: &impl Bench) {
-    let store = bench.owner().await;
+async fn the_items_of_a_kind_are_in_the_order_of_names(subject: &impl StoreUnderTest) {
+    let store = subject.owner().await;
     let mut names = ["b", "a", "B", "a.b", "a-b", "ab", "a+b", "A", "10", "9"];
     for (tag, text) in (1..).zip(names) {
         put_item(&*store, &name(text), tag).await;
@@ -584,9 +584,9 @@ async fn the_items_of_a_kind_are_in_the_order_of_names(bench: &impl Bench) {
     assert_eq!(store.items(ItemKind::Sandbox).await.unwrap().len(), 1);
 }
 
-async fn items_outlive_their_owner_and_others_are_told_of_each_change(bench: &impl Bench) {
-    let keeper = bench.owner().await;
-    let (store, other) = (bench.owner().await, bench.owner().await);
+async fn items_outlive_their_owner_and_others_are_told_of_each_change(subject: &impl StoreUnderTest) {
+    let keeper = subject.owner().await;
+    let (store, other) = (subject.owner().await, subject.owner().await);
     let (own, seen) = (store.epoch(), other.epoch());
     put_item(&*store, &name("one"), 1).await;
     let seen = epoch_after(&*other, seen).await;
@@ -597,7 +597,7 @@ async fn items_outlive_their_owner_and_others_are_told_of_each_change(bench: &im
     epoch_after(&*other, seen).await;
     assert_eq!(store.epoch(), own);
     drop((store, other, keeper));
-    let store = bench.owner().await;
+    let store = subject.owner().await;
     assert_item(load_item(&*store, &name("one")).await, 2);
     assert!(load_item(&*store, &name("two")).await.is_none());
 }
@@ -678,43 +678,43 @@ fn reason<T: std::fmt::Debug>(result: Result<T, StoreError>) -> String {
 
 #[tokio::test]
 async fn files_are_private() {
-    let bench = OnDisk::new().await;
-    let store = bench.open().await;
+    let subject = OnDisk::new().await;
+    let store = subject.open().await;
     put(&store, &account("corp"), &grant(1, 1)).await;
-    let files = files_below(&bench.directory());
+    let files = files_below(&subject.directory());
     for name in ["credproxy.db", "credproxy.db-wal", "credproxy.db-shm"] {
-        assert!(files.contains(&bench.directory().join(name)), "{name} in {files:?}");
+        assert!(files.contains(&subject.directory().join(name)), "{name} in {files:?}");
     }
     assert_eq!(files.len(), 4, "and the owner file: {files:?}");
     for file in files {
         assert_eq!(mode(&file), 0o600, "{}", file.display());
     }
-    for directory in [bench.directory(), bench.directory().join("owners"), bench.0.path().join("deep")] {
+    for directory in [subject.directory(), subject.directory().join("owners"), subject.0.path().join("deep")] {
         assert_eq!(mode(&directory), 0o700, "{}", directory.display());
     }
     store.close().await.unwrap();
-    assert_eq!(files_below(&bench.directory()), [bench.file()], "nothing else stays");
+    assert_eq!(files_below(&subject.directory()), [subject.file()], "nothing else stays");
 }
 
 #[tokio::test]
 async fn what_others_can_open_is_refused() {
-    let bench = OnDisk::new().await;
-    bench.open().await.close().await.unwrap();
+    let subject = OnDisk::new().await;
+    subject.open().await.close().await.unwrap();
     for bad in [0o640, 0o604, 0o620] {
-        fs::set_permissions(bench.file(), Permissions::from_mode(bad)).unwrap();
-        assert!(reason(bench.open_with(KEY).await).contains("chmod 600"), "{bad:o}");
+        fs::set_permissions(subject.file(), Permissions::from_mode(bad)).unwrap();
+        assert!(reason(subject.open_with(KEY).await).contains("chmod 600"), "{bad:o}");
     }
-    fs::set_permissions(bench.file(), Permissions::from_mode(0o600)).unwrap();
-    fs::set_permissions(bench.directory(), Permissions::from_mode(0o770)).unwrap();
-    assert!(reason(bench.open_with(KEY).await).contains("chmod go-w"));
-    fs::set_permissions(bench.directory(), Permissions::from_mode(0o700)).unwrap();
-    bench.open().await;
+    fs::set_permissions(subject.file(), Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(subject.directory(), Permissions::from_mode(0o770)).unwrap();
+    assert!(reason(subject.open_with(KEY).await).contains("chmod go-w"));
+    fs::set_permissions(subject.directory(), Permissions::from_mode(0o700)).unwrap();
+    subject.open().await;
 }
 
 #[tokio::test]
 async fn no_secret_reaches_the_disk_in_clear() {
-    let bench = OnDisk::new().await;
-    let store = bench.open().await;
+    let subject = OnDisk::new().await;
+    let store = subject.open().await;
     let corp = account("corp");
     put(&store, &corp, &grant(1, 1)).await;
     assert!(is_taken(claim(&store, &corp).await));
@@ -726,34 +726,34 @@ async fn no_secret_reaches_the_disk_in_clear() {
         content.len()
     };
     // Of the open files only the log may be read in this process: SQLite's locks on the others would be lost.
-    assert!(clean(&beside(&bench.file(), "-wal")) > 0);
+    assert!(clean(&beside(&subject.file(), "-wal")) > 0);
     store.close().await.unwrap();
-    for file in files_below(&bench.directory()) {
+    for file in files_below(&subject.directory()) {
         clean(&file);
     }
 }
 
 #[tokio::test]
 async fn a_wrong_key_is_told_and_does_no_harm() {
-    let bench = OnDisk::new().await;
-    let store = bench.open().await;
+    let subject = OnDisk::new().await;
+    let store = subject.open().await;
     put(&store, &account("corp"), &grant(1, 1)).await;
     store.close().await.unwrap();
     for bad in [[0; 32], [0x5b; 32]] {
-        let Err(StoreError::WrongKey { key, place }) = bench.open_with(bad).await else { panic!("opened") };
-        assert_eq!((key.as_str(), place), ("the test's key", bench.file().display().to_string()));
+        let Err(StoreError::WrongKey { key, place }) = subject.open_with(bad).await else { panic!("opened") };
+        assert_eq!((key.as_str(), place), ("the test's key", subject.file().display().to_string()));
     }
-    assert_same(&load(&bench.open().await, &account("corp")).await.grant, &grant(1, 1));
+    assert_same(&load(&subject.open().await, &account("corp")).await.grant, &grant(1, 1));
 }
 
 #[tokio::test]
 async fn a_later_format_of_the_store_is_told() {
-    let bench = OnDisk::new().await;
-    bench.open().await.close().await.unwrap();
-    bench.sql("PRAGMA user_version = 4").await;
-    assert!(matches!(bench.open_with(KEY).await, Err(StoreError::NewerStore { format: 4, .. })));
-    bench.sql("PRAGMA user_version = 3").await;
-    bench.open().await;
+    let subject = OnDisk::new().await;
+    subject.open().await.close().await.unwrap();
+    subject.sql("PRAGMA user_version = 4").await;
+    assert!(matches!(subject.open_with(KEY).await, Err(StoreError::NewerStore { format: 4, .. })));
+    subject.sql("PRAGMA user_version = 3").await;
+    subject.open().await;
 }
 
 /// Makes a store of format 2 of one of today.
@@ -770,21 +770,21 @@ async fn a_store_of_an_earlier_format_is_brought_up_to_date_by_who_has_its_key()
 }
 
 async fn brought_up_to_date(format: u32, older: &'static str) {
-    let bench = OnDisk::new().await;
+    let subject = OnDisk::new().await;
     let corp = account("corp");
-    let store = bench.open().await;
+    let store = subject.open().await;
     put(&store, &corp, &grant(1, 1)).await;
     assert!(store.settle(&corp, grant(1, 1).version, &refresh_state()).await.unwrap());
     let revision = load(&store, &corp).await.revision;
     store.close().await.unwrap();
     // As the version before made it.
-    bench.sql(TO_FORMAT_2).await;
-    bench.sql(older).await;
-    let before = fs::read(bench.file()).unwrap();
-    assert!(matches!(bench.open_with([0; 32]).await, Err(StoreError::WrongKey { .. })));
-    assert_eq!(fs::read(bench.file()).unwrap(), before);
+    subject.sql(TO_FORMAT_2).await;
+    subject.sql(older).await;
+    let before = fs::read(subject.file()).unwrap();
+    assert!(matches!(subject.open_with([0; 32]).await, Err(StoreError::WrongKey { .. })));
+    assert_eq!(fs::read(subject.file()).unwrap(), before);
 
-    let stores = join_all((0..4).map(|_| bench.open())).await;
+    let stores = join_all((0..4).map(|_| subject.open())).await;
     for store in &stores {
         let record = load(store, &corp).await;
         assert_same(&record.grant, &grant(1, 1));
@@ -804,40 +804,40 @@ async fn brought_up_to_date(format: u32, older: &'static str) {
 #[tokio::test]
 async fn what_is_no_store_is_refused_and_left_alone() {
     for content in [&b"my diary\n"[..], &[0x55; 10_000], b"SQLite format 3\0 and then nothing"] {
-        let bench = OnDisk::new().await;
-        bench.open().await.close().await.unwrap();
-        fs::remove_file(bench.file()).unwrap();
-        write_private(&bench.file(), content);
-        assert!(reason(bench.open_with(KEY).await).contains("not a SQLite database"), "{content:?}");
-        assert_eq!(fs::read(bench.file()).unwrap(), content);
+        let subject = OnDisk::new().await;
+        subject.open().await.close().await.unwrap();
+        fs::remove_file(subject.file()).unwrap();
+        write_private(&subject.file(), content);
+        assert!(reason(subject.open_with(KEY).await).contains("not a SQLite database"), "{content:?}");
+        assert_eq!(fs::read(subject.file()).unwrap(), content);
     }
 
-    let bench = OnDisk::new().await;
-    bench.open().await.close().await.unwrap();
-    fs::remove_file(bench.file()).unwrap();
-    write_private(&bench.file(), b"");
-    bench.sql("CREATE TABLE diary (entry TEXT)").await;
-    let before = fs::read(bench.file()).unwrap();
-    assert!(reason(bench.open_with(KEY).await).contains("another program"));
-    assert_eq!(fs::read(bench.file()).unwrap(), before);
+    let subject = OnDisk::new().await;
+    subject.open().await.close().await.unwrap();
+    fs::remove_file(subject.file()).unwrap();
+    write_private(&subject.file(), b"");
+    subject.sql("CREATE TABLE diary (entry TEXT)").await;
+    let before = fs::read(subject.file()).unwrap();
+    assert!(reason(subject.open_with(KEY).await).contains("another program"));
+    assert_eq!(fs::read(subject.file()).unwrap(), before);
 }
 
 #[tokio::test]
 async fn an_empty_file_becomes_a_store() {
-    let bench = OnDisk::new().await;
-    assert!(!Sqlite::exists(&bench.file()));
-    bench.open().await.close().await.unwrap();
-    fs::remove_file(bench.file()).unwrap();
-    write_private(&bench.file(), b"");
-    assert!(!Sqlite::exists(&bench.file()));
-    bench.open().await.close().await.unwrap();
-    assert!(Sqlite::exists(&bench.file()));
+    let subject = OnDisk::new().await;
+    assert!(!Sqlite::exists(&subject.file()));
+    subject.open().await.close().await.unwrap();
+    fs::remove_file(subject.file()).unwrap();
+    write_private(&subject.file(), b"");
+    assert!(!Sqlite::exists(&subject.file()));
+    subject.open().await.close().await.unwrap();
+    assert!(Sqlite::exists(&subject.file()));
 }
 
 #[tokio::test]
 async fn daemons_that_start_at_once_make_one_store() {
-    let bench = OnDisk::new().await;
-    let stores = join_all((0..6).map(|_| bench.open())).await;
+    let subject = OnDisk::new().await;
+    let stores = join_all((0..6).map(|_| subject.open())).await;
     put(&stores[0], &account("corp"), &grant(1, 1)).await;
     for store in &stores {
         assert_same(&load(store, &account("corp")).await.grant, &grant(1, 1));
@@ -857,11 +857,11 @@ async fn a_damaged_record_leaves_the_others_usable() {
         "UPDATE records SET attempt = 'x' WHERE bucket = 'damaged'",
         "UPDATE records SET latch = '' WHERE bucket = 'damaged'",
     ] {
-        let bench = OnDisk::new().await;
-        let store = bench.open().await;
+        let subject = OnDisk::new().await;
+        let store = subject.open().await;
         put(&store, &corp, &grant(1, 2)).await;
         put(&store, &account("corp/good"), &grant(3, 2)).await;
-        bench.sql(damage).await;
+        subject.sql(damage).await;
 
         assert!(matches!(store.load(&corp).await, Err(StoreError::Unreadable { account }) if account == corp));
         let entries = store.list().await.unwrap();
@@ -871,7 +871,7 @@ async fn a_damaged_record_leaves_the_others_usable() {
         assert!(matches!(store.delete(&corp, &Expect::Present).await.unwrap(), Deleted::Gone(None)), "{damage}");
         assert!(store.load(&corp).await.unwrap().is_none());
         put(&store, &corp, &grant(4, 2)).await;
-        bench.sql(damage).await;
+        subject.sql(damage).await;
         assert_eq!(store.put(&corp, &grant(2, 1), &Expect::Present, &[]).await.unwrap(), PutGrant::Done(Put::Replaced));
         assert_same(&load(&store, &corp).await.grant, &grant(2, 1));
     }
@@ -889,14 +889,14 @@ async fn a_damaged_item_leaves_the_others_and_the_records_usable() {
         "DELETE FROM items WHERE name = 'bad'; UPDATE items SET name = 'bad' WHERE name = 'other'",
         "UPDATE OR REPLACE items SET kind = 'api_key' WHERE kind = 'sandbox'",
     ] {
-        let bench = OnDisk::new().await;
-        let store = bench.open().await;
+        let subject = OnDisk::new().await;
+        let store = subject.open().await;
         for (tag, name) in (1..).zip([&bad, &good, &name("other")]) {
             put_item(&store, name, tag).await;
         }
         store.put_item(ItemKind::Sandbox, &bad, &item(1), &Expect::Whatever).await.unwrap();
         put(&store, &account("corp"), &grant(1, 1)).await;
-        bench.sql(damage).await;
+        subject.sql(damage).await;
 
         let found = store.item(ItemKind::ApiKey, &bad).await;
         let Err(StoreError::UnreadableItem { kind: ItemKind::ApiKey, name }) = found else { panic!("{damage}") };
@@ -916,13 +916,13 @@ async fn a_damaged_item_leaves_the_others_and_the_records_usable() {
 
 #[tokio::test]
 async fn an_item_of_a_later_format_or_with_a_damaged_name_is_left_alone() {
-    let bench = OnDisk::new().await;
-    let store = bench.open().await;
+    let subject = OnDisk::new().await;
+    let store = subject.open().await;
     for (tag, text) in (1..).zip(["good", "newer", "renamed"]) {
         put_item(&store, &name(text), tag).await;
     }
-    bench.sql("UPDATE items SET sealed = x'0700' WHERE name = 'newer'").await;
-    bench.sql("UPDATE items SET name = '../x' WHERE name = 'renamed'").await;
+    subject.sql("UPDATE items SET sealed = x'0700' WHERE name = 'newer'").await;
+    subject.sql("UPDATE items SET name = '../x' WHERE name = 'renamed'").await;
     let entries = store.items(ItemKind::ApiKey).await.unwrap();
     assert_eq!(entries.len(), 2);
     assert!(entries[0].item.is_ok());
@@ -931,13 +931,13 @@ async fn an_item_of_a_later_format_or_with_a_damaged_name_is_left_alone() {
 
 #[tokio::test]
 async fn a_record_of_a_later_format_or_with_a_damaged_name_is_left_alone() {
-    let bench = OnDisk::new().await;
-    let store = bench.open().await;
+    let subject = OnDisk::new().await;
+    let store = subject.open().await;
     for (id, name) in (1..).zip(["corp/newer", "corp/renamed", "corp/good"]) {
         put(&store, &account(name), &grant(id, 1)).await;
     }
-    bench.sql("UPDATE records SET sealed = x'0700' WHERE bucket = 'newer'").await;
-    bench.sql("UPDATE records SET bucket = '../x' WHERE bucket = 'renamed'").await;
+    subject.sql("UPDATE records SET sealed = x'0700' WHERE bucket = 'newer'").await;
+    subject.sql("UPDATE records SET bucket = '../x' WHERE bucket = 'renamed'").await;
     let entries = store.list().await.unwrap();
     assert_eq!(entries.len(), 2);
     assert!(entries[0].record.is_ok());
@@ -946,17 +946,17 @@ async fn a_record_of_a_later_format_or_with_a_damaged_name_is_left_alone() {
 
 #[tokio::test]
 async fn a_write_that_failed_changes_nothing_and_the_next_one_works() {
-    let bench = OnDisk::new().await;
-    let (store, other) = (bench.open().await, bench.open().await);
+    let subject = OnDisk::new().await;
+    let (store, other) = (subject.open().await, subject.open().await);
     let corp = account("corp");
     put(&store, &corp, &grant(1, 1)).await;
-    bench.sql("CREATE TRIGGER no_put BEFORE INSERT ON records BEGIN SELECT RAISE(FAIL, 'no'); END").await;
-    bench.sql("CREATE TRIGGER no_save BEFORE UPDATE ON records BEGIN SELECT RAISE(FAIL, 'no'); END").await;
-    bench.sql("CREATE TRIGGER no_delete BEFORE DELETE ON records BEGIN SELECT RAISE(FAIL, 'no'); END").await;
+    subject.sql("CREATE TRIGGER no_put BEFORE INSERT ON records BEGIN SELECT RAISE(FAIL, 'no'); END").await;
+    subject.sql("CREATE TRIGGER no_save BEFORE UPDATE ON records BEGIN SELECT RAISE(FAIL, 'no'); END").await;
+    subject.sql("CREATE TRIGGER no_delete BEFORE DELETE ON records BEGIN SELECT RAISE(FAIL, 'no'); END").await;
     let one = name("one");
     put_item(&store, &one, 1).await;
-    bench.sql("CREATE TRIGGER no_item BEFORE INSERT ON items BEGIN SELECT RAISE(FAIL, 'no'); END").await;
-    bench.sql("CREATE TRIGGER no_removal BEFORE DELETE ON items BEGIN SELECT RAISE(FAIL, 'no'); END").await;
+    subject.sql("CREATE TRIGGER no_item BEFORE INSERT ON items BEGIN SELECT RAISE(FAIL, 'no'); END").await;
+    subject.sql("CREATE TRIGGER no_removal BEFORE DELETE ON items BEGIN SELECT RAISE(FAIL, 'no'); END").await;
     for _ in 0..2 {
         let failures = [
             store.put(&corp, &grant(2, 1), &Expect::Whatever, &[]).await.unwrap_err(),
@@ -970,7 +970,7 @@ async fn a_write_that_failed_changes_nothing_and_the_next_one_works() {
     }
     assert_same(&load(&store, &corp).await.grant, &grant(1, 1));
     assert_item(load_item(&store, &one).await, 1);
-    bench.sql("DROP TRIGGER no_put; DROP TRIGGER no_save; DROP TRIGGER no_delete").await;
+    subject.sql("DROP TRIGGER no_put; DROP TRIGGER no_save; DROP TRIGGER no_delete").await;
     put(&other, &corp, &grant(1, 2)).await;
     assert!(store.save(&corp, grant(1, 2).version, &grant(1, 3), &refresh_state()).await.unwrap());
     assert_same(&load(&other, &corp).await.grant, &grant(1, 3));
@@ -978,15 +978,15 @@ async fn a_write_that_failed_changes_nothing_and_the_next_one_works() {
 
 #[tokio::test]
 async fn a_lease_outlives_the_loss_of_the_owner_files_while_nobody_takes_it() {
-    let bench = OnDisk::new().await;
-    let (store, other) = (bench.open().await, bench.open().await);
+    let subject = OnDisk::new().await;
+    let (store, other) = (subject.open().await, subject.open().await);
     for name in ["corp/kept", "corp/lost"] {
         put(&store, &account(name), &grant(if name == "corp/lost" { 1 } else { 2 }, 1)).await;
         assert!(is_taken(claim(&store, &account(name)).await));
     }
     // The store looks after its file now and then, and may have made it again in this very moment.
     while !is_taken(claim(&other, &account("corp/lost")).await) {
-        fs::remove_dir_all(bench.directory().join("owners")).ok();
+        fs::remove_dir_all(subject.directory().join("owners")).ok();
     }
     let settled = store.settle(&account("corp/lost"), grant(1, 1).version, &RefreshState::default()).await.unwrap();
     assert!(!settled, "the mark of who took the lease stands");
@@ -997,8 +997,8 @@ async fn a_lease_outlives_the_loss_of_the_owner_files_while_nobody_takes_it() {
 
 #[tokio::test]
 async fn a_closed_store_answers_nothing_and_frees_its_leases() {
-    let bench = OnDisk::new().await;
-    let (store, other) = (bench.open().await, bench.open().await);
+    let subject = OnDisk::new().await;
+    let (store, other) = (subject.open().await, subject.open().await);
     let corp = account("corp");
     put(&store, &corp, &grant(1, 1)).await;
     assert!(is_taken(claim(&store, &corp).await));
@@ -1011,29 +1011,29 @@ async fn a_closed_store_answers_nothing_and_frees_its_leases() {
 
 #[tokio::test]
 async fn the_files_of_dead_owners_are_swept_at_the_next_start() {
-    let bench = OnDisk::new().await;
-    let owners = || fs::read_dir(bench.directory().join("owners")).unwrap().count();
-    let living = bench.open().await;
-    drop(bench.open().await);
+    let subject = OnDisk::new().await;
+    let owners = || fs::read_dir(subject.directory().join("owners")).unwrap().count();
+    let living = subject.open().await;
+    drop(subject.open().await);
     assert_eq!(owners(), 2);
-    drop(bench.open().await);
+    drop(subject.open().await);
     assert_eq!(owners(), 2);
     drop(living);
 }
 
 #[tokio::test]
 async fn a_key_that_is_lost_or_open_to_others_is_refused() {
-    let bench = OnDisk::new().await;
-    let path = bench.directory().join("store.key");
-    let made = key::from_file(&path, Sqlite::exists(&bench.file())).unwrap();
-    Sqlite::open(&bench.file(), made, "store.key").await.unwrap().close().await.unwrap();
-    let read = key::from_file(&path, Sqlite::exists(&bench.file())).unwrap();
-    Sqlite::open(&bench.file(), read, "store.key").await.unwrap().close().await.unwrap();
+    let subject = OnDisk::new().await;
+    let path = subject.directory().join("store.key");
+    let made = key::from_file(&path, Sqlite::exists(&subject.file())).unwrap();
+    Sqlite::open(&subject.file(), made, "store.key").await.unwrap().close().await.unwrap();
+    let read = key::from_file(&path, Sqlite::exists(&subject.file())).unwrap();
+    Sqlite::open(&subject.file(), read, "store.key").await.unwrap().close().await.unwrap();
 
     fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
     assert!(reason(key::from_file(&path, true)).contains("chmod 600"));
     fs::remove_file(&path).unwrap();
-    assert!(reason(key::from_file(&path, Sqlite::exists(&bench.file()))).contains("put the key back"));
+    assert!(reason(key::from_file(&path, Sqlite::exists(&subject.file()))).contains("put the key back"));
     assert!(!path.exists());
 }
 
@@ -1044,11 +1044,11 @@ fn grant_ids_are_random() {
 
 #[tokio::test]
 async fn a_store_whose_only_connection_was_closed_after_an_error_is_still_read() {
-    let bench = OnDisk::new().await;
-    let store = bench.open().await;
+    let subject = OnDisk::new().await;
+    let store = subject.open().await;
     let corp = account("corp");
     put(&store, &corp, &grant(1, 1)).await;
-    bench.sql("CREATE TRIGGER no_put BEFORE INSERT ON records BEGIN SELECT RAISE(FAIL, 'no'); END").await;
+    subject.sql("CREATE TRIGGER no_put BEFORE INSERT ON records BEGIN SELECT RAISE(FAIL, 'no'); END").await;
     assert!(store.put(&corp, &grant(2, 1), &Expect::Whatever, &[]).await.is_err());
     assert_same(&load(&store, &corp).await.grant, &grant(1, 1));
 }

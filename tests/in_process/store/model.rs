@@ -233,7 +233,7 @@ fn grant_with(version: Version, token: Version) -> Grant {
 }
 
 /// A store under test.
-trait Bench {
+trait StoreUnderTest {
     async fn new() -> Self;
     /// Another owner; one that is dropped has died.
     async fn owner(&self) -> Arc<dyn Store>;
@@ -241,7 +241,7 @@ trait Bench {
 
 struct InMemory(MemoryStore);
 
-impl Bench for InMemory {
+impl StoreUnderTest for InMemory {
     async fn new() -> Self {
         Self(MemoryStore::new().unwrap())
     }
@@ -253,7 +253,7 @@ impl Bench for InMemory {
 
 struct OnDisk(tempfile::TempDir);
 
-impl Bench for OnDisk {
+impl StoreUnderTest for OnDisk {
     async fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
@@ -381,17 +381,17 @@ async fn rename(model: &mut Model, store: &dyn Store, step: &Step, accounts: &[A
     true
 }
 
-async fn play<B: Bench>(steps: Vec<Step>) {
-    let bench = B::new().await;
+async fn play<B: StoreUnderTest>(steps: Vec<Step>) {
+    let subject = B::new().await;
     let accounts: [Account; 2] = ["corp".parse().unwrap(), "corp/work".parse().unwrap()];
     let mut model = Model::default();
-    let mut owners = [bench.owner().await, bench.owner().await];
+    let mut owners = [subject.owner().await, subject.owner().await];
     model.new_owner(0);
     model.new_owner(1);
     let mut revisions = [HashSet::new(), HashSet::new()];
     for step in steps {
         if matches!(step.change, Change::Die) {
-            owners[step.owner] = bench.owner().await;
+            owners[step.owner] = subject.owner().await;
             model.new_owner(step.owner);
         }
         let wrote = make(&mut model, &*owners[step.owner], &step, &accounts).await;
@@ -430,7 +430,7 @@ async fn play<B: Bench>(steps: Vec<Step>) {
     }
 }
 
-fn run<B: Bench>(steps: Vec<Step>) {
+fn run<B: StoreUnderTest>(steps: Vec<Step>) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(play::<B>(steps));
 }
 

@@ -40,11 +40,11 @@ impl Bench {
         self.0.path().join("data/store.key")
     }
 
-    fn key(&self) -> Key {
+    fn key(&self) -> KeyMaterial {
         key::from_file(&self.key_file(), Sqlite::exists(&self.file())).unwrap().into()
     }
 
-    fn staged(&self) -> Key {
+    fn staged(&self) -> KeyMaterial {
         key::staged(&self.key_file()).unwrap().unwrap().into()
     }
 
@@ -52,7 +52,7 @@ impl Bench {
         Sqlite::open(&self.file(), self.key(), "store.key").await
     }
 
-    async fn examine(&self, key: Key) -> Result<Examination, StoreError> {
+    async fn examine(&self, key: KeyMaterial) -> Result<Examination, StoreError> {
         examine(&self.file(), key, "store.key").await
     }
 
@@ -61,7 +61,8 @@ impl Bench {
     }
 
     async fn sql(&self, statement: &'static str) {
-        let mut connection = sqlx::ConnectOptions::connect(&Place::new(&self.file()).unwrap().options()).await.unwrap();
+        let mut connection =
+            sqlx::ConnectOptions::connect(&StoreFiles::new(&self.file()).unwrap().options()).await.unwrap();
         run(&mut connection, statement).await.unwrap();
         connection.close().await.unwrap();
     }
@@ -112,7 +113,7 @@ async fn every_record_opens_with_the_new_key_alone_and_is_the_same_grant() {
     key::stage(&bench.key_file()).unwrap();
     let mut rekeying = bench.begin().await.unwrap();
     let before = rekeying.key_id().unwrap();
-    let done = rekeying.seal_anew(bench.staged()).await.unwrap();
+    let done = rekeying.reseal_all(bench.staged()).await.unwrap();
     assert_eq!((done.records, done.items), (MANY, 2));
     assert_ne!(done.key, before);
     rekeying.end().await.unwrap();
@@ -149,7 +150,7 @@ async fn a_change_that_fails_in_the_middle_changes_nothing() {
     bench.sql("UPDATE records SET sealed = x'0102' WHERE bucket = '599'").await;
     key::stage(&bench.key_file()).unwrap();
     let mut rekeying = bench.begin().await.unwrap();
-    let failed = rekeying.seal_anew(bench.staged()).await;
+    let failed = rekeying.reseal_all(bench.staged()).await;
     assert!(matches!(&failed, Err(StoreError::Unreadable { account: bad }) if *bad == account(599)), "{failed:?}");
     drop(rekeying);
     let found = bench.examine(bench.key()).await.unwrap();
@@ -162,7 +163,7 @@ async fn a_change_that_fails_at_an_item_changes_no_record_either() {
     bench.sql("UPDATE items SET tag = x'01' WHERE kind = 'sandbox'").await;
     key::stage(&bench.key_file()).unwrap();
     let mut rekeying = bench.begin().await.unwrap();
-    let failed = rekeying.seal_anew(bench.staged()).await;
+    let failed = rekeying.reseal_all(bench.staged()).await;
     assert!(matches!(&failed, Err(StoreError::UnreadableItem { kind: ItemKind::Sandbox, .. })), "{failed:?}");
     drop(rekeying);
     let found = bench.examine(bench.key()).await.unwrap();
@@ -178,9 +179,9 @@ async fn the_key_is_not_changed_under_a_living_owner_and_nobody_comes_in_meanwhi
     store.close().await.unwrap();
 
     let rekeying = bench.begin().await.unwrap();
-    let place = Place::new(&bench.file()).unwrap();
+    let files = StoreFiles::new(&bench.file()).unwrap();
     tokio::time::pause();
-    assert!(matches!(place.lock().await, Err(StoreError::Unavailable(_))));
+    assert!(matches!(files.lock().await, Err(StoreError::Unavailable(_))));
     tokio::time::resume();
     rekeying.end().await.unwrap();
     bench.open().await.unwrap().close().await.unwrap();
@@ -192,16 +193,16 @@ async fn a_passphrase_takes_the_place_of_a_key_and_the_other_way_round() {
     assert_eq!(derivation(&bench.file()).await.unwrap(), None);
     let passphrase = Passphrase::new("canary horse".into()).unwrap();
     let made = Derivation::new().unwrap();
-    let next = Key { secret: made.key(&passphrase).unwrap(), derivation: Some(made.clone()) };
+    let next = KeyMaterial { secret: made.key(&passphrase).unwrap(), derivation: Some(made.clone()) };
     let mut rekeying = bench.begin().await.unwrap();
-    rekeying.seal_anew(next).await.unwrap();
+    rekeying.reseal_all(next).await.unwrap();
     rekeying.end().await.unwrap();
 
     let written = derivation(&bench.file()).await.unwrap().unwrap();
     assert_eq!(written, made);
     let again = written.key(&passphrase).unwrap();
     let mut rekeying = Rekeying::begin(&bench.file(), again.into(), "the passphrase").await.unwrap();
-    rekeying.seal_anew(bench.key()).await.unwrap();
+    rekeying.reseal_all(bench.key()).await.unwrap();
     rekeying.end().await.unwrap();
     assert_eq!(derivation(&bench.file()).await.unwrap(), None);
     assert!(bench.examine(bench.key()).await.unwrap().is_sound());
@@ -213,7 +214,7 @@ async fn a_store_begun_with_a_passphrase_tells_how_its_key_is_made() {
     let file = home.path().join("data/credproxy.db");
     assert_eq!(derivation(&file).await.unwrap(), None);
     let made = Derivation::new().unwrap();
-    let key = Key { secret: StoreKey::new([3; 32]), derivation: Some(made.clone()) };
+    let key = KeyMaterial { secret: StoreKey::new([3; 32]), derivation: Some(made.clone()) };
     Sqlite::open(&file, key, "the passphrase").await.unwrap().close().await.unwrap();
     assert_eq!(derivation(&file).await.unwrap(), Some(made));
 }
@@ -292,14 +293,14 @@ async fn a_store_of_an_earlier_format_is_examined_and_copied_as_it_is_and_rekeye
     ] {
         assert!(found.is_sound() && found.records.len() == 3 && found.items.is_empty(), "{found:?}");
     }
-    let mut connection = Place::new(&target).unwrap().connect_to_read().await.unwrap().unwrap();
+    let mut connection = StoreFiles::new(&target).unwrap().connect_to_read().await.unwrap().unwrap();
     let format: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await.unwrap();
     assert_eq!(format, 1, "who only looks changes nothing");
     connection.close().await.unwrap();
 
     key::stage(&bench.key_file()).unwrap();
     let mut rekeying = bench.begin().await.unwrap();
-    let done = rekeying.seal_anew(bench.staged()).await.unwrap();
+    let done = rekeying.reseal_all(bench.staged()).await.unwrap();
     assert_eq!((done.records, done.items), (3, 0));
     rekeying.end().await.unwrap();
     assert!(bench.examine(bench.staged()).await.unwrap().is_sound());

@@ -16,7 +16,7 @@ use crate::problem_code::ProblemCode;
 pub(super) type Caught = Result<Result<Response, Infallible>, Box<dyn Any + Send>>;
 
 /// Puts an answer into its envelope.
-pub(super) fn enclose(caught: Caught) -> Response {
+pub(super) fn finalize(caught: Caught) -> Response {
     let Ok(mut response) = caught.unwrap_or_else(|_| {
         tracing::error!("a request handler panicked");
         Ok(Problem::new(ProblemCode::InternalError, "internal error").into_response())

@@ -13,25 +13,25 @@ use tokio::{
 };
 
 /// How often to look at a peer that has sent more, or has ended its half: neither tells of what it does next.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One end of a connection, which can be read from and written to while somebody else watches it.
 #[derive(Debug, Clone)]
-pub(super) struct Line(Arc<UnixStream>);
+pub(super) struct SharedStream(Arc<UnixStream>);
 
-impl Line {
+impl SharedStream {
     pub(super) fn new(stream: UnixStream) -> Self {
         Self(Arc::new(stream))
     }
 
     /// Ends once the peer has closed the connection.
-    pub(super) async fn hung_up(&self) {
+    pub(super) async fn closed(&self) {
         loop {
             // An error is an end, too.
             if self.0.ready(Interest::READABLE).await.is_err() || self.is_closed() {
                 return;
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -42,7 +42,7 @@ impl Line {
     }
 }
 
-impl AsyncRead for Line {
+impl AsyncRead for SharedStream {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let room = buffer.remaining();
         loop {
@@ -66,7 +66,7 @@ impl AsyncRead for Line {
     }
 }
 
-impl AsyncWrite for Line {
+impl AsyncWrite for SharedStream {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.0.poll_write_ready(context))?;
@@ -97,28 +97,28 @@ mod tests {
     #[tokio::test]
     async fn only_an_end_of_both_halves_is_a_hang_up() {
         let (near, mut far) = UnixStream::pair().unwrap();
-        let mut near = Line::new(near);
+        let mut near = SharedStream::new(near);
         let watching = near.clone();
-        assert!(watching.hung_up().now_or_never().is_none(), "nothing was sent");
+        assert!(watching.closed().now_or_never().is_none(), "nothing was sent");
         far.write_all(b"more").await.unwrap();
-        assert!(watching.hung_up().now_or_never().is_none(), "more was sent");
+        assert!(watching.closed().now_or_never().is_none(), "more was sent");
         far.shutdown().await.unwrap();
         let mut read = String::new();
         near.read_to_string(&mut read).await.unwrap();
         assert_eq!(read, "more");
-        assert!(watching.hung_up().now_or_never().is_none(), "one half has ended");
+        assert!(watching.closed().now_or_never().is_none(), "one half has ended");
         near.write_all(b"answer").await.unwrap();
         let mut answer = [0; 6];
         far.read_exact(&mut answer).await.unwrap();
         assert_eq!(&answer, b"answer");
         drop(far);
-        tokio::time::timeout(Duration::from_secs(10), watching.hung_up()).await.expect("it is noticed");
+        tokio::time::timeout(Duration::from_secs(10), watching.closed()).await.expect("it is noticed");
     }
 
     #[tokio::test]
     async fn what_is_sent_arrives_whole_however_it_is_cut() {
         let (near, far) = UnixStream::pair().unwrap();
-        let (mut near, mut far) = (Line::new(near), Line::new(far));
+        let (mut near, mut far) = (SharedStream::new(near), SharedStream::new(far));
         let sent: Vec<u8> = (0..1_000_000_u32).map(|at| u8::try_from(at % 251).unwrap()).collect();
         let expected = sent.clone();
         let writing = async move {

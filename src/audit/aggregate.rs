@@ -3,17 +3,17 @@
 //! Owns: which event is written at once, and the counts of those that are not.
 //!
 //! Events are equal when everything is but their times. The first of equal events is written at once. Those that follow
-//! are counted, and the counts are written as one line each second ([`Folds::flush`]) until a second has none. A peer
-//! (a user on a socket; all users that a socket turns away) has so many lines: [`BURST`] at once, and [`REFILL`] more
+//! are counted, and the counts are written as one line each second ([`EventAggregator::flush`]) until a second has none. A peer
+//! (a user on a socket; all users that a socket turns away) has so many lines: [`LINE_BURST`] at once, and [`LINES_PER_SECOND`] more
 //! each second. What finds none left is counted by operation and outcome alone, in summaries; of those there are
-//! [`SUMMARIES`] a second, and then one for all that is left.
+//! [`SUMMARIES_PER_SECOND`] a second, and then one for all that is left.
 //!
 //! Invariants:
 //! 1. Every event is written or counted, and every count is written: the sum of `times`, where a line without one counts
 //!    as 1, is the number of events.
-//! 2. Once its burst is spent, a peer adds at most [`REFILL`] + [`SUMMARIES`] + 1 lines in a second, whatever it does. An
+//! 2. Once its burst is spent, a peer adds at most [`LINES_PER_SECOND`] + [`SUMMARIES_PER_SECOND`] + 1 lines in a second, whatever it does. An
 //!    event with a line of its own ([`Event::own_line`]) is not counted here: other limits bound those.
-//! 3. There are at most [`MOST_EVENTS`] different events in memory, and a few summaries for each peer.
+//! 3. There are at most [`MAX_EVENTS`] different events in memory, and a few summaries for each peer.
 //!
 //! Must not know: where lines go, and when a second is over.
 
@@ -23,19 +23,19 @@ use std::{
     time::Duration,
 };
 
-use super::{Event, Origin, Subject, Timestamp, words};
+use super::{Event, Origin, Subject, Timestamp, labels};
 
 /// How many lines a peer may add at once: a program that asks for each of some hundred accounts has them all.
-const BURST: u32 = 200;
+const LINE_BURST: u32 = 200;
 
 /// How many more each second: some 5 KB, with which the default log lasts for hours.
-const REFILL: u32 = 20;
+const LINES_PER_SECOND: u32 = 20;
 
 /// How many summaries of a peer there are in a second.
-const SUMMARIES: u32 = 10;
+const SUMMARIES_PER_SECOND: u32 = 10;
 
 /// How many different events are kept apart. An event takes some 300 bytes.
-const MOST_EVENTS: usize = 8192;
+const MAX_EVENTS: usize = 8192;
 
 /// What a line tells of the events that it stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,45 +55,45 @@ impl Count {
 
 /// What becomes of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Placed {
-    /// It is written at once. [`Folds::taken_in`] or [`Folds::not_taken_in`] is told what became of that.
-    First(Key),
+pub(super) enum Placement {
+    /// It is written at once. [`EventAggregator::set_line_end`] or [`EventAggregator::count_unwritten`] is told what became of that.
+    First(EventKey),
     /// It is counted. The last line of its equals ends there.
     Counted(u64),
 }
 
 /// Names an event in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Key(u64);
+pub(super) struct EventKey(u64);
 
 /// The events of the last second or so.
 #[derive(Default)]
-pub(super) struct Folds {
+pub(super) struct EventAggregator {
     /// Keyed, so that nobody can choose events that share an entry. Those that do by chance are told apart all the same.
     hasher: RandomState,
-    entries: HashMap<Key, Entry>,
-    peers: HashMap<u64, Budget>,
+    entries: HashMap<EventKey, EventCounts>,
+    peers: HashMap<u64, LineBudget>,
     /// How many counts were begun: lines are written in that order.
     begun: u64,
 }
 
 /// What a peer has used of its lines.
 #[derive(Default)]
-struct Budget {
+struct LineBudget {
     lines: u32,
     summaries: u32,
 }
 
-impl Budget {
+impl LineBudget {
     fn take_line(&mut self) -> bool {
-        let is_left = self.lines < BURST;
+        let is_left = self.lines < LINE_BURST;
         self.lines += u32::from(is_left);
         is_left
     }
 }
 
 /// Equal events.
-struct Entry {
+struct EventCounts {
     origin: Origin,
     operation: &'static str,
     subject: Subject,
@@ -109,10 +109,10 @@ struct Entry {
     last: Timestamp,
     longest: Duration,
     /// The order of their counts.
-    turn: u64,
+    order: u64,
 }
 
-impl Entry {
+impl EventCounts {
     fn of(event: &Event<'_>, summary: bool) -> Self {
         Self {
             origin: event.origin.clone(),
@@ -127,7 +127,7 @@ impl Entry {
             first: Timestamp::from_millis(0),
             last: Timestamp::from_millis(0),
             longest: Duration::ZERO,
-            turn: 0,
+            order: 0,
         }
     }
 
@@ -143,7 +143,7 @@ impl Entry {
     fn add(&mut self, count: &Count, latency: Duration, begun: &mut u64) {
         if self.times == 0 {
             self.first = count.first;
-            self.turn = *begun;
+            self.order = *begun;
             *begun += 1;
         }
         self.times += count.times;
@@ -169,40 +169,40 @@ impl Entry {
     }
 }
 
-impl Folds {
+impl EventAggregator {
     /// Whether nothing is to be written or forgotten later.
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty() && self.peers.is_empty()
     }
 
     /// Says what becomes of the event, and counts it if that is it.
-    pub(super) fn place(&mut self, event: &Event<'_>, now: Timestamp) -> Placed {
+    pub(super) fn record(&mut self, event: &Event<'_>, now: Timestamp) -> Placement {
         let key = self.key(event);
         let one = Count::of_one(now);
         let known = self.entries.get_mut(&key);
         let is_new = known.is_none();
         if let Some(entry) = known.filter(|entry| entry.is(event)) {
             entry.add(&one, event.latency, &mut self.begun);
-            return Placed::Counted(entry.end);
+            return Placement::Counted(entry.end);
         }
-        let has_room = is_new && self.entries.len() < MOST_EVENTS;
+        let has_room = is_new && self.entries.len() < MAX_EVENTS;
         if has_room && self.peers.entry(event.origin.peer()).or_default().take_line() {
-            self.entries.insert(key, Entry::of(event, false));
-            return Placed::First(key);
+            self.entries.insert(key, EventCounts::of(event, false));
+            return Placement::First(key);
         }
         self.summarize(event, &one);
-        Placed::Counted(0)
+        Placement::Counted(0)
     }
 
     /// The line of a first event ends there.
-    pub(super) fn taken_in(&mut self, key: Key, end: u64) {
+    pub(super) fn set_line_end(&mut self, key: EventKey, end: u64) {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.end = end;
         }
     }
 
     /// There was no room for the line of a first event: it is counted instead.
-    pub(super) fn not_taken_in(&mut self, key: Key, event: &Event<'_>, now: Timestamp) {
+    pub(super) fn count_unwritten(&mut self, key: EventKey, event: &Event<'_>, now: Timestamp) {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.add(&Count::of_one(now), event.latency, &mut self.begun);
         }
@@ -211,10 +211,10 @@ impl Folds {
     /// Ends a second: gives every count to `write`, which says where its line ends, the earliest begun first.
     pub(super) fn flush(&mut self, mut write: impl FnMut(&Event<'_>, &Count) -> u64) {
         for budget in self.peers.values_mut() {
-            budget.lines = budget.lines.saturating_sub(REFILL);
+            budget.lines = budget.lines.saturating_sub(LINES_PER_SECOND);
         }
         self.entries.retain(|_, entry| entry.times > 0);
-        for key in self.in_turn(false) {
+        for key in self.keys_in_order(false) {
             let Some(entry) = self.entries.get_mut(&key) else { continue };
             if self.peers.entry(entry.origin.peer()).or_default().take_line() {
                 entry.end = write(&entry.event(), &entry.count());
@@ -223,7 +223,7 @@ impl Folds {
                 self.summarize(&entry.event(), &entry.count());
             }
         }
-        for key in self.in_turn(true) {
+        for key in self.keys_in_order(true) {
             if let Some(entry) = self.entries.remove(&key) {
                 write(&entry.event(), &entry.count());
             }
@@ -234,30 +234,30 @@ impl Folds {
         });
     }
 
-    fn in_turn(&self, summaries: bool) -> Vec<Key> {
+    fn keys_in_order(&self, summaries: bool) -> Vec<EventKey> {
         let wanted = self.entries.iter().filter(|(_, entry)| entry.summary == summaries);
-        let mut keys: Vec<_> = wanted.map(|(key, entry)| (entry.turn, *key)).collect();
-        keys.sort_unstable_by_key(|(turn, _)| *turn);
+        let mut keys: Vec<_> = wanted.map(|(key, entry)| (entry.order, *key)).collect();
+        keys.sort_unstable_by_key(|(order, _)| *order);
         keys.into_iter().map(|(_, key)| key).collect()
     }
 
     /// Counts what has no line of its kind: by operation and outcome, or altogether.
     fn summarize(&mut self, event: &Event<'_>, count: &Count) {
-        let (origin, subject) = (event.origin.peer_alone(), Subject::default());
+        let (origin, subject) = (event.origin.without_program(), Subject::default());
         let kind = Event { origin: &origin, subject: &subject, ..*event };
-        let (operation, outcome) = (words::VARIOUS, words::VARIOUS);
+        let (operation, outcome) = (labels::VARIOUS, labels::VARIOUS);
         let all = Event { operation, outcome, status: None, provider_called: false, ..kind };
         let mut key = self.key(&kind);
         let budget = self.peers.entry(origin.peer()).or_default();
         match self.entries.get(&key) {
             Some(entry) if entry.is(&kind) => {}
-            None if budget.summaries < SUMMARIES => {
+            None if budget.summaries < SUMMARIES_PER_SECOND => {
                 budget.summaries += 1;
-                self.entries.insert(key, Entry::of(&kind, true));
+                self.entries.insert(key, EventCounts::of(&kind, true));
             }
             Some(_) | None => {
                 key = self.key(&all);
-                self.entries.entry(key).or_insert_with(|| Entry::of(&all, true));
+                self.entries.entry(key).or_insert_with(|| EventCounts::of(&all, true));
             }
         }
         if let Some(entry) = self.entries.get_mut(&key) {
@@ -265,10 +265,10 @@ impl Folds {
         }
     }
 
-    fn key(&self, event: &Event<'_>) -> Key {
+    fn key(&self, event: &Event<'_>) -> EventKey {
         let Subject { account, named } = event.subject;
         let facts = (event.origin, event.operation, account.get(), named.get());
-        Key(self.hasher.hash_one((facts, event.outcome, event.status, event.provider_called)))
+        EventKey(self.hasher.hash_one((facts, event.outcome, event.status, event.provider_called)))
     }
 }
 
@@ -286,7 +286,7 @@ mod tests {
     /// A log, as the queue writes one.
     #[derive(Default)]
     struct Log {
-        folds: Folds,
+        folds: EventAggregator,
         /// What is written of whom: operation, account, outcome, count.
         lines: Vec<(&'static str, Option<String>, &'static str, Count)>,
     }
@@ -298,9 +298,9 @@ mod tests {
 
     impl Log {
         fn tell(&mut self, event: &Event<'_>, now: Timestamp) {
-            if let Placed::First(key) = self.folds.place(event, now) {
+            if let Placement::First(key) = self.folds.record(event, now) {
                 self.lines.push(line(event, &Count::of_one(now)));
-                self.folds.taken_in(key, 1);
+                self.folds.set_line_end(key, 1);
             }
         }
 
@@ -330,7 +330,7 @@ mod tests {
             origin,
             operation: "getToken",
             subject,
-            outcome: words::OK,
+            outcome: labels::OK,
             status: Some(200),
             latency: Duration::ZERO,
             provider_called: false,
@@ -395,11 +395,11 @@ mod tests {
             log.tell(&event(&origin, &subject), at(0));
             log.tell(&Event { outcome: "NOT_FOUND", ..event(&origin, &subject) }, at(0));
         }
-        assert_eq!(log.lines.len(), BURST as usize);
+        assert_eq!(log.lines.len(), LINE_BURST as usize);
         // Another peer's lines are its own.
         let other = Origin::of_peer("s", 1, None);
         log.tell(&event(&other, &about(1)), at(0));
-        assert_eq!(log.lines.len(), BURST as usize + 1);
+        assert_eq!(log.lines.len(), LINE_BURST as usize + 1);
         assert_eq!(log.second(), 2);
         let summaries: Vec<_> = log.lines.iter().filter(|(.., count)| count.summary).collect();
         for (operation, account, outcome, count) in summaries {
@@ -412,17 +412,17 @@ mod tests {
     fn all_whom_a_socket_turns_away_are_one_peer() {
         let mut log = Log::default();
         for uid in 0..1000 {
-            log.tell(&event(&Origin::of_stranger("s", uid, Some(uid)), &Subject::default()), at(0));
+            log.tell(&event(&Origin::of_rejected("s", uid, Some(uid)), &Subject::default()), at(0));
         }
-        assert_eq!((log.lines.len(), log.second(), log.events()), (BURST as usize, 1, 1000));
+        assert_eq!((log.lines.len(), log.second(), log.events()), (LINE_BURST as usize, 1, 1000));
     }
 
     #[test]
     fn what_found_no_room_is_written_with_the_counts() {
         let (mut log, origin, subject) = (Log::default(), Origin::of_peer("s", 0, None), about(1));
         let one = event(&origin, &subject);
-        let Placed::First(key) = log.folds.place(&one, at(5)) else { panic!("it is the first") };
-        log.folds.not_taken_in(key, &one, at(5));
+        let Placement::First(key) = log.folds.record(&one, at(5)) else { panic!("it is the first") };
+        log.folds.count_unwritten(key, &one, at(5));
         assert_eq!((log.second(), log.events()), (1, 1));
     }
 
@@ -449,13 +449,13 @@ mod tests {
                         told += 1;
                     }
                 }
-                prop_assert!(log.folds.entries.len() <= MOST_EVENTS + 3 * (SUMMARIES as usize + 1));
+                prop_assert!(log.folds.entries.len() <= MAX_EVENTS + 3 * (SUMMARIES_PER_SECOND as usize + 1));
                 log.second();
                 let seconds = u32::try_from(round).unwrap() + 1;
-                let most = 3 * (BURST + seconds * (REFILL + SUMMARIES + 1));
+                let most = 3 * (LINE_BURST + seconds * (LINES_PER_SECOND + SUMMARIES_PER_SECOND + 1));
                 prop_assert!(log.lines.len() <= most as usize, "{} after {seconds}", log.lines.len());
             }
-            for _ in 0..BURST / REFILL + 2 {
+            for _ in 0..LINE_BURST / LINES_PER_SECOND + 2 {
                 log.second();
             }
             prop_assert!(log.folds.is_empty());

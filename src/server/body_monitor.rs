@@ -1,7 +1,7 @@
 //! A request's body that nobody may want to read.
 //!
 //! What is refused early leaves its body on the connection, which then cannot go on: the rest of the one request is not
-//! the start of the next. The answer says so (RFC 9112 section 9.6); a peer that was not told would lose the request
+//! the start of the next. The answer says so (RFC 9112 section 9.6); a peer that was not apply would lose the request
 //! that it sends after it.
 
 use std::{
@@ -19,7 +19,7 @@ use hyper::body::{Body, Frame, SizeHint};
 
 /// A body that tells when it was read to its end.
 #[derive(Debug)]
-pub(super) struct Watched<B> {
+pub(super) struct MonitoredBody<B> {
     body: B,
     /// None for the many requests that have no body.
     whole: Option<Arc<AtomicBool>>,
@@ -27,18 +27,18 @@ pub(super) struct Watched<B> {
 
 /// What becomes of a request's body.
 #[derive(Debug)]
-pub(super) struct Fate(Option<Arc<AtomicBool>>);
+pub(super) struct BodyStatus(Option<Arc<AtomicBool>>);
 
 /// Watches the request's body.
-pub(super) fn watched<B: Body>(request: Request<B>) -> (Request<Watched<B>>, Fate) {
+pub(super) fn monitor<B: Body>(request: Request<B>) -> (Request<MonitoredBody<B>>, BodyStatus) {
     let whole = (!request.body().is_end_stream()).then(Arc::default);
-    let fate = Fate(whole.clone());
-    (request.map(|body| Watched { body, whole }), fate)
+    let status = BodyStatus(whole.clone());
+    (request.map(|body| MonitoredBody { body, whole }), status)
 }
 
-impl Fate {
+impl BodyStatus {
     /// The answer, which says that the connection ends where the body was left.
-    pub(super) fn told(&self, mut answer: Response) -> Response {
+    pub(super) fn apply(&self, mut answer: Response) -> Response {
         if self.0.as_ref().is_some_and(|whole| !whole.load(Ordering::Acquire)) {
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -46,7 +46,7 @@ impl Fate {
     }
 }
 
-impl<B: Body + Unpin> Body for Watched<B> {
+impl<B: Body + Unpin> Body for MonitoredBody<B> {
     type Data = B::Data;
     type Error = B::Error;
 
