@@ -8,7 +8,7 @@
 //!    secrets that the configuration names, and what the C library and TLS read; no program is run, and no TCP port is
 //!    listened at but a login's. It is made before the threads are, which inherit it: a domain binds the thread that
 //!    makes it and those that come after (landlock(7)).
-//! 3. Where the configuration names commands, one thread stays command_thread for them, until the start is over.
+//! 3. Where the configuration names commands, one thread stays outside of the domain for them, until the start is over.
 //!
 //! What it does not hold: outgoing connections, whose ports providers choose; signals to processes of the same user;
 //! modes of files (chmod(2)); and code that somebody brought to run in this very process before the start was over.
@@ -104,7 +104,7 @@ pub struct Confined {
 }
 
 impl Confined {
-    /// The environment, whose commands run command_thread.
+    /// The environment, whose commands run on the unconfined thread.
     pub(super) const fn environment(&self) -> &Environment {
         &self.environment
     }

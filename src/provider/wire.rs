@@ -349,7 +349,7 @@ async fn exchange(request: RequestBuilder, progress: &mut Progress) -> Exchange 
     loop {
         match response.chunk().await {
             Ok(Some(chunk)) if body.len().saturating_add(chunk.len()) <= MAX_BODY_BYTES => {
-                body.extend_from_slice(&chunk)
+                body.extend_from_slice(&chunk);
             }
             Ok(whole) => {
                 let body = whole.is_none().then_some(body);

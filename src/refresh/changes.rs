@@ -121,7 +121,7 @@ impl Coordinator {
         account: &Account,
         if_match: &IfMatch,
         revoke: bool,
-        called: Arc<AtomicBool>,
+        provider_called: Arc<AtomicBool>,
     ) -> Result<bool, RefreshError> {
         let expect = expectation(account, if_match);
         let (inner, account) = (Arc::clone(&self.0), account.clone());
@@ -130,7 +130,7 @@ impl Coordinator {
             if let Some(flight) = slot.flight() {
                 // Whatever came of it: a late success is deleted as well.
                 drop(flight.wait(None).await);
-                called.store(flight.provider_called(), Ordering::Relaxed);
+                provider_called.store(flight.provider_called(), Ordering::Relaxed);
             }
             let grant_lock = slot.grant_lock.lock().await;
             let base = slot.base(inner.store.epoch());
@@ -148,7 +148,7 @@ impl Coordinator {
             inner.forget_if_empty(&account, slot);
             match deleted? {
                 Deleted::Gone(Some(grant)) if revoke => {
-                    called.store(true, Ordering::Relaxed);
+                    provider_called.store(true, Ordering::Relaxed);
                     Ok(inner.revoke(&account, &grant).await)
                 }
                 Deleted::Gone(_) => Ok(false),

@@ -270,7 +270,7 @@ mod tests {
     }
 
     prop_compose! {
-        /// RefreshState as a store could give them back, damage that still reads as marks included.
+        /// The refresh state as a store could give it back, damage that still reads as marks included.
         fn any_marks()(
             attempt in proptest::option::of((timestamps(), outcomes(), any::<u32>(), timestamps())),
             presented in proptest::option::of((timestamps(), any::<u32>())),

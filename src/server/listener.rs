@@ -51,7 +51,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Other servers allow 8 to 16 KiB.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 
-/// How long a peer may leave answers body_monitor once they fill the socket's buffer.
+/// How long a peer may leave answers unread once they fill the socket's buffer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The pause after an error that waiting may cure, such as too many open files.

@@ -10,9 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use credproxy::{
-    account::{Account, ItemName, ProviderName},
     clock::{Clock, Monotonic, Timestamp},
-    grant::{Grant, Version},
     item::{Item, ItemKind, ItemTag},
     policy::Allowed,
     sandbox::{
@@ -20,14 +18,13 @@ use credproxy::{
         SandboxRoot, Sandboxes, SocketHost,
     },
     secret::{CapabilityHash, Content},
-    store::{
-        self, Claim, Deleted, Expect, ItemEntry, ItemStore, Presentation, Put, PutGrant, Record, RefreshState, Removed,
-        Renamed, Revision, Store, StoreError, Visitor, memory::MemoryStore,
-    },
+    store::{Expect, ItemStore, StoreError, memory::MemoryStore},
 };
 use futures_util::FutureExt as _;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
+
+use crate::support::store::{Intercepted, Interceptor, StoreCall};
 
 /// Both clocks, as a test sets them.
 #[derive(Debug)]
@@ -65,111 +62,41 @@ enum Writes {
     DoneAndFailed,
 }
 
-/// A store in memory whose writes of items a test stalls.
+/// Stalls the writes of items. A keeper asks for items alone.
 #[derive(Debug)]
-struct Stalling {
-    memory: MemoryStore,
-    writes: watch::Sender<Writes>,
-}
+struct Stalling(watch::Sender<Writes>);
 
 impl Stalling {
-    async fn writes(&self) -> Writes {
-        *self.writes.subscribe().wait_for(|writes| *writes != Writes::Stalled).await.unwrap()
-    }
-
     fn set(&self, writes: Writes) {
-        self.writes.send_replace(writes);
+        self.0.send_replace(writes);
     }
 }
 
-fn failed() -> StoreError {
-    StoreError::Unavailable("a test has it fail".into())
+fn failed() -> Result<(), StoreError> {
+    Err(StoreError::Unavailable("a test has it fail".into()))
 }
 
 #[async_trait]
-impl ItemStore for Stalling {
-    async fn item(&self, kind: ItemKind, name: &ItemName) -> Result<Option<Item>, StoreError> {
-        self.memory.item(kind, name).await
-    }
-
-    async fn items(&self, kind: ItemKind) -> Result<Vec<ItemEntry>, StoreError> {
-        self.memory.items(kind).await
-    }
-
-    async fn put_item(
-        &self,
-        kind: ItemKind,
-        name: &ItemName,
-        item: &Item,
-        expect: &Expect<ItemTag>,
-    ) -> Result<Put, StoreError> {
-        match self.writes().await {
-            Writes::Failed | Writes::Stalled => Err(failed()),
-            Writes::Done => self.memory.put_item(kind, name, item, expect).await,
-            Writes::DoneAndFailed => {
-                self.memory.put_item(kind, name, item, expect).await.unwrap();
-                Err(failed())
+impl Interceptor for Stalling {
+    async fn before(&self, call: StoreCall) -> Result<(), StoreError> {
+        if matches!(call, StoreCall::Item | StoreCall::Items) {
+            return Ok(());
+        }
+        let writes = *self.0.subscribe().wait_for(|writes| *writes != Writes::Stalled).await.unwrap();
+        match (call, writes) {
+            (StoreCall::PutItem, Writes::Done | Writes::DoneAndFailed) | (StoreCall::DeleteItem, Writes::Done) => {
+                Ok(())
             }
+            (StoreCall::PutItem | StoreCall::DeleteItem, _) => failed(),
+            other => unreachable!("{other:?}"),
         }
     }
 
-    async fn delete_item(
-        &self,
-        kind: ItemKind,
-        name: &ItemName,
-        expect: &Expect<ItemTag>,
-    ) -> Result<Removed, StoreError> {
-        match self.writes().await {
-            Writes::Done => self.memory.delete_item(kind, name, expect).await,
-            Writes::Failed | Writes::Stalled | Writes::DoneAndFailed => Err(failed()),
-        }
-    }
-}
-
-/// A keeper asks for items alone.
-#[async_trait]
-impl Store for Stalling {
-    async fn load(&self, _: &Account) -> Result<Option<Record>, StoreError> {
-        unreachable!()
+    async fn after(&self, call: StoreCall) -> Result<(), StoreError> {
+        if call == StoreCall::PutItem && *self.0.borrow() == Writes::DoneAndFailed { failed() } else { Ok(()) }
     }
 
-    async fn names(&self) -> Result<Vec<Account>, StoreError> {
-        unreachable!()
-    }
-
-    async fn visit(&self, _: &store::AccountFilter<'_>, _: &mut Visitor<'_>) -> Result<(), StoreError> {
-        unreachable!()
-    }
-
-    async fn claim(&self, _: &Account, _: Revision, _: Presentation) -> Result<Claim, StoreError> {
-        unreachable!()
-    }
-
-    async fn settle(&self, _: &Account, _: Version, _: &RefreshState) -> Result<bool, StoreError> {
-        unreachable!()
-    }
-
-    async fn save(&self, _: &Account, _: Version, _: &Grant, _: &RefreshState) -> Result<bool, StoreError> {
-        unreachable!()
-    }
-
-    async fn rename(&self, _: &Account, _: &Account) -> Result<Renamed, StoreError> {
-        unreachable!()
-    }
-
-    async fn put(&self, _: &Account, _: &Grant, _: &Expect, _: &[ProviderName]) -> Result<PutGrant, StoreError> {
-        unreachable!()
-    }
-
-    async fn delete(&self, _: &Account, _: &Expect) -> Result<Deleted, StoreError> {
-        unreachable!()
-    }
-
-    async fn probe(&self) -> Result<(), StoreError> {
-        unreachable!()
-    }
-
-    fn epoch(&self) -> u64 {
+    fn epoch(&self, _: u64) -> u64 {
         unreachable!()
     }
 }
@@ -177,7 +104,7 @@ impl Store for Stalling {
 /// Notes what is done, and whether the store had the sandbox then.
 #[derive(Debug, Clone)]
 struct Noted {
-    shelf: Arc<Stalling>,
+    shelf: Arc<Intercepted<Box<MemoryStore>, Stalling>>,
     /// No socket can be made.
     broken: Arc<AtomicBool>,
     notes: Arc<Mutex<Vec<(&'static str, bool)>>>,
@@ -185,7 +112,7 @@ struct Noted {
 
 impl Noted {
     fn note(&self, what: &'static str, id: SandboxId) {
-        let stored = self.shelf.memory.item(ItemKind::Sandbox, &id.into()).now_or_never().unwrap().unwrap().is_some();
+        let stored = self.shelf.inner.item(ItemKind::Sandbox, &id.into()).now_or_never().unwrap().unwrap().is_some();
         self.notes.lock().unwrap().push((what, stored));
     }
 
@@ -233,7 +160,7 @@ struct Daemon {
 
 impl Daemon {
     fn start(times: &Arc<Times>, doors: &Noted, root: &str) -> Self {
-        let shelf: Arc<dyn ItemStore> = Arc::<Stalling>::clone(&doors.shelf);
+        let shelf: Arc<dyn ItemStore> = Arc::<Intercepted<Box<MemoryStore>, Stalling>>::clone(&doors.shelf);
         let clock: Arc<dyn Clock> = Arc::<Times>::clone(times);
         let root = SandboxRoot { name: root.into(), directory: root.into() };
         let (sandboxes, keeper) = SandboxActor::new(shelf, clock, root, doors.clone(), DEFAULT_MAX_SANDBOXES);
@@ -260,7 +187,7 @@ impl Daemon {
 }
 
 fn doors() -> Noted {
-    let shelf = Stalling { memory: MemoryStore::new().unwrap(), writes: watch::Sender::new(Writes::Done) };
+    let shelf = Intercepted::new(Box::new(MemoryStore::new().unwrap()), Stalling(watch::Sender::new(Writes::Done)));
     Noted { shelf: Arc::new(shelf), broken: Arc::default(), notes: Arc::default() }
 }
 
@@ -375,7 +302,7 @@ async fn a_store_that_does_not_answer_keeps_no_sandbox_alive() {
     let daemon = Daemon::start(&times, &doors, "/run/a");
     let (short, deleted) = (daemon.make(3).await, daemon.make(3600).await);
     doors.take();
-    doors.shelf.set(Writes::Stalled);
+    doors.shelf.interceptor.set(Writes::Stalled);
     // One that is being made waits for the store, and keeps nobody else waiting.
     let sandboxes = daemon.sandboxes.clone();
     let mut asking = JoinSet::new();
@@ -398,7 +325,7 @@ async fn a_store_that_does_not_answer_keeps_no_sandbox_alive() {
     until(&doors, "clear").await;
     assert_eq!(daemon.count().await, 0);
     assert!(asking.try_join_next().is_none(), "nobody was told that the store has done it");
-    doors.shelf.set(Writes::Done);
+    doors.shelf.interceptor.set(Writes::Done);
     while let Some(answered) = asking.join_next().await {
         answered.unwrap().unwrap();
     }
@@ -411,7 +338,7 @@ async fn a_daemon_ends_though_the_store_does_not_answer() {
     let (times, doors) = (Times::new(), doors());
     let daemon = Daemon::start(&times, &doors, "/run/a");
     let sandbox = daemon.make(3600).await;
-    doors.shelf.set(Writes::Stalled);
+    doors.shelf.interceptor.set(Writes::Stalled);
     let (sandboxes, mut asking) = (daemon.sandboxes.clone(), JoinSet::new());
     asking.spawn(async move { sandboxes.delete(sandbox.id).await });
     until(&doors, "clear").await;
@@ -426,13 +353,13 @@ async fn what_could_not_be_made_is_not_there_after_the_next_start() {
         let daemon = Daemon::start(&times, &doors, "/run/a");
         assert_eq!(daemon.count().await, 0);
         doors.broken.store(broken, Ordering::Relaxed);
-        doors.shelf.set(writes);
+        doors.shelf.interceptor.set(writes);
         let wanted = SandboxRequest { allowed: Allowed::default(), capability: false, lifetime: None, process: None };
         let refused = daemon.sandboxes.create(wanted).await.unwrap_err();
         assert_eq!(matches!(refused, SandboxError::NoSocket(_)), broken, "{writes:?}: {refused}");
         assert_eq!(daemon.count().await, 0);
         // The store works again before the daemon ends.
-        doors.shelf.set(Writes::Done);
+        doors.shelf.interceptor.set(Writes::Done);
         doors.broken.store(false, Ordering::Relaxed);
         times.set(|_, monotonic| *monotonic += Duration::from_secs(30));
         a_look().await;
@@ -449,10 +376,10 @@ async fn a_deletion_that_the_store_refuses_is_tried_again() {
     let (times, doors) = (Times::new(), doors());
     let daemon = Daemon::start(&times, &doors, "/run/a");
     let sandbox = daemon.make(3600).await;
-    doors.shelf.set(Writes::Failed);
+    doors.shelf.interceptor.set(Writes::Failed);
     assert!(matches!(daemon.sandboxes.delete(sandbox.id).await, Err(SandboxError::Store(_))));
     assert_eq!(daemon.count().await, 0);
-    doors.shelf.set(Writes::Done);
+    doors.shelf.interceptor.set(Writes::Done);
     times.set(|_, monotonic| *monotonic += Duration::from_secs(30));
     a_look().await;
     assert!(doors.shelf.items(ItemKind::Sandbox).await.unwrap().is_empty());
