@@ -302,7 +302,7 @@ async fn a_store_that_does_not_answer_keeps_no_sandbox_alive() {
     let daemon = Daemon::start(&times, &doors, "/run/a");
     let (short, deleted) = (daemon.make(3).await, daemon.make(3600).await);
     doors.take();
-    doors.shelf.interceptor.set(Writes::Stalled);
+    doors.shelf.set(Writes::Stalled);
     // One that is being made waits for the store, and keeps nobody else waiting.
     let sandboxes = daemon.sandboxes.clone();
     let mut asking = JoinSet::new();
@@ -325,7 +325,7 @@ async fn a_store_that_does_not_answer_keeps_no_sandbox_alive() {
     until(&doors, "clear").await;
     assert_eq!(daemon.count().await, 0);
     assert!(asking.try_join_next().is_none(), "nobody was told that the store has done it");
-    doors.shelf.interceptor.set(Writes::Done);
+    doors.shelf.set(Writes::Done);
     while let Some(answered) = asking.join_next().await {
         answered.unwrap().unwrap();
     }
@@ -338,7 +338,7 @@ async fn a_daemon_ends_though_the_store_does_not_answer() {
     let (times, doors) = (Times::new(), doors());
     let daemon = Daemon::start(&times, &doors, "/run/a");
     let sandbox = daemon.make(3600).await;
-    doors.shelf.interceptor.set(Writes::Stalled);
+    doors.shelf.set(Writes::Stalled);
     let (sandboxes, mut asking) = (daemon.sandboxes.clone(), JoinSet::new());
     asking.spawn(async move { sandboxes.delete(sandbox.id).await });
     until(&doors, "clear").await;
@@ -353,13 +353,13 @@ async fn what_could_not_be_made_is_not_there_after_the_next_start() {
         let daemon = Daemon::start(&times, &doors, "/run/a");
         assert_eq!(daemon.count().await, 0);
         doors.broken.store(broken, Ordering::Relaxed);
-        doors.shelf.interceptor.set(writes);
+        doors.shelf.set(writes);
         let wanted = SandboxRequest { allowed: Allowed::default(), capability: false, lifetime: None, process: None };
         let refused = daemon.sandboxes.create(wanted).await.unwrap_err();
         assert_eq!(matches!(refused, SandboxError::NoSocket(_)), broken, "{writes:?}: {refused}");
         assert_eq!(daemon.count().await, 0);
         // The store works again before the daemon ends.
-        doors.shelf.interceptor.set(Writes::Done);
+        doors.shelf.set(Writes::Done);
         doors.broken.store(false, Ordering::Relaxed);
         times.set(|_, monotonic| *monotonic += Duration::from_secs(30));
         a_look().await;
@@ -376,10 +376,10 @@ async fn a_deletion_that_the_store_refuses_is_tried_again() {
     let (times, doors) = (Times::new(), doors());
     let daemon = Daemon::start(&times, &doors, "/run/a");
     let sandbox = daemon.make(3600).await;
-    doors.shelf.interceptor.set(Writes::Failed);
+    doors.shelf.set(Writes::Failed);
     assert!(matches!(daemon.sandboxes.delete(sandbox.id).await, Err(SandboxError::Store(_))));
     assert_eq!(daemon.count().await, 0);
-    doors.shelf.interceptor.set(Writes::Done);
+    doors.shelf.set(Writes::Done);
     times.set(|_, monotonic| *monotonic += Duration::from_secs(30));
     a_look().await;
     assert!(doors.shelf.items(ItemKind::Sandbox).await.unwrap().is_empty());

@@ -59,7 +59,7 @@ pub(crate) trait Interceptor: Debug + Send + Sync {
 #[derive(Debug)]
 pub(crate) struct Intercepted<S, I> {
     pub(crate) inner: S,
-    pub(crate) interceptor: I,
+    interceptor: I,
 }
 
 impl<S, I: Interceptor> Intercepted<S, I> {
@@ -76,6 +76,15 @@ impl<S, I: Interceptor> Intercepted<S, I> {
         let done = work.await;
         self.interceptor.after(call).await?;
         done
+    }
+}
+
+/// What a test sets is the interceptor's.
+impl<S, I> Deref for Intercepted<S, I> {
+    type Target = I;
+
+    fn deref(&self) -> &I {
+        &self.interceptor
     }
 }
 
