@@ -64,6 +64,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod dialect;
+mod error_chain;
 #[cfg(feature = "faults")]
 mod faults;
 #[cfg(feature = "fuzzing")]

@@ -19,6 +19,7 @@ use crate::{
     audit::{Audit, AuditError},
     clock::Clock,
     config::{self, ClientKeyConfig, Config, Environment, ProviderConfig, SocketConfig},
+    error_chain::error_chain,
     keys::Keys,
     login::Logins,
     policy::Policy,
@@ -190,7 +191,7 @@ async fn providers(
         let (built, missing) = client(provider, environment, request_timeout, Arc::clone(clock)).await;
         if let Some(error) = missing {
             // This provider fails, and says so at every refresh; the others do not.
-            tracing::error!(provider = %provider.name, error = chain(error.as_ref()), "the provider cannot be used");
+            tracing::error!(provider = %provider.name, error = error_chain(error.as_ref()), "the provider cannot be used");
         }
         let built = built.map_err(|source| LifecycleError::Provider { name: provider.name.clone(), source })?;
         providers.push((provider.name.clone(), Arc::new(built)));
@@ -211,7 +212,7 @@ pub async fn client(
 ) -> (Result<OAuth2, SetupError>, Option<Missing>) {
     let (authentication, missing) = authentication(provider, environment).await;
     let client = OAuth2::new(settings(provider, authentication, request_timeout), clock);
-    let ca_file_error = || client.as_ref().ok()?.ca_file_error().map(|error| chain(error).into());
+    let ca_file_error = || client.as_ref().ok()?.ca_file_error().map(|error| error_chain(error).into());
     let missing = missing.or_else(ca_file_error);
     (client, missing)
 }
@@ -278,12 +279,6 @@ fn settings(provider: &ProviderConfig, authentication: Authentication, request_t
             device_pkce: provider.device_pkce,
         },
     }
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(error.source(), |cause| cause.source())
-        .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// What every socket serves from.

@@ -5,8 +5,9 @@ use std::{fs, io};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
-use super::{Services, chain};
+use super::Services;
 use crate::{
+    error_chain::error_chain,
     limits::SocketLimits,
     policy::Policy,
     sandbox::{self, Sandbox},
@@ -51,7 +52,7 @@ impl sandbox::SocketHost for SandboxSockets {
     async fn bind(&self, sandbox: &Sandbox) -> Result<Listener, String> {
         let (name, path) = (sandbox.socket_name(), sandbox.socket());
         let bound = spawn_blocking(move || Listener::bind(&name, &path, Peers::own())).await;
-        bound.map_err(|error| error.to_string())?.map_err(|error| chain(&error))
+        bound.map_err(|error| error.to_string())?.map_err(|error| error_chain(&error))
     }
 
     fn open(&self, listener: Listener, sandbox: &Sandbox, capability: Option<CapabilityHash>) -> OpenSocket {

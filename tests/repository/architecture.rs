@@ -13,12 +13,13 @@ mod imports;
 
 /// The rank of a module; it may import modules of a lower rank. `provider` and `store` are traits, which the coordinator
 /// knows; what implements them (`CHILDREN_RANK`) stands above it.
-const RANKS: [(&str, u8); 29] = [
+const RANKS: [(&str, u8); 30] = [
     ("secret", 0),
     ("clock", 0),
     ("private", 0),
     ("timeouts", 0),
     ("problem_code", 0),
+    ("error_chain", 0),
     ("socket_path", 0),
     ("account", 1),
     ("faults", 1),
