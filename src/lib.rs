@@ -28,14 +28,14 @@
 //!     provider::Providers,
 //!     refresh::Coordinator,
 //!     server::{AppState, router},
-//!     store::memory::Memory,
+//!     store::memory::MemoryStore,
 //! };
 //! use serde_json::{Value, json};
 //!
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-//!     let store = Arc::new(Memory::new()?);
+//!     let store = Arc::new(MemoryStore::new()?);
 //!     let keys = Keys::new(store.clone(), Arc::clone(&clock));
 //!     // Without a provider nothing is refreshed; see `provider::oauth2` for the client of a real one.
 //!     let coordinator = Coordinator::new(store, Providers::default(), clock, Duration::from_secs(30));
