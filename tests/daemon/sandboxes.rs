@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::support::{
     contract::Contract,
-    http::{Connection, Response, Transcript},
+    http::{Connection, Response, Transcript, code},
     world::{JSON, World},
 };
 
@@ -132,10 +132,6 @@ impl Sandbox {
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_else(|| panic!("{value} is no text"))
-}
-
-fn code(answer: &Response) -> (u16, String) {
-    (answer.status, answer.json()["code"].as_str().unwrap_or_default().to_owned())
 }
 
 /// One request, on a connection of its own, held against the contract.

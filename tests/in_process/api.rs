@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::support::{
     contract::Contract,
     issuer::{Answer as Scripted, Gate, Raw},
+    world::JSON,
 };
 use world::{Api, World};
 
@@ -16,8 +17,6 @@ mod logins;
 mod outcomes;
 mod sandboxes;
 mod world;
-
-const JSON: (&str, &str) = ("content-type", "application/json");
 
 #[tokio::test]
 async fn a_first_refresh_is_answered_a_second_rate_limited_and_a_dead_grant_needs_a_login() {

@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::support::{
     daemon::Daemon,
-    http::{Connection, Response, request},
+    http::{Connection, Response, code, request},
     issuer::{Answer, Gate, Raw},
     world::{JSON, World},
 };
@@ -62,10 +62,6 @@ fn path(login: &Value) -> String {
 async fn bring(socket: PathBuf, login: Value, code: String) -> Response {
     let body = json!({"code": code}).to_string();
     request(&socket, "POST", &format!("{}/code", path(&login)), &[JSON], body).await
-}
-
-fn code(answer: &Response) -> (u16, String) {
-    (answer.status, answer.json()["code"].as_str().unwrap_or_default().to_owned())
 }
 
 fn conflict() -> (u16, String) {
