@@ -1,8 +1,8 @@
-//! Names: which provider, which bucket, the account the two make, and what else is called something.
+//! Names: of providers, buckets, API keys and store items; and accounts, which are a provider and a bucket.
 //!
 //! Invariants:
 //! 1. A name matches `[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}`, so it is safe in a path, a header, a log line and a file.
-//! 2. No name holds the text `refresh_token`, in any case: names are echoed in answers, and that text never leaves.
+//! 2. No name contains the text `refresh_token`, in any case: names are echoed in answers, and that text never leaves.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -22,7 +22,7 @@ pub enum NameError {
         "a name starts with a letter or digit, goes on with letters, digits and ._@+-, and has at most 128 of them"
     )]
     Malformed,
-    /// Holds the text of invariant 2.
+    /// Contains the text of invariant 2.
     #[error("a name must not hold the text that never leaves over a socket")]
     Forbidden,
 }
@@ -96,16 +96,16 @@ name! {
     Bucket
 }
 name! {
-    /// A static API key, as the person who set it calls it.
+    /// The name of a static API key, chosen by the person who set it.
     KeyName
 }
 name! {
-    /// What is kept in the store beside the grants is called this, among others of its kind.
+    /// The name of a store item, unique within its kind.
     ItemName
 }
 
 impl ItemName {
-    /// What has 128 bits for a name is called by 32 hexadecimal digits.
+    /// Encodes a 128-bit id as 32 hexadecimal digits.
     #[must_use]
     pub fn of_bits(bits: u128) -> Self {
         Self(format!("{bits:032x}").into())
@@ -135,14 +135,14 @@ impl Default for Bucket {
 /// A provider and a bucket: the unit of locking, cooldown, policy and storage. Shown as `provider/bucket`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Account {
-    /// Where the grant comes from.
+    /// The provider that issued the grant.
     pub provider: ProviderName,
-    /// Which of the grants from there.
+    /// The slot under the provider.
     pub bucket: Bucket,
 }
 
 impl Account {
-    /// The pair.
+    /// Combines a provider and a bucket.
     #[must_use]
     pub const fn new(provider: ProviderName, bucket: Bucket) -> Self {
         Self { provider, bucket }
@@ -155,18 +155,18 @@ impl fmt::Display for Account {
     }
 }
 
-/// An [`Account`] by borrowed names: what a look-up needs, and costs no memory.
+/// A borrowed [`Account`]: looks accounts up without allocating.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct AccountRef<'a> {
     provider: &'a str,
     bucket: &'a str,
 }
 
-/// Which of an account's names.
+/// Which of an account's two names was refused: `provider` or `bucket`.
 pub type Which = &'static str;
 
 impl<'a> AccountRef<'a> {
-    /// The account of these names, which are as well-formed as an account's; without a bucket, `default`.
+    /// Checks both names; the bucket is `default` if it is `None`.
     pub fn new(provider: &'a str, bucket: Option<&'a str>) -> Result<Self, (Which, NameError)> {
         let bucket = bucket.unwrap_or(DEFAULT_BUCKET);
         check(provider).map_err(|error| ("provider", error))?;
@@ -200,7 +200,7 @@ impl From<AccountRef<'_>> for Account {
     }
 }
 
-/// A map of accounts is asked by borrowed names: both hash alike.
+/// Lets a map of accounts be searched by borrowed names. Both types have the same hash.
 impl Equivalent<Account> for AccountRef<'_> {
     fn equivalent(&self, account: &Account) -> bool {
         AccountRef::from(account) == *self

@@ -1,10 +1,11 @@
-//! The audit log: every request, and every peer that was turned away, has a line or is counted in one (`aggregate.rs`).
+//! The audit log. Every request and every rejected peer has a line of its own or is counted in one (`aggregate.rs`).
 //!
 //! Owns: what a line says ([`Event`]), where lines go and what happens when they cannot ([`AuditSettings`]), and the reading
 //! of what was written ([`reader`]).
 //!
 //! Invariants:
-//! 1. A line holds names, codes and numbers: no query, header or body, and no name that is not one of ours' form.
+//! 1. A line holds names, codes and numbers. It holds no query, header or body, and no name that is malformed by our
+//!    rules.
 //! 2. A line is written whole or not at all, across rotation, a full disk and other daemons that write to the same file.
 //! 3. What cannot be written is counted, and the count is written as soon as it can be.
 //! 4. With [`OnFailure::Open`] no request waits for a disk for longer than a moment, and none holds a lock across a
@@ -12,7 +13,7 @@
 //! 5. With [`OnFailure::Closed`] nothing is begun unless the log takes lines at that moment, and nothing is answered
 //!    before its line is written: a change that was made before its own, a read or a refusal before the first of its
 //!    equals. The counts of those are written within a second.
-//! 6. A log that hangs is a log that fails. Nobody waits for it without a limit: no request, no start, no end.
+//! 6. A log that hangs counts as failed. Every wait for it has a limit: of a request, of the start, of the end.
 //!
 //! A line is written when the kernel has it: it outlives the process, not a loss of power.
 //!
@@ -47,17 +48,17 @@ pub use line::Origin;
 use file::{RotatingFile, Stdout};
 use queue::{Pending, Queue};
 
-/// Where lines go, and what if they cannot.
+/// Destination and failure policy of the audit log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditSettings {
-    /// Where.
+    /// Where lines go.
     pub to: Destination,
-    /// What if not.
+    /// What to do when a line cannot be written.
     pub on_failure: OnFailure,
 }
 
 impl AuditSettings {
-    /// The file, if it is one.
+    /// The path of the log; `None` when the destination is not a file.
     #[must_use]
     pub const fn file(&self) -> Option<&PathBuf> {
         match &self.to {
@@ -70,77 +71,78 @@ impl AuditSettings {
 /// Where lines go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Destination {
-    /// Nowhere: none are made.
+    /// Nowhere. No lines are made.
     Off,
-    /// To standard output, for whoever started the daemon.
+    /// To standard output, for the program that started the daemon.
     Stdout,
     /// To a file.
     File(Rotation),
 }
 
-/// A file that begins anew when it is full.
+/// A file that is rotated when it is full.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rotation {
-    /// The file that is written to; the fuller ones before it have its name with `.1` and so on, the highest the oldest.
+    /// The file that is written to. Rotated files have this name with `.1`, `.2` and so on; the highest number is the
+    /// oldest.
     pub path: PathBuf,
-    /// In bytes; no file is larger.
+    /// The largest size of a file, in bytes.
     pub max_size: u64,
-    /// How many files are kept beside the one that is written to.
+    /// How many rotated files are kept beside the current one.
     pub keep: u32,
 }
 
-/// What to do with operations of which no line can be written.
+/// What happens to operations while no line can be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnFailure {
     /// They are carried out.
     Open,
-    /// They are refused, before they are.
+    /// They are refused before they are carried out.
     Closed,
 }
 
-/// One line.
+/// One event, as a line describes it.
 #[derive(Debug)]
 pub struct Event<'a> {
-    /// Who asked, and where.
+    /// The peer and the socket.
     pub origin: &'a Origin,
-    /// The `operationId` in the contract, or another word.
+    /// The `operationId` in the contract, or one of [`labels`].
     pub operation: &'static str,
-    /// What it was about.
+    /// The account and the thing that the operation is about.
     pub subject: &'a Subject,
-    /// `ok`, a code of the contract, or another word.
+    /// `ok`, a code of the contract, or one of [`labels`].
     pub outcome: &'static str,
     /// The HTTP status, if there was an answer.
     pub status: Option<u16>,
-    /// From the request's head to its answer's.
+    /// Time from the request's head to the answer's.
     pub latency: Duration,
-    /// Whether the provider was called in between.
+    /// Whether the provider was called for it.
     pub provider_called: bool,
-    /// Whether it has a line of its own even where equal ones are counted: a change that was made.
+    /// Whether it has a line of its own even where equal events are counted: true for a change that was made.
     pub own_line: bool,
 }
 
-/// The labels for what is no operation of the contract's.
+/// The labels for operations and outcomes that the contract does not name.
 pub mod labels {
-    /// An operation: a peer that was turned away before it could ask.
+    /// Operation: a peer was rejected before it could make a request.
     pub const CONNECT: &str = "connect";
-    /// An operation: what is no route, or a method that the route does not have.
+    /// Operation: no such route, or no such method on the route.
     pub const UNKNOWN: &str = "unknown";
-    /// An outcome: as asked for.
+    /// Outcome: success.
     pub const OK: &str = "ok";
-    /// An outcome: the connection ended before there was an answer; what was begun may have been carried out.
+    /// Outcome: the connection ended before there was an answer. What was begun may have been carried out.
     pub const ABANDONED: &str = "abandoned";
-    /// An operation and an outcome: more different ones than are told apart.
+    /// Operation and outcome of the last summary, which counts events of different kinds.
     pub const VARIOUS: &str = "various";
 }
 
-/// What a request is about, as far as it is known. Set once each.
+/// What a request is about, as far as it is known. Each member is set once.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Subject {
     account: OnceLock<String>,
     named: OnceLock<(Kind, String)>,
 }
 
-/// What has a name beside accounts.
+/// The kinds of named things other than accounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// An API key.
@@ -162,12 +164,12 @@ impl Kind {
 }
 
 impl Subject {
-    /// It is about this account.
+    /// Sets the account.
     pub fn account(&self, account: AccountRef<'_>) {
         self.account.get_or_init(|| account.into());
     }
 
-    /// It is about this thing. What has not the form of a name is not kept (invariant 1).
+    /// Sets the named thing. A malformed name is not kept (invariant 1).
     pub fn named(&self, kind: Kind, name: &str) {
         let fit = (1..=MAX_NAME).contains(&name.len())
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._@+-".contains(&byte));
@@ -177,16 +179,16 @@ impl Subject {
     }
 }
 
-/// Why there is no audit log to write to.
+/// Why the audit log cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
     /// The file or its directory cannot be used.
     #[error("cannot open the audit log")]
     File(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// It takes no lines.
+    /// A line cannot be written.
     #[error("cannot write the audit log")]
     Unfit(#[source] io::Error),
-    /// There is no room, and operations must not go without.
+    /// There is no disk space, and the policy is [`OnFailure::Closed`].
     #[error("there is no room for the audit log")]
     NoRoom(#[source] io::Error),
     /// The operating system said no.
@@ -200,34 +202,34 @@ impl From<PrivateError> for AuditError {
     }
 }
 
-/// The line could not be written, and its operation must not be answered.
+/// The line could not be written, and its operation must not be answered as done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unwritten;
 
-/// A line that is not written yet.
+/// A line that is queued and not written yet.
 pub struct PendingWrite {
     log: Arc<Log>,
     pending: Pending,
 }
 
 impl PendingWrite {
-    /// Waits until it is, or as long as it is worth it.
+    /// Waits until the line is written, within the limits of the queue.
     pub async fn wait(self) -> Result<(), Unwritten> {
         self.log.queue.wait_written(self.pending).await
     }
 }
 
-/// What keeps the log from being whole, in labels for a person.
+/// Reasons in the health report.
 const UNWRITABLE: &str = "the audit log cannot be written";
 const UNROTATABLE: &str = "the audit log cannot be rotated";
 
-/// The log. Clones write to the same; the default one is off.
+/// The log. Clones share one writer; the default one is off.
 #[derive(Clone, Default)]
 pub struct Audit(Option<Arc<Log>>);
 
 struct Log {
     queue: Arc<Queue>,
-    /// Cancelled when the writer has ended. Nobody joins its thread: one that hangs is left behind.
+    /// Cancelled when the writer has ended. The thread is never joined: one that hangs is left behind.
     ended: CancellationToken,
 }
 
@@ -244,7 +246,7 @@ impl Drop for Log {
 }
 
 impl Audit {
-    /// Opens what the settings name, and begins to write.
+    /// Opens the configured destination and starts the writer.
     pub fn start(settings: &AuditSettings, clock: Arc<dyn Clock>) -> Result<Self, AuditError> {
         match &settings.to {
             Destination::Off => Ok(Self::default()),
@@ -255,7 +257,7 @@ impl Audit {
 
     fn to(mut sink: impl Sink + 'static, on_failure: OnFailure, clock: Arc<dyn Clock>) -> Result<Self, AuditError> {
         match (sink.check(), on_failure) {
-            // The writer goes on trying, and health tells of it.
+            // The writer keeps trying, and the health report says so.
             (Err(error), OnFailure::Open) if error.kind() == io::ErrorKind::WouldBlock => {
                 tracing::error!(%error, "the audit log cannot be written");
             }
@@ -279,14 +281,14 @@ impl Audit {
         self.0.is_some()
     }
 
-    /// Whether [`Audit::admits`] is to be asked before an operation is carried out.
+    /// Whether [`Audit::admits`] must be asked before an operation is carried out.
     #[must_use]
     pub fn must_admit(&self) -> bool {
         self.0.as_ref().is_some_and(|log| log.queue.must_admit())
     }
 
-    /// Whether an operation may be carried out: not when its line could not be written and must be. The writer tries
-    /// whether it could be (invariant 5); that it could be a moment ago proves nothing.
+    /// Whether an operation may be carried out now. With [`OnFailure::Closed`] the writer checks that the log can be
+    /// written at this moment (invariant 5).
     pub async fn admits(&self) -> bool {
         match &self.0 {
             Some(log) => log.queue.admits().await,
@@ -294,22 +296,22 @@ impl Audit {
         }
     }
 
-    /// Hands a line to the writer. What there is to wait for before the answer may go out, if anything (invariants 4, 5).
+    /// Queues a line. Returns what the answer has to wait for, if anything (invariants 4 and 5).
     #[must_use]
     pub fn write(&self, event: &Event<'_>) -> Option<PendingWrite> {
         let log = self.0.as_ref()?;
         log.queue.enqueue(event).map(|pending| PendingWrite { log: Arc::clone(log), pending })
     }
 
-    /// Hands a line to the writer, for whom nobody waits.
+    /// Queues a line that nobody waits for.
     pub fn note(&self, event: &Event<'_>) {
         if let Some(log) = &self.0 {
             log.queue.note(event);
         }
     }
 
-    /// What is wrong with it. The writer tries whether it could write now; a log that hangs is not waited for longer than
-    /// [`AUDIT_CHECK_TIMEOUT`](crate::timeouts::AUDIT_CHECK_TIMEOUT).
+    /// The reasons why the log is unhealthy; empty if it is not. The writer checks whether it can write now, for at
+    /// most [`AUDIT_CHECK_TIMEOUT`](crate::timeouts::AUDIT_CHECK_TIMEOUT).
     pub async fn health_problems(&self) -> Vec<&'static str> {
         let Some(log) = &self.0 else { return Vec::new() };
         let (unwritable, unrotatable) = log.queue.problems().await;
@@ -320,7 +322,7 @@ impl Audit {
             .collect()
     }
 
-    /// Writes what is left, and ends. Later lines are lost.
+    /// Writes the queued lines and ends. Later lines are lost.
     pub async fn close(&self) {
         let Some(log) = &self.0 else { return };
         log.queue.close();
@@ -330,7 +332,7 @@ impl Audit {
     }
 }
 
-/// What [`Audit::start`] would say, and what it would find. Changes nothing.
+/// Describes the destination, or returns the error that [`Audit::start`] would. Changes nothing.
 pub fn inspect(settings: &AuditSettings) -> Result<String, AuditError> {
     match &settings.to {
         Destination::Off => Ok("off".to_owned()),
@@ -342,30 +344,30 @@ pub fn inspect(settings: &AuditSettings) -> Result<String, AuditError> {
     }
 }
 
-/// What takes lines. Where the operating system lets it, it gives up after [`SINK_TIMEOUT`] with an error of the kind
+/// A destination of lines. Where the operating system allows it, a call gives up after [`SINK_TIMEOUT`] with
 /// [`io::ErrorKind::WouldBlock`].
 trait Sink: Send {
-    /// Appends lines. A file takes whole ones only.
+    /// Appends lines. A file never keeps a part of a line.
     fn append(&mut self, lines: &[u8]) -> AppendResult;
 
-    /// Sees whether lines could be appended now.
+    /// Checks whether lines can be appended now.
     fn check(&mut self) -> io::Result<()>;
 
-    /// Sees to it that lines to come have room, as far as that can be known.
+    /// Reserves disk space for lines to come, where the file system can.
     fn reserve(&mut self) -> io::Result<()>;
 }
 
-/// How long a sink waits for another process: for one that holds the file's lock while it writes, milliseconds; for a
-/// reader that has much to do, less than this.
+/// How long a sink waits for another process. One that holds the file's lock to write needs milliseconds; a busy reader
+/// of a pipe needs less than this.
 const SINK_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// What became of lines.
+/// The result of an append.
 #[derive(Debug, Default)]
 struct AppendResult {
-    /// How many bytes are written; all of them unless there is an error.
+    /// How many bytes were written: all of them unless there is an error.
     bytes: usize,
     error: Option<io::Error>,
-    /// Why the file, though full, was not begun anew.
+    /// Why a full file could not be rotated.
     unrotated: Option<io::Error>,
 }
 

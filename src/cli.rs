@@ -55,127 +55,126 @@ pub use store::{print_backup, print_rekeyed, print_verification};
 #[derive(Debug, Parser)]
 #[command(name = "credproxy", version, after_help = failure::EXIT_CODES)]
 pub struct Cli {
-    /// What every command takes.
+    /// Options of every command.
     #[command(flatten)]
     pub options: Options,
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What every command takes.
+/// Options of every command.
 #[derive(Debug, Args)]
 pub struct Options {
     /// The configuration file [default: `$XDG_CONFIG_HOME/credproxy/config.toml`]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The daemon's socket: where to ask, or for `serve` where the host's is to be [default: for clients
-    /// `$CREDPROXY_SOCKET`, then the configured one]
+    /// The daemon's socket: where clients connect, and for `serve` where the host's socket is created [default: for
+    /// clients `$CREDPROXY_SOCKET`, then the configured one]
     #[arg(long, global = true, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// Print JSON, for programs
     #[arg(long, global = true)]
     pub json: bool,
-    /// Send secrets (a grant, an API key, a login's code) to a daemon that runs as this user, too; any number of times
-    /// [default: this user and root]
+    /// Trust a daemon that runs as this user with secrets (a grant, an API key, a login's code), besides this user and
+    /// root; may be repeated
     #[arg(long, global = true, value_name = "UID")]
     pub trust_uid: Vec<u32>,
 }
 
-/// What to do.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the daemon
     Serve(Serve),
-    /// Check the configuration and its surroundings
+    /// Check the configuration, the store, the sockets and the process
     Check,
-    /// List the providers that need little configuration, and who uses them
+    /// List provider presets
     Providers,
     /// Copy the store, check it, or change its key
     #[command(subcommand)]
     Store(StoreCommand),
-    /// Show what was asked of the daemon, from the audit log; no daemon need be running
+    /// Show the audit log; needs no running daemon
     Audit(AuditArgs),
-    /// Ask a running daemon.
+    /// Commands for a running daemon.
     #[command(flatten)]
     Client(ClientCommand),
 }
 
-/// How to run the daemon.
+/// Options of `serve`.
 #[derive(Debug, Args)]
 pub struct Serve {
-    /// Try it out: a store in memory and a built-in authorization server; no configuration is read
+    /// Try it out with a store in memory and a built-in authorization server; reads no configuration
     #[arg(long)]
     pub dev: bool,
-    /// Do not have the kernel confine the daemon (Landlock), if that is in the way of something, whatever the
-    /// configuration says of `confine`
+    /// Disable the Landlock sandbox, whatever the configuration says of `confine`
     #[arg(long)]
     pub unconfined: bool,
-    /// Start although another process traces this one (a debugger, strace): it can read every secret
+    /// Start even if another process traces this one (a debugger, strace) and can therefore read every secret
     #[arg(long)]
     pub traced: bool,
 }
 
-/// What to do with the store as a whole.
+/// Commands for the store as a whole.
 #[derive(Debug, Subcommand)]
 pub enum StoreCommand {
-    /// Copy the store into a new file, sealed as it is; a daemon may be running
+    /// Copy the store into a new file, sealed with the same key; a daemon may be running
     Backup {
-        /// The new file; nothing is written over.
+        /// The new file; an existing file is not overwritten
         #[arg(value_name = "FILE")]
         target: PathBuf,
     },
-    /// Open every record; fails when one does not open. A daemon may be running
+    /// Open every record, and fail if one does not open; a daemon may be running
     Verify {
-        /// A backup to look at instead of the store.
+        /// A backup to check instead of the store
         #[arg(value_name = "BACKUP")]
         copy: Option<PathBuf>,
     },
     /// Seal the store with a new key; the daemon must be stopped
     ///
-    /// Backups made before do not open with the new key. It may be cut off at any point: the store then opens with the
-    /// old key or with the new one, and the next start finds out which.
+    /// Backups made before do not open with the new key. If the change is interrupted, the store opens with the old key
+    /// or with the new one, and the next start finds out which.
     Rekey {
-        /// Where the new key is or will be, as in `[store] key`; the same place unless told
+        /// Where the new key is or will be, as in `[store] key` [default: the same place]
         #[arg(long, value_name = "SOURCE")]
         to: Option<String>,
     },
 }
 
-/// What to ask a running daemon.
+/// Commands for a running daemon.
 #[derive(Debug, Subcommand)]
 pub enum ClientCommand {
     /// Print an access token, and nothing else
     Token {
-        /// Whose.
+        /// The account.
         #[command(flatten)]
         account: AccountArgs,
-        /// Have it refreshed first if it lasts for less than this: 90s, 5m, or a number of seconds
+        /// Refresh it first if it is valid for less than this: 90s, 5m, or a number of seconds
         #[arg(long, value_name = "DURATION", value_parser = duration)]
         min_validity: Option<Duration>,
     },
     /// Have the provider issue a new access token; prints no token without --json
     Refresh(AccountArgs),
-    /// Show how every account stands; fails when the daemon is degraded
+    /// Show the state of every account; fails if the daemon is degraded
     Status,
-    /// Store a grant that another program has
+    /// Import a grant of another program
     ///
-    /// Known are a token answer (`access_token`, `refresh_token`, `token_type`, `scope`, and `expiry` in seconds since
-    /// 1970 or `expires_in`; other members are kept as the provider's own), the `auth.json` of Codex, the
-    /// `.credentials.json` of Claude Code, and the `oauth_creds.json` of Gemini CLI and Qwen Code. The source is left as
-    /// it is; the copy in it must not be used any more.
+    /// Accepts a token answer (`access_token`, `refresh_token`, `token_type`, `scope`, and `expiry` in seconds since
+    /// 1970 or `expires_in`; other members are kept), the `auth.json` of Codex, the `.credentials.json` of Claude Code,
+    /// and the `oauth_creds.json` of Gemini CLI and Qwen Code. The source file is not changed. Stop using its copy of
+    /// the grant.
     Import {
-        /// Whose it is to be.
+        /// The account that gets the grant.
         #[command(flatten)]
         account: AccountArgs,
         /// The file to read, `-` for standard input [default: standard input]
         #[arg(long, value_name = "FILE")]
         from: Option<PathBuf>,
     },
-    /// Give an account another name; its grant stays as it is
+    /// Rename an account; its grant is unchanged
     ///
-    /// Nothing is refreshed or revoked. To import the grant a second time under the other name is refused: its refresh
-    /// token may be used once.
+    /// Nothing is refreshed or revoked. Importing the grant a second time under the other name is refused, because its
+    /// refresh token may be used only once.
     Rename {
         /// The account.
         #[arg(value_name = "PROVIDER[/BUCKET]", value_parser = named)]
@@ -189,37 +188,37 @@ pub enum ClientCommand {
     Key(KeyCommand),
     /// Log in: by a browser, a code to type in elsewhere, or a code to paste here
     Login {
-        /// Whose.
+        /// The account.
         #[command(flatten)]
         account: AccountArgs,
         /// browser, device or paste [default: browser with a display, else device, else paste]
         #[arg(long)]
         flow: Option<Flow>,
     },
-    /// Run a command with a socket of its own, which is there for as long as the command runs
+    /// Run a command with a sandbox socket that exists while the command runs
     ///
-    /// CMD finds the socket in `CREDPROXY_SOCKET`, and reaches by it what is allowed here and nothing else. To give it to
-    /// a container, mount the directory that the socket is in. Its exit code is CMD's, 128 and the signal's number if a
-    /// signal ended it, 127 if there is no such command, and 126 if it cannot be run.
+    /// CMD finds the socket in `CREDPROXY_SOCKET`, and can use only what is allowed here. To give it to a container,
+    /// mount the socket's directory. The exit code is CMD's, 128 plus the signal number if a signal ended it, 127 if
+    /// the command was not found, and 126 if it cannot be run.
     Exec(Exec),
-    /// Revoke a grant at the provider, where it can be, and delete it
+    /// Revoke a grant at the provider, if possible, and delete it
     Logout {
-        /// Whose.
+        /// The account.
         #[command(flatten)]
         account: AccountArgs,
-        /// Delete it here and tell the provider nothing
+        /// Delete it here without revoking it at the provider
         #[arg(long)]
         local_only: bool,
     },
 }
 
-/// Which account.
+/// An account on the command line.
 #[derive(Debug, Args)]
 pub struct AccountArgs {
     /// The provider, and the bucket if it is not `default`
     #[arg(value_name = "PROVIDER[/BUCKET]", value_parser = named)]
     named: (ProviderName, Option<Bucket>),
-    /// The bucket, in another way
+    /// The bucket, as an alternative to /BUCKET
     #[arg(long)]
     bucket: Option<Bucket>,
 }
@@ -247,17 +246,17 @@ fn duration(text: &str) -> Result<Duration, &'static str> {
     seconds.or_else(|_| humantime::parse_duration(text)).map_err(|_| "not a duration like 90s, 5m or 300")
 }
 
-/// Reads the command line. The error is the exit code after help, the version or what is wrong was printed.
+/// Reads the command line. The error is the exit code after help, the version or a usage error was printed.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
     Cli::try_parse_from(arguments).map_err(|message| {
-        // Nobody is left to be told when this fails.
+        // If this fails, nobody is left to be told.
         message.print().ok();
         if message.use_stderr() { Exit::Usage.into() } else { Exit::Success.into() }
     })
 }
 
 impl Options {
-    /// The configuration of a daemon: the file and the environment, its host's socket moved to where `--socket` says.
+    /// The daemon's configuration: the file and the environment, with the host's socket at `--socket` if that is given.
     pub fn configuration(&self, env: &Environment) -> Result<Config, Failure> {
         let mut config = Config::load(self.config.as_deref(), env)?;
         if let Some(path) = &self.socket {
@@ -267,7 +266,7 @@ impl Options {
     }
 }
 
-/// Carries out what a running daemon is asked for.
+/// Carries out a command for a running daemon.
 pub async fn run(options: &Options, command: &ClientCommand, env: &Environment) -> ExitCode {
     match ask(options, command, env).await {
         Ok(exit) => exit,

@@ -1,15 +1,15 @@
 //! The client of our own API, over a Unix socket.
 //!
-//! Owns: the requests, what is made of the answers, and [`ClientError`].
+//! Owns: the requests, the parsing of the answers, and [`ClientError`].
 //!
 //! Invariants:
 //! 1. A request is sent once: whether to try again is the caller's to decide.
-//! 2. Nothing waits for ever, and no answer fills the memory: [`REQUEST_TIMEOUT`], [`MAX_ANSWER_BYTES`].
+//! 2. No wait and no answer is unlimited: [`REQUEST_TIMEOUT`], [`MAX_ANSWER_BYTES`].
 //! 3. An access token is an [`AccessToken`] from the moment it is read, and no error holds one.
-//! 4. A refresh token, an API key or a login's code is sent only to a program of this user's, of root's, or of a user that
-//!    was named: the kernel tells whose it is (`SO_PEERCRED`).
-//! 5. Text of the daemon's that a person may see has no control characters: whatever listens on the socket, the
-//!    terminal is not its to steer.
+//! 4. A refresh token, an API key or a login's code is sent only to a process of this user, of root, or of a user that
+//!    was named. The kernel tells whose process it is (`SO_PEERCRED`).
+//! 5. Text from the daemon that a person may see has no control characters: another program may listen on the socket,
+//!    and must not control the terminal.
 //!
 //! Must not know: the command line, what is printed.
 
@@ -39,16 +39,17 @@ use crate::{
     socket_path::MAX_PATH_BYTES,
 };
 
-/// A flight ends within 30 s and a daemon on its way out waits 35 s for it; this leaves room for a busy machine.
+/// A refresh ends within 30 s, and a daemon that is shutting down waits 35 s for it. The rest leaves room for a busy
+/// machine.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// Some four thousand accounts in a listing; a token's answer has a few KiB.
 pub const MAX_ANSWER_BYTES: usize = 1024 * 1024;
 
-/// Why a request came to nothing.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens there, or this user may not connect.
+    /// Nobody listens on the socket, or this user may not connect.
     #[error("cannot reach the daemon at {}", socket.display())]
     Unreachable {
         /// The socket.
@@ -56,14 +57,14 @@ pub enum ClientError {
         /// What the operating system said.
         source: io::Error,
     },
-    /// Whoever listens there is not to be trusted with what was to be sent.
+    /// The process that listens there is not trusted with the secret that was to be sent.
     #[error(
         "{} is served by user {uid}, who is neither this user nor root: the secret was not sent", socket.display()
     )]
     UntrustedServer {
         /// The socket.
         socket: PathBuf,
-        /// Whose program listens.
+        /// The user id of that process.
         uid: u32,
     },
     /// The daemon refused, in its own form (RFC 9457).
@@ -75,7 +76,7 @@ pub enum ClientError {
         code: String,
         /// The refusal in words.
         detail: String,
-        /// When another try makes sense, from now.
+        /// When another try makes sense, counted from now.
         retry_after: Option<Duration>,
     },
     /// The connection broke before the answer was whole: the request may have been carried out.
@@ -84,7 +85,7 @@ pub enum ClientError {
     /// No answer within [`REQUEST_TIMEOUT`]: the request may have been carried out.
     #[error("the daemon did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
     TimedOut,
-    /// What came back is none of the contract's answers.
+    /// The answer does not conform to the contract.
     #[error("the answer is not one of credproxy's: {0}")]
     Protocol(&'static str),
 }
@@ -107,11 +108,11 @@ impl ClientError {
 /// A sanitized token.
 #[derive(Debug)]
 pub struct Token {
-    /// What the caller came for.
+    /// The access token.
     pub access_token: AccessToken,
     /// The answer's other members.
     pub members: Map<String, Value>,
-    /// Names this state of the grant, for `If-Match`.
+    /// The entity tag of this state of the grant, for `If-Match`.
     pub etag: Option<HeaderValue>,
 }
 
@@ -123,16 +124,16 @@ impl Token {
     }
 }
 
-/// What storing a grant or an API key did.
+/// The result of storing a grant or an API key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
     /// There was none before.
     Created,
-    /// The one before is gone.
+    /// The previous one was replaced.
     Replaced,
 }
 
-/// How one account stands.
+/// The state of one account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountStatus {
     /// The account's provider.
@@ -153,7 +154,7 @@ pub struct AccountStatus {
     /// In seconds since 1970; `None` before the first refresh.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refreshed_at: Option<i64>,
-    /// What the last attempt failed of; `None` when it did not.
+    /// Why the last attempt failed; `None` when it did not.
     #[serde(default, deserialize_with = "optional_printable_text", skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
 }
@@ -169,12 +170,12 @@ pub struct ProviderStatus {
     pub buckets: Vec<Bucket>,
 }
 
-/// Whether the daemon as a whole works.
+/// The health of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
-    /// It does.
+    /// Everything works.
     Good,
-    /// Something is wrong, for the reasons given; it may answer all the same.
+    /// Something is wrong, for these reasons. The daemon may still answer.
     Degraded(Vec<String>),
 }
 
@@ -186,7 +187,7 @@ pub use keys::{Key, KeyStatus};
 pub use login::Login;
 pub use sandbox::{Sandbox, SandboxRequest};
 
-/// Speaks to the daemon behind one socket.
+/// A client of the daemon behind one socket.
 ///
 /// ```
 /// use credproxy::client::{Client, ClientError};
@@ -211,9 +212,9 @@ pub use sandbox::{Sandbox, SandboxRequest};
 #[derive(Debug)]
 pub struct Client {
     socket: PathBuf,
-    /// What every request shows, as a header.
+    /// The capability that is sent with every request, as a header.
     capability: Option<HeaderValue>,
-    /// Users beside this one and root whose programs may be sent a secret.
+    /// Users besides this one and root whose processes may be sent a secret.
     trusted: Vec<u32>,
 }
 
@@ -222,23 +223,23 @@ pub struct Client {
 struct Secret;
 
 impl Client {
-    /// Connects at each request, not here.
+    /// Connects for each request, not here.
     #[must_use]
     pub const fn new(socket: PathBuf) -> Self {
         Self { socket, capability: None, trusted: Vec::new() }
     }
 
-    /// The same where the daemon may run as one of these users, too.
+    /// Also trusts daemons that run as these users.
     #[must_use]
     pub fn with_trusted_uids(self, uids: &[u32]) -> Self {
         Self { trusted: uids.to_vec(), ..self }
     }
 
-    /// The same for the socket of a sandbox that wants a capability.
+    /// Sends `capability` with every request, for a sandbox socket that requires one.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the capability is there to be shown to its daemon")]
     pub fn with_capability(self, capability: &Capability) -> Self {
-        // Printable ASCII is a header's value.
+        // Printable ASCII is a valid header value.
         let mut shown = HeaderValue::try_from(format!("Bearer {}", capability.expose_secret())).ok();
         if let Some(shown) = &mut shown {
             shown.set_sensitive(true);
@@ -267,7 +268,7 @@ impl Client {
         self.put_json(&path(account, "", None), grant).await
     }
 
-    /// What is stored is a secret.
+    /// Sends a body that is a secret.
     async fn put_json(&self, path: &str, body: Zeroizing<Vec<u8>>) -> Result<Stored, ClientError> {
         let mut request = self.request(Method::PUT, path, Bytes::from_owner(body))?;
         request.extensions_mut().insert(Secret);
@@ -279,7 +280,7 @@ impl Client {
         }
     }
 
-    /// Deletes the grant (`deleteToken`). Whether the provider was told and agreed; `revoke` asks for that.
+    /// Deletes the grant (`deleteToken`). With `revoke` the provider is asked to revoke it; returns whether it did.
     pub async fn delete(&self, account: &Account, revoke: bool) -> Result<bool, ClientError> {
         #[derive(Deserialize)]
         struct Revocation {
@@ -290,7 +291,7 @@ impl Client {
         Ok(json::<Revocation>(&self.send(request).await?)?.revoked)
     }
 
-    /// Gives the grant another name (`renameToken`).
+    /// Renames the account (`renameToken`).
     pub async fn rename(&self, from: &Account, to: &Account) -> Result<(), ClientError> {
         let names = serde_json::json!({ "provider": to.provider, "bucket": to.bucket });
         let mut request = self.request(Method::POST, &path(from, "/rename", None), names.to_string().into())?;
@@ -298,7 +299,7 @@ impl Client {
         self.send(request).await.map(drop)
     }
 
-    /// How every account stands (`listTokens`).
+    /// The state of every account (`listTokens`).
     pub async fn tokens(&self) -> Result<Vec<AccountStatus>, ClientError> {
         #[derive(Deserialize)]
         struct List {
@@ -318,7 +319,7 @@ impl Client {
         Ok(json::<List>(&self.send(request).await?)?.providers)
     }
 
-    /// Whether the daemon as a whole works (`health`).
+    /// The health of the daemon (`health`).
     pub async fn health(&self) -> Result<Health, ClientError> {
         #[derive(Deserialize)]
         struct Degraded {
@@ -349,7 +350,7 @@ impl Client {
         json(&self.send(request).await?)
     }
 
-    /// An answer that is not a refusal.
+    /// Sends a request; a problem is an error.
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer, ClientError> {
         let answer = self.exchange(request).await?;
         if answer.status.is_success() { Ok(answer) } else { Err(problem(&answer)) }
@@ -410,7 +411,7 @@ async fn converse(stream: impl Read + Write + Unpin, request: Request<Full<Bytes
     let mut answer = pin!(answer);
     tokio::select! {
         answer = &mut answer => answer,
-        // What came before its end is there to be read, and an error shows in the answer.
+        // What arrived before the end can still be read, and an error shows in the answer.
         _ = connection => answer.await,
     }
 }
@@ -421,12 +422,12 @@ struct Answer {
     body: Bytes,
 }
 
-/// Rounded up: who asks for a little is not to get nothing.
+/// Rounded up, so that a short duration does not become zero.
 fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))
 }
 
-/// Names are safe as they are but for `+`, which some read as a space in a query.
+/// Names are safe in a URL except for `+`, which some read as a space in a query.
 fn path(account: &Account, below: &str, parameter: Option<&str>) -> String {
     let bucket = account.bucket.as_str().replace('+', "%2B");
     let separator = if parameter.is_some() { "&" } else { "" };
@@ -434,7 +435,7 @@ fn path(account: &Account, below: &str, parameter: Option<&str>) -> String {
 }
 
 fn json<T: DeserializeOwned>(answer: &Answer) -> Result<T, ClientError> {
-    // The parser's own message may quote what it found.
+    // The parser's own message may quote the answer.
     serde_json::from_slice(&answer.body).map_err(|_| ClientError::Protocol("it is not the JSON of that request"))
 }
 
@@ -466,12 +467,12 @@ fn problem(answer: &Answer) -> ClientError {
     }
 }
 
-/// Invariant 5.
+/// Removes control characters (invariant 5).
 fn printable(text: &str) -> String {
     text.chars().filter(|letter| !letter.is_control()).collect()
 }
 
-/// Only what may stand in a path.
+/// Accepts only ids that are safe in a path.
 fn id<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let id = String::deserialize(deserializer)?;
     let fit = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric());

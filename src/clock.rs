@@ -87,7 +87,7 @@ impl Monotonic {
     }
 }
 
-/// Where the time comes from. Waiting is tokio's business; a waiter looks at its clock again when it wakes.
+/// A source of time. Waiting is left to tokio; a waiter checks its clock again when it wakes.
 pub trait Clock: fmt::Debug + Send + Sync {
     /// The wall clock, which may jump.
     fn now(&self) -> Timestamp;

@@ -1,10 +1,10 @@
 //! The configuration file and the environment.
 //!
-//! Owns: the file's syntax and every check that needs nothing but the file; the defaults, the presets of providers
-//! among them; every look at an environment variable.
+//! Owns: the file's syntax and every check that needs only the file; the defaults, the presets included; all access to
+//! environment variables.
 //!
 //! Invariants:
-//! 1. A [`Config`] holds no wrong value: whoever gets one need not check again.
+//! 1. A [`Config`] holds no invalid value, so that no user of one need check again.
 //! 2. An error names file, line and key, and never repeats a value: it may be a secret in the wrong place.
 //! 3. The configuration holds no secret, only where to read one ([`SecretSource`], [`KeySource`]).
 //!
@@ -43,7 +43,7 @@ use crate::{
 };
 use document::{Document, Section};
 
-/// All that is configured, defaults filled in.
+/// The whole configuration with the defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// `confine`.
@@ -64,13 +64,13 @@ pub struct Config {
     pub providers: Vec<ProviderConfig>,
 }
 
-/// Whether the kernel is to confine the daemon (Landlock).
+/// Whether the kernel must confine the daemon (Landlock).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Confinement {
     /// As far as the kernel can.
     #[default]
     Try,
-    /// In full, or the daemon does not start.
+    /// Completely, or the daemon does not start.
     Require,
     /// Not at all.
     Off,
@@ -81,16 +81,16 @@ pub enum Confinement {
 pub struct StoreConfig {
     /// The SQLite database.
     pub path: PathBuf,
-    /// Where the key is kept that seals it.
+    /// The source of the key that seals it.
     pub key: KeySource,
 }
 
-/// How often, and for how long, providers are asked.
+/// How often and for how long providers are called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RefreshConfig {
-    /// From the end of one attempt to the next on the same account.
+    /// The pause between two attempts on the same account.
     pub cooldown: Duration,
-    /// For one request to a provider, from the first byte sent to the last received.
+    /// The time limit of one request to a provider.
     pub request_timeout: Duration,
 }
 
@@ -104,55 +104,56 @@ pub struct LoginsConfig {
 /// Authorization servers give their own pages and codes some ten minutes.
 const DEFAULT_LOGIN_LIFETIME: Duration = Duration::from_mins(10);
 
-/// A longer one would only keep listeners open: no provider's code lives that long.
+/// The longest `logins.lifetime`: a longer one would only keep listeners open, since no provider's code lives that
+/// long.
 const MAX_LOGIN_LIFETIME: Duration = Duration::from_hours(1);
 
 /// Long enough that a looping program does not trouble a provider, short enough for a person to wait.
 const DEFAULT_COOLDOWN: Duration = Duration::from_secs(30);
 
-/// A longer one would keep accounts without a token for the whole life of a usual one.
+/// The longest cooldown: a longer one would keep accounts without a token for the whole life of a usual token.
 const MAX_COOLDOWN: Duration = Duration::from_hours(1);
 
-/// Below this, a slow network makes ambiguity (sent, no answer) out of nothing.
+/// The shortest request timeout: below it, a slow network would make outcomes unknown for no reason.
 const MIN_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Why there is no configuration.
+/// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file is there, or was asked for, and cannot be read.
+    /// The file exists, or was named, and cannot be read.
     #[error("the configuration {} cannot be read", file.display())]
     Unreadable {
-        /// Which.
+        /// The file.
         file: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The file is not TOML.
     #[error("{}:{line}: not valid TOML: {problem}", file.display())]
     Syntax {
-        /// Which file.
+        /// The file.
         file: PathBuf,
-        /// Which line, from 1.
+        /// The line, from 1.
         line: usize,
-        /// In the parser's words, which quote nothing.
+        /// The parser's message, which quotes no value.
         problem: String,
     },
     /// A key or its value is not accepted.
     #[error("{}:{line}: {key}: {problem}", file.display())]
     Refused {
-        /// Which file.
+        /// The file.
         file: PathBuf,
-        /// Which line, from 1.
+        /// The line, from 1.
         line: usize,
         /// The key with the tables around it, joined by dots.
         key: String,
-        /// What is wrong; never the value.
+        /// What is wrong. Never holds the value.
         problem: Cow<'static, str>,
     },
-    /// A default lies below the home directory, and there is none.
+    /// A default path is below the home directory, and HOME is not set.
     #[error("there is no place for {what}: HOME is not set to an absolute path, and {key} is not given")]
     NoDefaultPath {
-        /// What has no place.
+        /// What the path is for.
         what: &'static str,
         /// The key to set instead.
         key: &'static str,
@@ -160,24 +161,24 @@ pub enum ConfigError {
     /// An environment variable must be an absolute path and is not.
     #[error("the environment variable {name} is not an absolute path")]
     RelativeVariable {
-        /// Which.
+        /// The variable.
         name: &'static str,
     },
     /// Others could have written what an environment variable names.
     #[error("what the environment variable {name} names is not to be trusted")]
     UntrustedVariable {
-        /// Which.
+        /// The variable.
         name: &'static str,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The environment says where the capability is, and it is not there.
+    /// The environment names an open file for the capability, and it cannot be read.
     #[error("the capability cannot be read from the open file that {CAPABILITY_FD} names")]
     NoCapability(#[source] io::Error),
 }
 
 impl Config {
-    /// Reads the file named `explicit`, or else the one in its usual place, where it may be missing.
+    /// Reads the file `explicit`, or else the one in its default place, which may be missing.
     pub fn load(explicit: Option<&Path>, env: &Environment) -> Result<Self, ConfigError> {
         let usual = env.config_file();
         let Some(file) = explicit.or(usual.as_deref()) else { return Self::parse(Path::new(""), "", env) };
@@ -209,7 +210,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The socket that the person's own clients use.
+    /// The socket that the user's own clients use.
     #[must_use]
     pub fn host_socket(&self) -> Option<&SocketConfig> {
         SocketConfig::host(&self.sockets)
@@ -223,7 +224,7 @@ impl Config {
             || secrets.any(|source| matches!(source, SecretSource::Command(_)))
     }
 
-    /// The files that the daemon reads when it starts, beside the store and its key.
+    /// The files that the daemon reads at the start, besides the store and its key.
     #[must_use]
     pub fn files_read(&self) -> Vec<PathBuf> {
         let files = self.providers.iter().flat_map(|provider| {
@@ -247,9 +248,9 @@ impl Config {
     }
 }
 
-/// The socket a client speaks to: the one named on the command line, `$CREDPROXY_SOCKET`, or the configured or default
-/// host's socket. The configuration is read for the last alone: in a sandbox there is none. A capability that was
-/// inherited belongs to the socket of the environment, and is shown to no other.
+/// The socket that a client connects to: the one named on the command line, `$CREDPROXY_SOCKET`, or the configured or
+/// default host's socket. The configuration is read only for the last one, since a sandbox has none. An inherited
+/// capability belongs to the socket of the environment, and is shown to no other.
 pub fn client_socket(
     explicit: Option<&Path>,
     config_file: Option<&Path>,
@@ -277,11 +278,11 @@ pub fn dev_socket(explicit: Option<&Path>, env: &Environment) -> Result<SocketCo
     Ok(SocketConfig::host_at("dev", path))
 }
 
-/// A thousand providers need some 200 KiB; what is longer is another file.
+/// A thousand providers need some 200 KiB; a longer file is not a configuration.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
-/// Reads the file without waiting for anybody, and no more of it than a configuration may have. It names commands, and
-/// endpoints for refresh tokens, so others must not be able to write it.
+/// Reads the file without blocking, up to the size limit. It names commands, and endpoints for refresh tokens, so
+/// others must not be able to write it.
 fn read(file: &Path) -> io::Result<String> {
     let opened = open_trusted(file, rustix::fs::OFlags::NONBLOCK)?;
     if opened.metadata()?.file_type().is_fifo() {
@@ -320,7 +321,7 @@ fn store(mut section: Section<'_>, env: &Environment) -> Result<StoreConfig, Con
     Ok(StoreConfig { path, key })
 }
 
-/// A query, a fragment or an escape would mean one thing in a URL and another in a path, so there is none.
+/// There must be no query, fragment or escape: they mean one thing in a URL and another in a path.
 fn database_path(url: &str) -> Option<PathBuf> {
     let path = url.strip_prefix("sqlite://")?;
     (path.starts_with('/') && !path.ends_with('/') && !path.contains(['?', '#', '%'])).then(|| path.into())
@@ -348,7 +349,7 @@ fn logins(mut section: Section<'_>) -> Result<LoginsConfig, ConfigError> {
     Ok(LoginsConfig { lifetime })
 }
 
-/// A file that adds a sandbox does not thereby take the host's socket away: there would be no way to log in.
+/// A file that configures only sandbox sockets keeps the default host's socket: without it nobody could log in.
 fn sockets(sections: Vec<(String, Section<'_>)>, env: &Environment) -> Result<Vec<SocketConfig>, ConfigError> {
     let mut sockets: Vec<SocketConfig> = Vec::new();
     for (name, section) in sections {

@@ -1,14 +1,14 @@
-//! Client registrations: what sets one provider apart from the next, in words that the configuration and the provider
-//! client share.
+//! Provider dialects: how one provider's OAuth 2.0 differs from the next, in types that the configuration and the
+//! provider client share.
 //!
 //! Owns: how a client authenticates, and a provider's [`Dialect`]: its own names for standard members
 //! ([`MemberNames`]), the form of requests and what goes into them beside what the protocol says ([`Additions`]), and
 //! how to read answers.
 //!
 //! Invariants:
-//! 1. Nothing is said twice: an addition never has the name of a parameter or header that the client itself sends, in
-//!    whichever of the two names the provider knows it by.
-//! 2. No name makes an access token of what is called a refresh token.
+//! 1. An addition never has the name of a parameter or header that the client itself sends, neither the standard name
+//!    nor the provider's.
+//! 2. No mapping of names makes an access token of a member that is called a refresh token.
 //!
 //! Must not know: where any of it is configured, HTTP clients, what becomes of an answer.
 
@@ -33,7 +33,7 @@ pub enum SecretPlace {
     BasicRaw,
 }
 
-/// What a client's assertion is signed with (RFC 7518 section 3.1, RFC 8037 section 3.1).
+/// The signature algorithm of a client's assertion (RFC 7518 section 3.1, RFC 8037 section 3.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Algorithm {
     /// RSASSA-PKCS1-v1_5 with SHA-256.
@@ -52,7 +52,7 @@ impl Algorithm {
     /// Every algorithm.
     pub const ALL: [Self; 5] = [Self::Rs256, Self::Ps256, Self::Es256, Self::Es384, Self::EdDsa];
 
-    /// Its name in a JWT's header (RFC 7515 section 4.1.1).
+    /// The name in a JWT's header (RFC 7515 section 4.1.1).
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -65,10 +65,10 @@ impl Algorithm {
     }
 }
 
-/// How a provider speaks OAuth 2.0 where it does not speak as others do.
+/// How a provider's OAuth 2.0 differs from the standard.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Dialect {
-    /// Its names for standard members.
+    /// The provider's names for standard members.
     pub names: MemberNames,
     /// How to write requests.
     pub requests: RequestForm,
@@ -81,13 +81,13 @@ pub struct Dialect {
 pub struct RequestForm {
     /// The form of a body.
     pub format: RequestFormat,
-    /// What goes in beside what the protocol says.
+    /// Additional parameters and headers.
     pub additions: Additions,
-    /// What stands between two scopes; a space in RFC 6749 section 3.3.
+    /// The separator between scopes; a space in RFC 6749 section 3.3.
     pub scope_separator: char,
-    /// Whether a refresh says the scope, which it need not (RFC 6749 section 6).
+    /// Whether a refresh sends the scope, which is optional (RFC 6749 section 6).
     pub scope_on_refresh: bool,
-    /// What the tokens are for (RFC 8707 section 2).
+    /// The resources that the tokens are for (RFC 8707 section 2).
     pub resources: Vec<String>,
 }
 
@@ -106,11 +106,11 @@ impl Default for RequestForm {
 /// How answers with tokens are read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AnswerForm {
-    /// The way to the member that holds the tokens (Slack: `authed_user`); empty for the answer itself.
+    /// The path to the member that holds the tokens (Slack: `authed_user`); empty if the answer itself does.
     pub path: Vec<String>,
-    /// What `expires_in` counts.
+    /// The unit of `expires_in`.
     pub expires_in_unit: ExpiresInUnit,
-    /// How long an access token lives when nothing in the answer says so; `None` is unknown.
+    /// The lifetime of an access token if the answer does not tell it; `None` is unknown.
     pub default_lifetime: Option<Duration>,
 }
 
@@ -120,11 +120,11 @@ pub enum RequestFormat {
     /// `application/x-www-form-urlencoded`, as RFC 6749 has it.
     #[default]
     Form,
-    /// A JSON object with the same members, for the few providers that want it.
+    /// A JSON object with the same members, for the few providers that require it.
     Json,
 }
 
-/// What `expires_in` counts.
+/// The unit of `expires_in`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ExpiresInUnit {
     /// Seconds, as RFC 6749 section 5.1 has it.
@@ -134,12 +134,12 @@ pub enum ExpiresInUnit {
     Milliseconds,
 }
 
-/// A second endpoint that gives the access token: the token of a login is a long-lived one, plays the part of the
-/// refresh token, and is presented there (GitHub Copilot).
+/// A second endpoint that issues access tokens. The login returns a long-lived token, which takes the place of the
+/// refresh token and is presented there (GitHub Copilot).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecondExchange {
-    /// Where short-lived tokens are, to be asked with `GET`.
+    /// Where access tokens are requested with `GET`.
     pub endpoint: Url,
-    /// The authentication scheme that the long-lived token goes with (RFC 9110 section 11.4).
+    /// The authentication scheme for the long-lived token (RFC 9110 section 11.4).
     pub scheme: String,
 }

@@ -1,12 +1,12 @@
-//! Faults on demand: where a test stops the program, and a clock that it sets. Only a build with the feature `faults`
-//! has this room, and such a build is for tests alone.
+//! Fault injection: places where a test stops the program, and a clock that a test sets. Only builds with the feature
+//! `faults` contain this module, and such a build is for tests alone.
 //!
 //! A test names a directory in `CREDPROXY_FAULTS` and writes files there:
-//! - `stop`: names of steps, one on each line. Who comes to one of them adds a byte to the file `NAME.at`, and waits
-//!   until there is a file `NAME.go`;
-//! - `joined` is the program's to write: a byte for each caller who has joined a flight;
-//! - `clock`: two whole numbers, the milliseconds by which the wall clock and the monotonic clock are ahead of the
-//!   machine's. The file is to be replaced, not written over.
+//! - `stop`: names of steps, one per line. A task that reaches one of them adds a byte to the file `NAME.at`, and waits
+//!   until the file `NAME.go` exists;
+//! - `joined` is written by the program: a byte for each caller that has joined a flight;
+//! - `clock`: two whole numbers, the offsets of the wall clock and of the monotonic clock in milliseconds. The file
+//!   must be replaced, not overwritten.
 //!
 //! Must not know: what is done at a step.
 
@@ -21,13 +21,13 @@ use std::{
 
 use crate::clock::{Clock, Monotonic, SystemClock, Timestamp};
 
-/// How often a stopped step looks whether it may go on.
+/// How often a stopped step checks whether it may go on.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 #[expect(clippy::disallowed_methods, reason = "a test's variable is no configuration")]
 static DIRECTORY: LazyLock<Option<PathBuf>> = LazyLock::new(|| env::var_os("CREDPROXY_FAULTS").map(PathBuf::from));
 
-/// Goes on at once, unless a test asked for a stop at `step`.
+/// Returns at once, unless a test asked for a stop at `step`.
 pub(crate) async fn reach(step: &str) {
     let Some(directory) = &*DIRECTORY else { return };
     let Ok(steps) = fs::read_to_string(directory.join("stop")) else { return };
@@ -55,11 +55,11 @@ fn announce(path: &Path) -> io::Result<()> {
     OpenOptions::new().create(true).append(true).open(path)?.write_all(b".")
 }
 
-/// The machine's clocks, moved as a test likes.
+/// The machine's clocks with offsets that a test sets.
 #[derive(Debug)]
 pub(crate) struct OffsetClock {
     machine: SystemClock,
-    /// A monotonic clock that is moved back stands still.
+    /// The latest time told, so that the monotonic clock never goes back.
     latest: Mutex<Duration>,
 }
 
@@ -69,7 +69,7 @@ impl OffsetClock {
     }
 }
 
-/// Milliseconds of the wall clock and the monotonic clock.
+/// The offsets of the wall clock and of the monotonic clock, in milliseconds.
 fn ahead() -> (i64, i64) {
     let read = || {
         let text = fs::read_to_string(DIRECTORY.as_ref()?.join("clock")).ok()?;

@@ -1,4 +1,4 @@
-//! What the fuzz targets in `fuzz/` reach of the inside. Built with the feature `fuzzing` alone.
+//! The entry points of the fuzz targets in `fuzz/`. Built only with the feature `fuzzing`.
 //!
 //! Owns: nothing; each function passes its input on, with a fixed key or environment where one is needed.
 //!
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// Reads a configuration as if it stood in `/etc/x.toml`.
+/// Parses a configuration as if it were the file `/etc/x.toml`.
 pub fn configuration(text: &str) -> Result<Config, ConfigError> {
     let env = Environment::of([("HOME", "/home/me"), ("XDG_RUNTIME_DIR", "/run/user/1")]);
     Config::parse(Path::new("/etc/x.toml"), text, &env)
@@ -27,7 +27,7 @@ fn sealer() -> Sealer {
     Sealer::new(StoreKey::new([0x5a; 32]))
 }
 
-/// Seals a grant with the key of all fuzzing.
+/// Seals a grant with a fixed key.
 pub fn seal(account: &Account, grant: &Grant) -> Result<Vec<u8>, StoreError> {
     sealer().seal(account, grant)
 }
@@ -37,7 +37,7 @@ pub fn open(account: &Account, version: Version, sealed: &[u8]) -> Result<Grant,
     sealer().open(account, version, sealed)
 }
 
-/// Reads a record that was opened: what is behind the cipher is never reached by guessing.
+/// Parses the plaintext of a record, which fuzzing cannot reach through the cipher.
 #[must_use]
 pub fn opened(plain: &[u8], version: Version) -> Option<Grant> {
     seal::read(plain, version).ok()

@@ -1,11 +1,11 @@
-//! Grants: what is kept for an account, how a refresh changes it, and the view of it that may leave.
+//! Grants: what the store keeps for an account, how a refresh changes it, and the view of it that may leave.
 //!
-//! Owns: [`Grant`] and its [`Version`], [`Issued`] (tokens fresh from a provider or a person), the merge of the two,
-//! and [`SanitizedToken`].
+//! Owns: [`Grant`] and its [`Version`], [`Issued`] (tokens from a provider or a person), their merge, and
+//! [`SanitizedToken`].
 //!
 //! Invariants:
 //! 1. A refresh raises the generation by one and keeps the id; a login or put makes a new random id.
-//! 2. A refresh never loses what it was not given anew: refresh token, scope, extra members.
+//! 2. A refresh keeps everything that the answer does not replace: refresh token, scope, extra members.
 //! 3. A [`SanitizedToken`] holds neither the text `refresh_token` nor the value of the grant's refresh token, nor of
 //!    the one before it.
 //!
@@ -24,12 +24,12 @@ use crate::{
     secret::{AccessToken, RefreshToken, holds_forbidden_text},
 };
 
-/// A grant's random identity, 128 bits, shown as 32 hexadecimal digits.
+/// A grant's random id of 128 bits, shown as 32 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct GrantId(u128);
 
 impl GrantId {
-    /// Makes an id of the given random bytes.
+    /// Makes an id from random bytes.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(u128::from_be_bytes(bytes))
@@ -48,7 +48,8 @@ impl fmt::Display for GrantId {
     }
 }
 
-/// Which state of an account's grant: the grant's id, and how often it was refreshed. Shown as `id:generation`.
+/// Identifies one state of an account's grant: the grant's id, and how often it was refreshed. Shown as
+/// `id:generation`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Version {
     /// The grant.
@@ -84,23 +85,23 @@ impl FromStr for Version {
     }
 }
 
-/// What is known of a new token's life.
+/// The lifetime of a new token, as far as it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lifetime {
-    /// Nothing: neither "never expires" nor "expired".
+    /// Unknown: neither "never expires" nor "expired".
     Unknown,
-    /// It ends this long after it was asked for (`expires_in`, RFC 6749 section 5.1).
+    /// Ends this long after the request (`expires_in`, RFC 6749 section 5.1).
     In(Duration),
-    /// It ends at a point of time.
+    /// Ends at this time.
     At(Timestamp),
 }
 
-/// A hundred years: a longer life is a mistake in a unit, and means as much as no word at all.
+/// A hundred years. A longer lifetime is a mistake in the unit, and is treated as unknown.
 const MAX_LIFETIME_SECS: f64 = 100.0 * 366.0 * 86_400.0;
 
 impl Lifetime {
-    /// Reads a number of seconds in any form a provider sends: a number, a string of one, a fraction. `None` when it
-    /// is no number; zero and negative numbers, `NaN` and more than a hundred years are [`Lifetime::Unknown`].
+    /// Reads a number of seconds in any form that providers send: a number, a string, a fraction. `None` if it is not a
+    /// number; zero, negative numbers, `NaN` and more than a hundred years are [`Lifetime::Unknown`].
     #[must_use]
     pub fn from_expires_in(value: &Value) -> Option<Self> {
         let seconds = seconds(value)?;
@@ -111,7 +112,7 @@ impl Lifetime {
         }
     }
 
-    /// Reads a point in seconds since 1970, in the same forms.
+    /// Reads a time in seconds since 1970, in the same forms.
     #[must_use]
     pub fn from_expires_at(value: &Value) -> Option<Self> {
         let seconds = seconds(value)?;
@@ -131,7 +132,7 @@ fn seconds(value: &Value) -> Option<f64> {
     }
 }
 
-/// The provider's other members, unread. Providers nest tokens in them, so `Debug` shows their number alone.
+/// The provider's other members, uninterpreted. Providers nest tokens in them, so `Debug` shows only their number.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Extra(Map<String, Value>);
@@ -156,12 +157,12 @@ impl fmt::Debug for Extra {
     }
 }
 
-/// Tokens fresh from a provider, or put by a person.
+/// Tokens that a provider has just issued, or that a person has put.
 #[derive(Debug)]
 pub struct Issued {
     /// The new access token.
     pub access_token: AccessToken,
-    /// As sent; `None` when it was not.
+    /// As sent; `None` if it was not.
     pub token_type: Option<String>,
     /// How long the access token lives.
     pub lifetime: Lifetime,
@@ -174,14 +175,15 @@ pub struct Issued {
 }
 
 impl Issued {
-    /// Whether the access token gives away its own refresh token, or `current`'s.
+    /// Whether the access token contains its own refresh token, or `current`.
     #[must_use]
     pub fn reveals(&self, current: Option<&RefreshToken>) -> bool {
         self.refresh_token.as_ref().into_iter().chain(current).any(|secret| self.access_token.reveals(secret))
     }
 
-    /// Drops what quotes the refresh token that was presented. It will be in no grant to be looked for, but may still
-    /// be good: some providers take one again for a while, or do not rotate.
+    /// Drops members that quote the refresh token that was presented. The new grant does not hold that token, so
+    /// nothing filters it later, but it may still be valid: some providers accept one again for a while, or do not
+    /// rotate.
     #[must_use]
     fn without(mut self, presented: &RefreshToken) -> Self {
         self.token_type = self.token_type.filter(|text| !presented.occurs_in(text));
@@ -194,7 +196,7 @@ impl Issued {
     }
 }
 
-/// What is kept for an account. Not `Clone`: it holds a refresh token that may be good for one use.
+/// What the store keeps for an account. Not `Clone`: it holds a refresh token that may be good for one use.
 #[derive(Debug)]
 pub struct Grant {
     /// Id and generation.
@@ -203,7 +205,7 @@ pub struct Grant {
     pub access_token: AccessToken,
     /// `Bearer` unless the provider said otherwise (RFC 6749 section 7.1).
     pub token_type: String,
-    /// When the access token was asked for.
+    /// When the access token was requested.
     pub issued_at: Timestamp,
     /// When the access token expires; `None` when unknown.
     pub expires_at: Option<Timestamp>,
@@ -216,7 +218,7 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// A new grant of generation 1, its tokens issued at `now`.
+    /// A new grant of generation 1, with tokens issued at `now`.
     #[must_use]
     pub fn new(id: GrantId, issued: Issued, now: Timestamp) -> Self {
         Self {
@@ -231,7 +233,7 @@ impl Grant {
         }
     }
 
-    /// The next generation: what `issued` brings new, and the rest as it was (invariants 1 and 2).
+    /// The next generation: the members of `issued`, and the rest unchanged (invariants 1 and 2).
     #[must_use]
     pub fn refreshed(self, issued: Issued, now: Timestamp) -> Self {
         let issued = match &self.refresh_token {
@@ -244,7 +246,7 @@ impl Grant {
             access_token: issued.access_token,
             token_type: issued.token_type.unwrap_or(self.token_type),
             issued_at: now,
-            // A new token that has expired already is a mistake of some clock.
+            // A new token that has expired already is the mistake of a clock.
             expires_at: expiry(issued.lifetime, now).filter(|end| *end > now),
             scope: merge_scope(self.scope, stated(issued.scope)),
             refresh_token: issued.refresh_token.or(self.refresh_token),
@@ -253,8 +255,8 @@ impl Grant {
     }
 }
 
-/// New-else-old, but no more than [`MAX_EXTRA_BYTES`]: a provider that thinks up new members at each refresh would fill
-/// the disk.
+/// New members override old ones, within [`MAX_EXTRA_BYTES`]: a provider that invents new members at each refresh must
+/// not fill the disk.
 fn merge_extra(mut old: Extra, new: Extra) -> Extra {
     let size = |(name, value): (&String, &Value)| name.len().saturating_add(value.to_string().len());
     let total: usize = old.0.iter().chain(&new.0).map(size).sum();
@@ -276,7 +278,7 @@ fn expiry(lifetime: Lifetime, now: Timestamp) -> Option<Timestamp> {
     }
 }
 
-/// A scope that is a part of the granted one belongs to the access token alone; any other is the grant's new scope.
+/// A narrower scope belongs to the access token alone; any other is the grant's new scope.
 fn merge_scope(granted: Option<String>, answered: Option<String>) -> Option<String> {
     let (Some(granted), Some(answered)) = (&granted, &answered) else { return granted.or(answered) };
     let held: Vec<&str> = scope_items(granted).collect();
@@ -284,7 +286,7 @@ fn merge_scope(granted: Option<String>, answered: Option<String>) -> Option<Stri
     Some(if narrowed { granted.clone() } else { answered.clone() })
 }
 
-/// The scope, if it names anything.
+/// The scope, unless it is empty.
 fn stated(scope: Option<String>) -> Option<String> {
     scope.filter(|scope| scope_items(scope).any(|item| !item.trim().is_empty()))
 }
@@ -296,29 +298,29 @@ fn scope_items(scope: &str) -> impl Iterator<Item = &str> {
 
 const BEARER: &str = "Bearer";
 
-/// The members that are made of the grant's own fields, whatever the provider called by these names.
+/// Members of the view that are made from the grant's own fields, whatever the provider sent under these names.
 const STANDARD: [&str; 4] = ["access_token", "token_type", "expiry", "scope"];
 
-/// The members beside these that may leave, if they are scalars.
+/// Further members that may leave, if they are scalars.
 const EXPOSED: [&str; 3] = ["account_id", "id_token", "resource_url"];
 
 /// The view of a grant that may leave over a socket (invariant 3).
 #[derive(Debug, Clone)]
 pub struct SanitizedToken {
-    /// Which state of the grant this is.
+    /// The state of the grant.
     pub version: Version,
-    /// When the access token was asked for.
+    /// When the access token was requested.
     pub issued_at: Timestamp,
     /// When it expires; `None` when unknown.
     pub expires_at: Option<Timestamp>,
-    /// The granted scope without what must not leave.
+    /// The granted scope without items that must not leave.
     pub scope: Option<String>,
     /// Whether there is a refresh token.
     pub refreshable: bool,
     body: TokenBody,
 }
 
-/// The view as JSON; wiped from memory with its last holder.
+/// The view as JSON, wiped from memory when its last holder is dropped.
 #[derive(Clone)]
 struct TokenBody(Bytes);
 
@@ -348,11 +350,11 @@ impl SanitizedToken {
         let keeps = |text: &str| {
             !holds_forbidden_text(text) && !grant.refresh_token.as_ref().is_some_and(|secret| secret.occurs_in(text))
         };
-        // The text itself and what JSON makes of it: a carriage return before `efresh_token` is written `\r`.
+        // Both the text and its JSON form: a carriage return before `efresh_token` is written `\r`.
         let safe = |text: &str| keeps(text) && keeps(&Value::from(text).to_string());
         let scope = grant.scope.as_deref().and_then(|scope| {
             let items: Vec<&str> = scope.split(' ').filter(|item| !item.trim().is_empty() && safe(item)).collect();
-            // A refresh token with a space in it may come together from items that are safe one by one.
+            // Items that are safe one by one may form a refresh token when they are joined.
             Some(items.join(" ")).filter(|joined| !joined.is_empty() && safe(joined))
         });
         let extra = grant.extra.0.iter().filter(|(name, value)| {
@@ -378,19 +380,19 @@ impl SanitizedToken {
         }
     }
 
-    /// The view as a JSON object, access token and all.
+    /// The view as a JSON object, access token included.
     #[must_use]
     pub fn json(&self) -> Bytes {
         self.body.0.clone()
     }
 
-    /// Whether the token is known to be of no use at `now`.
+    /// Whether the token has expired at `now`, as far as is known.
     #[must_use]
     pub fn expired(&self, now: Timestamp) -> bool {
         self.expires_at.is_some_and(|end| end <= now)
     }
 
-    /// How much of the token's life is left at `now`; `None` when unknown.
+    /// The remaining life of the token at `now`; `None` when unknown.
     #[must_use]
     pub fn left(&self, now: Timestamp) -> Option<Duration> {
         self.expires_at.map(|end| end.since(now))

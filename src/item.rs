@@ -1,8 +1,8 @@
-//! Items: what is kept in the store beside the grants.
+//! Items: what the store keeps beside the grants.
 //!
-//! Owns: the kinds there are, the tag that tells one content from the next, and how a content is written.
+//! Owns: the kinds of items, the tag that identifies a content, and how a content is written.
 //!
-//! Must not know: what is in a content. That is the business of the room that puts it.
+//! Must not know: what is in a content. The module that stores it does.
 
 use std::{fmt, mem, str::FromStr};
 
@@ -11,8 +11,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::secret::{self, Content};
 
-/// What kind of thing is kept beside the grants. Another kind is another format of the store: a program that does not
-/// know it could not seal it anew.
+/// The kind of an item. A new kind needs a new format of the store, because a program that does not know it could not
+/// reseal it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ItemKind {
     /// A static API key.
@@ -25,7 +25,7 @@ impl ItemKind {
     /// Every kind.
     pub const ALL: [Self; 2] = [Self::ApiKey, Self::Sandbox];
 
-    /// By which the store knows it.
+    /// Its name in the store.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -35,7 +35,7 @@ impl ItemKind {
     }
 }
 
-/// By which a person knows it.
+/// Human-readable name.
 impl fmt::Display for ItemKind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
@@ -45,7 +45,7 @@ impl fmt::Display for ItemKind {
     }
 }
 
-/// Which content of an item: random, and another at each put. Shown as 32 hexadecimal digits.
+/// Identifies the content of an item: random, and new at each put. Shown as 32 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ItemTag(u128);
 
@@ -75,7 +75,7 @@ impl ItemTag {
 #[error("not the tag of an item")]
 pub struct ItemTagError;
 
-/// The text of `Display` and no other, so that two texts are the same tag only if they are the same.
+/// Accepts only the text of `Display`, so that equal tags have equal texts.
 impl FromStr for ItemTag {
     type Err = ItemTagError;
 
@@ -92,34 +92,34 @@ impl fmt::Display for ItemTag {
     }
 }
 
-/// Something kept beside the grants.
+/// Something that the store keeps beside the grants.
 #[derive(Debug)]
 pub struct Item {
-    /// Which content it is.
+    /// Identifies the content.
     pub tag: ItemTag,
-    /// What it is, in its owner's form.
+    /// The content, in its owner's form.
     pub content: Content,
 }
 
-/// Why there is no item.
+/// Why an item cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ItemError {
-    /// There is no tag for it.
+    /// A random tag cannot be generated.
     #[error("the generator of random numbers fails")]
     Random(#[from] getrandom::Error),
-    /// What it is to hold has no JSON form.
+    /// The content cannot be serialized.
     #[error("the content cannot be written")]
     Json(#[from] serde_json::Error),
 }
 
 impl Item {
-    /// This as JSON, under a tag of its own.
+    /// Serializes `value` as JSON, under a new tag.
     pub fn new(value: &impl Serialize) -> Result<Self, ItemError> {
         let content = Content::new(mem::take(&mut *secret::json(value)?));
         Ok(Self { tag: ItemTag::random()?, content })
     }
 
-    /// What [`Item::new`] was given; `None` when the content is nothing of that kind.
+    /// Deserializes the content; `None` if it has another form.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "reads the content for the room that put it")]
     pub fn read<T: DeserializeOwned>(&self) -> Option<T> {

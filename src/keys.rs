@@ -1,10 +1,10 @@
 //! API keys: static secrets that a person sets, handed out as they are.
 //!
-//! Owns: what the store keeps of a key, and the rule that no key gives a refresh token away.
+//! Owns: what the store keeps of a key, and the rule that no key contains a refresh token.
 //!
 //! Invariants:
-//! 1. Nothing is remembered here. Every answer comes from the store, so that it holds what another process changed, and
-//!    a key that cannot be read stands in nobody's way.
+//! 1. Nothing is cached. Every answer comes from the store, so that it includes changes by other processes, and an
+//!    unreadable key does not affect the others.
 //! 2. A change is carried out even if the caller goes away.
 //!
 //! Must not know: HTTP, SQL, who may have which key.
@@ -24,27 +24,27 @@ use crate::{
     store::{Expect, ItemStore, Put, Removed, StoreError},
 };
 
-/// A key as its caller gets it.
+/// A key, as its caller gets it.
 #[derive(Debug)]
 pub struct Key {
     /// The key.
     pub secret: ApiKey,
     /// When it was set.
     pub created_at: Timestamp,
-    /// Which value of the name's it is.
+    /// Identifies the value.
     pub tag: ItemTag,
 }
 
-/// One line of [`Keys::list`].
+/// One entry of [`Keys::list`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyEntry {
-    /// What the key is called.
+    /// The name of the key.
     pub name: KeyName,
     /// When it was set; `None` when it cannot be read.
     pub created_at: Option<Timestamp>,
 }
 
-/// Why there is no key, or no change of one. Everything in it may be shown to the caller.
+/// Why there is no key, or why it was not changed. Everything in it may be shown to the caller.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// None is stored under the name.
@@ -53,13 +53,13 @@ pub enum KeyError {
     /// `If-Match` names another value.
     #[error("the API key is not the one that If-Match names")]
     PreconditionFailed,
-    /// What never leaves would leave with it.
+    /// The key contains a refresh token, which must not leave.
     #[error("the API key is or holds the refresh token of a stored grant, which never leaves")]
     RevealsRefreshToken,
     /// The store failed, or the key cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A fault of ours.
+    /// An internal fault.
     #[error("internal error")]
     Internal,
 }
@@ -70,14 +70,14 @@ impl From<ItemError> for KeyError {
     }
 }
 
-/// The content of an item of the kind.
+/// The stored form of a key, for writing.
 #[derive(Serialize)]
 struct StoredKeyRef<'a> {
     api_key: &'a str,
     created_at: Timestamp,
 }
 
-/// The same, read back.
+/// The stored form of a key, for reading.
 #[derive(Deserialize)]
 struct StoredKey {
     api_key: String,
@@ -96,7 +96,7 @@ struct Inner {
 }
 
 impl Keys {
-    /// The keys that this store holds.
+    /// The keys in this store.
     #[must_use]
     pub fn new(store: Arc<dyn ItemStore>, clock: Arc<dyn Clock>) -> Self {
         Self(Arc::new(Inner { store, clock, tasks: TaskTracker::new() }))
@@ -119,7 +119,7 @@ impl Keys {
         Ok(listed.collect())
     }
 
-    /// Stores a key in the place of what the name had. Gives which value it is now.
+    /// Stores a key, replacing the one of that name. Returns the tag of the new value.
     pub async fn put(
         &self,
         name: &KeyName,
@@ -145,7 +145,7 @@ impl Keys {
         .await
     }
 
-    /// Deletes a key, one that cannot be read too.
+    /// Deletes a key, even an unreadable one.
     pub async fn delete(&self, name: &KeyName, expect: Expect<ItemTag>) -> Result<(), KeyError> {
         let (inner, name) = (Arc::clone(&self.0), name.clone());
         self.detached(async move {
@@ -161,7 +161,7 @@ impl Keys {
         .await
     }
 
-    /// Whether the refresh token is, or is a part of, a key that may leave.
+    /// Whether the refresh token is contained in a stored key.
     pub async fn reveal(&self, refresh_token: &RefreshToken) -> Result<bool, KeyError> {
         let entries = self.0.store.items(ItemKind::ApiKey).await?.into_iter();
         let mut keys = entries.filter_map(|entry| read(&entry.name, &entry.item.ok()?).ok());
@@ -174,7 +174,7 @@ impl Keys {
         self.0.tasks.wait().await;
     }
 
-    /// Invariant 2.
+    /// Runs a change to its end even if the caller goes away (invariant 2).
     async fn detached<T: Send + 'static>(
         &self,
         change: impl Future<Output = Result<T, KeyError>> + Send + 'static,
@@ -190,12 +190,12 @@ fn read(name: &ItemName, item: &Item) -> Result<Key, StoreError> {
     key.ok_or_else(|| StoreError::UnreadableItem { kind: ItemKind::ApiKey, name: name.clone() })
 }
 
-/// A shorter refresh token is looked for as a whole key alone: a provider may answer with a refresh token of one letter,
-/// and must not thereby keep everybody from storing keys with that letter in them. Nobody can guess one that is longer
-/// by chance, and no real one is shorter.
+/// A shorter refresh token is compared with whole keys only: a provider may issue a refresh token of one letter, which
+/// must not keep everybody from storing keys with that letter in them. A longer one is not contained by chance, and no
+/// real one is shorter.
 const MIN_SEARCHED_LENGTH: usize = 12;
 
-/// A key as it is, and as an answer in JSON spells it.
+/// A key as it is, and as JSON spells it.
 struct Texts<'a> {
     plain: &'a str,
     spelled: Zeroizing<String>,
@@ -205,7 +205,7 @@ impl<'a> Texts<'a> {
     #[expect(clippy::disallowed_methods, reason = "the key goes from here into the store, sealed; the rest compares")]
     fn of(secret: &'a ApiKey) -> Self {
         let plain = secret.expose_secret();
-        // A text always serializes.
+        // A string always serializes.
         Self { plain, spelled: Zeroizing::new(serde_json::to_string(plain).unwrap_or_default()) }
     }
 

@@ -6,8 +6,8 @@
 //!
 //! # Trust boundary
 //! Inside: this process, its store and its key, the configuration. Outside: every peer of a socket, every byte a
-//! provider sends, every file and environment variable until it was checked. Over a socket leave only sanitized views
-//! ([`grant::SanitizedToken`]); a refresh token leaves towards its own provider alone.
+//! provider sends, and every file and environment variable until it was checked. Only sanitized views leave over a
+//! socket ([`grant::SanitizedToken`]); a refresh token leaves only to its own provider.
 //!
 //! # Modules
 //! `docs/architecture.md` has the map of the modules, the rules of the coordinator, and the reasons of the larger
@@ -56,6 +56,8 @@
 //! ```
 //!
 //! [`client::Client`] asks a daemon over its socket.
+//!
+//! `faults` exists only with the feature of that name, for `tests/faults`: it stops the program at given places.
 
 pub mod account;
 pub mod audit;

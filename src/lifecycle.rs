@@ -1,10 +1,10 @@
-//! The daemon's life: where the parts are put together, started and ended.
+//! The daemon's life: how its parts are put together, started and shut down.
 //!
 //! Invariants:
-//! 1. The end waits for the flights under way and for one more try to save what is unsaved, within `SHUTDOWN_WORK_TIMEOUT`. The
-//!    sockets' files go after that, the store last.
-//! 2. A part that cannot start is an error before any socket exists. A sandbox of an earlier daemon is no part: what
-//!    cannot be opened again stops nobody.
+//! 1. The shutdown waits for the flights under way and for one more try to save what is unsaved, within
+//!    `SHUTDOWN_WORK_TIMEOUT`. Then the sockets' files are removed, and the store is closed last.
+//! 2. A part that cannot start is an error before any socket exists. A sandbox of an earlier daemon that cannot be
+//!    reopened is not.
 
 use std::{io, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
@@ -54,30 +54,30 @@ use sandbox_sockets::SandboxSockets;
 /// Open files that are not connections: the store, calls to providers, logs.
 const RESERVED_FILES: usize = 128;
 
-/// Why the daemon does not start, or ends otherwise than it should.
+/// Startup and shutdown errors.
 #[derive(Debug, thiserror::Error)]
 pub enum LifecycleError {
     /// The store cannot be opened.
     #[error("cannot open the store")]
     Store(#[from] StoreError),
-    /// There is no store to do something with.
+    /// There is no store to work on.
     #[error("there is no store in {}; `credproxy serve` makes one", .0.display())]
     NoStore(PathBuf),
-    /// The key is not ours to change.
+    /// The key comes from an external source, so the daemon cannot replace it.
     #[error(
         "the key is given to the daemon from elsewhere, so it cannot put another there; name a new place with --to"
     )]
     ForeignKey,
-    /// A socket cannot be offered.
+    /// A socket cannot be bound.
     #[error("cannot offer the socket {name}")]
     Bind {
         /// The socket's name in the configuration.
         name: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: BindError,
     },
-    /// The directory of one socket would give away another.
+    /// The directory of one socket would expose another path.
     #[error(transparent)]
     Overlap(Overlap),
     /// A provider is configured in a way that cannot work.
@@ -85,16 +85,16 @@ pub enum LifecycleError {
     Provider {
         /// The provider's name.
         name: ProviderName,
-        /// Why.
+        /// The cause.
         #[source]
         source: SetupError,
     },
-    /// The operating system said no.
+    /// A system call failed.
     #[error("cannot {what}")]
     Io {
-        /// What was asked of it.
+        /// What was tried.
         what: &'static str,
-        /// What it said.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
@@ -104,24 +104,24 @@ pub enum LifecycleError {
          --traced to let it"
     )]
     Traced(u32),
-    /// The configuration wants the kernel to confine the daemon in full.
+    /// The configuration requires confinement by the kernel, and it is not complete.
     #[error("confine = \"require\", but the daemon would be confined {0}")]
     NotConfined(confine::Extent),
-    /// There is nowhere to write down what is asked for.
+    /// The audit log cannot be started.
     #[error(transparent)]
     Audit(#[from] AuditError),
-    /// What `--dev` begins with cannot be made.
+    /// The accounts of `--dev` cannot be created.
     #[error("cannot make the accounts of --dev")]
     Dev(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// What was committed is in the write-ahead log, which the next start reads.
+    /// The store was not closed in time. Committed changes are in the write-ahead log, which the next start reads.
     #[error("ended without closing the store: the disk does not answer")]
     StoreNotClosed,
-    /// Something was still under way after the longest wait.
+    /// Work was still under way when the shutdown timed out.
     #[error("ended with work under way, after {} s", SHUTDOWN_WORK_TIMEOUT.as_secs())]
     Unfinished,
 }
 
-/// Serves until a signal. A person is asked for the passphrase, if that is where the key is, before anything else.
+/// Serves until a signal. A person is asked for the passphrase, if the key needs one, before anything else.
 pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Result<(), LifecycleError> {
     outlive_file_limits()?;
     let clock = clock();
@@ -160,11 +160,11 @@ pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Res
     Ok(closed.map_err(|_| LifecycleError::StoreNotClosed)??)
 }
 
-/// A write past a limit on the size of files is an error, which a refresh outlives. Unless the signal is caught it is
-/// the end of the process, with whatever the provider has just answered.
+/// Makes a write beyond the file size limit an error, which a refresh survives. If the signal were not caught, it would
+/// end the process, with whatever the provider has just answered.
 fn outlive_file_limits() -> Result<(), LifecycleError> {
     match signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw())) {
-        // It stays caught.
+        // The signal stays caught after the stream is dropped.
         Ok(_) => Ok(()),
         Err(source) => Err(LifecycleError::Io { what: "listen for signals", source }),
     }
@@ -190,7 +190,7 @@ async fn providers(
     for provider in configured {
         let (built, missing) = client(provider, environment, request_timeout, Arc::clone(clock)).await;
         if let Some(error) = missing {
-            // This provider fails, and says so at every refresh; the others do not.
+            // Only this provider fails, and reports it at every refresh.
             tracing::error!(provider = %provider.name, error = error_chain(error.as_ref()), "the provider cannot be used");
         }
         let built = built.map_err(|source| LifecycleError::Provider { name: provider.name.clone(), source })?;
@@ -202,8 +202,8 @@ async fn providers(
 /// Why a provider cannot be used.
 pub type Missing = Box<dyn std::error::Error + Send + Sync>;
 
-/// The client of a configured provider, and why its secret, its key or its certificates are not to be had, if they are
-/// not: it sends nothing then.
+/// Builds the client of a configured provider. The second value says why its secret, key or certificates cannot be
+/// read, if so: it sends nothing then.
 pub async fn client(
     provider: &ProviderConfig,
     environment: &Environment,
@@ -217,7 +217,7 @@ pub async fn client(
     (client, missing)
 }
 
-/// How the provider's client authenticates, and why it cannot, where its secret or key is not to be had.
+/// Reads how the provider's client authenticates. The second value says why its secret or key cannot be read.
 async fn authentication(provider: &ProviderConfig, environment: &Environment) -> (Authentication, Option<Missing>) {
     match &provider.authentication {
         config::AuthenticationConfig::None => (Authentication::None, None),
@@ -241,17 +241,17 @@ async fn assertions(
     environment: &Environment,
 ) -> Result<Assertions, Missing> {
     let key = config.source.client_key(environment).await?;
-    // An issuer beside a token endpoint may never be asked how it spells itself.
+    // With a token endpoint beside it, the issuer's metadata may never be read, so its own spelling is not known.
     let issuer = || provider.token_endpoint.as_ref().and(provider.issuer.clone());
     let audience = config.audience.clone().or_else(issuer);
     Ok(Assertions::new(&key, config.algorithm, config.id.clone(), audience)?)
 }
 
-/// What the configuration says of a provider, in the provider client's words.
+/// Converts the configuration of a provider to the provider client's settings.
 fn settings(provider: &ProviderConfig, authentication: Authentication, request_timeout: Duration) -> Settings {
     Settings {
         endpoints: Endpoints {
-            // The configuration has seen that it is a URL; discovery compares its text (RFC 8414 section 3.3).
+            // The configuration has checked that it is a URL; discovery compares its text (RFC 8414 section 3.3).
             issuer: provider.issuer.as_deref().and_then(|issuer| issuer.parse().ok()),
             token: provider.token_endpoint.clone(),
             refresh: provider.refresh_endpoint.clone(),
@@ -281,7 +281,7 @@ fn settings(provider: &ProviderConfig, authentication: Authentication, request_t
     }
 }
 
-/// What every socket serves from.
+/// What all sockets share.
 #[derive(Debug, Clone)]
 struct Services {
     coordinator: Coordinator,
@@ -289,9 +289,9 @@ struct Services {
     logins: Logins,
     item_store: Arc<dyn ItemStore>,
     audit: Audit,
-    /// How many sandboxes there may be.
+    /// The largest number of sandboxes.
     sandboxes: usize,
-    /// Where they are; `None` when no socket could ask for one.
+    /// Where their directories are; `None` when no socket may create one.
     root: Option<SandboxRoot>,
 }
 
@@ -311,14 +311,14 @@ impl Services {
     }
 }
 
-/// Serves the parts on these sockets until a signal, then ends in order (invariant 1). `ready` is called once
-/// every socket is open; what it gives is given back.
+/// Serves on these sockets until a signal, then shuts down in order (invariant 1). Calls `ready` once every socket is
+/// open, and returns its result.
 async fn run<T>(
     services: &Services,
     sockets: &[SocketConfig],
     ready: impl FnOnce(&[PathBuf]) -> T,
 ) -> Result<T, LifecycleError> {
-    // Signals are listened to before anything is there to be cleaned up.
+    // Signals are caught before there is anything to clean up.
     let mut signals = Signals::new().map_err(|source| LifecycleError::Io { what: "listen for signals", source })?;
     let (share, sandbox_share) = shares(raise_open_files(), sockets.len(), services.sandboxes);
     let failed = |socket: &SocketConfig| {
@@ -342,7 +342,7 @@ async fn run<T>(
         let sockets = SandboxSockets { services: services.clone(), share: sandbox_share, shutdown: shutdown.clone() };
         let (handle, actor) =
             sandbox::SandboxActor::new(Arc::clone(&services.item_store), clock, root, sockets, services.sandboxes);
-        // Those of before are opened meanwhile: no socket's first answer waits for them.
+        // Sandboxes of an earlier daemon are reopened meanwhile: no socket waits for them.
         serving.spawn(actor.run(shutdown.graceful.clone()));
         sandboxes = Some(handle);
     }
@@ -359,7 +359,7 @@ async fn run<T>(
     let signal = signals.next().await;
     tracing::info!(signal, "ending");
     shutdown.graceful.cancel();
-    // A login's grant that is being stored is the coordinator's to finish.
+    // The coordinator finishes storing the grant of a login.
     let ended = async {
         services.logins.shut_down().await;
         services.keys.shut_down().await;
@@ -370,7 +370,7 @@ async fn run<T>(
     let mut served = pin!(served);
     if tokio::time::timeout(FINAL_RESPONSES_TIMEOUT, &mut served).await.is_err() {
         tracing::warn!("some connections were close_now off");
-        // What still runs holds the sockets open.
+        // Tasks that still run hold the sockets open.
         shutdown.immediate.cancel();
         if tokio::time::timeout(FINAL_RESPONSES_TIMEOUT, &mut served).await.is_err() {
             tracing::error!("some sockets could not be closed in order");
@@ -379,7 +379,7 @@ async fn run<T>(
     finished.map(|()| done).map_err(|_| LifecycleError::Unfinished)
 }
 
-/// The signals that end the daemon. A terminal that goes away is one: the daemon would have nobody to stop it.
+/// The signals that end the daemon. SIGHUP is one: when its terminal goes away, nobody could stop it any more.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -404,7 +404,7 @@ impl Signals {
     }
 }
 
-/// Raises the limit of open files as far as it goes; gives how many connections there may be.
+/// Raises the limit of open files as far as possible. Returns how many connections that allows.
 fn raise_open_files() -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
@@ -419,15 +419,15 @@ fn raise_open_files() -> usize {
     files.saturating_sub(RESERVED_FILES).clamp(RESERVED_FILES, MAX_CONNECTIONS)
 }
 
-/// How many of that many connections each socket of the configuration may hold, and each sandbox. All the sandboxes that
-/// may be there share a quarter.
+/// Divides the connections: how many each configured socket and each sandbox may hold. All sandboxes together share a
+/// quarter.
 fn shares(connections: usize, sockets: usize, sandboxes: usize) -> (usize, usize) {
     let for_sandboxes = connections / 4;
     ((connections - for_sandboxes) / sockets.max(1), (for_sandboxes / sandboxes.max(1)).max(MIN_CONNECTIONS))
 }
 
-/// With fewer a program behind the socket could not ask while another waits for an answer.
+/// With fewer, a program behind the socket could not make a request while another one waits.
 const MIN_CONNECTIONS: usize = 4;
 
-/// However many files may be open: a connection costs some ten KiB.
+/// The most connections, however many files may be open: each costs some ten KiB.
 const MAX_CONNECTIONS: usize = 65_536;

@@ -1,13 +1,13 @@
-//! How much a peer may ask for.
+//! Limits on what a peer may ask for.
 //!
-//! Owns: [`Rate`] and the [`Gcra`] that measures it out, what the limits are unless configured, how many requests each
-//! peer of a socket has made ([`RateLimiter`]), and how many new tokens a socket has had of each account ([`RefreshQuota`]).
+//! Owns: [`Rate`] and the [`Gcra`] that enforces it, the default limits, the rate of each peer's requests
+//! ([`RateLimiter`]), and the number of new tokens per socket and account ([`RefreshQuota`]).
 //!
 //! Invariants:
-//! 1. A limiter is pure: it is told the time, and no clock makes it panic or give more than its rate.
-//! 2. What is remembered of an account is forgotten once it makes no difference.
+//! 1. A limiter is pure: the time is a parameter, and no clock makes it panic or exceed its rate.
+//! 2. State about an account is dropped once it makes no difference.
 //!
-//! Must not know: what is limited, and how it is refused.
+//! Must not know: what is limited, and how a refusal is answered.
 
 use std::{
     collections::HashMap,
@@ -17,7 +17,7 @@ use std::{
 
 use crate::{account::Account, clock::Monotonic};
 
-/// So many at once, and so many in a while.
+/// A rate with a burst allowance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     number: u32,
@@ -26,34 +26,35 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// `number` each second, `burst` at once. Zero counts as one.
+    /// `number` per second, with a burst of `burst`. Zero counts as one.
     #[must_use]
     pub const fn per_second(number: u32, burst: u32) -> Self {
         Self { number, whole: Duration::from_secs(1), burst }
     }
 
-    /// `number` each hour, all of them at once if need be. Zero counts as one.
+    /// `number` per hour, all of them at once if necessary. Zero counts as one.
     #[must_use]
     pub const fn per_hour(number: u32) -> Self {
         Self { number, whole: Duration::from_hours(1), burst: number }
     }
 
-    /// One in each `period`, `burst` at once. Zero counts as one.
+    /// One per `period`, with a burst of `burst`. Zero counts as one.
     #[must_use]
     pub const fn every(period: Duration, burst: u32) -> Self {
         Self { number: 1, whole: period, burst }
     }
 
-    /// From one to the next, once the burst is used up.
+    /// The interval between two, once the burst is used up.
     fn period(self) -> Duration {
         self.whole / self.number.max(1)
     }
 }
 
-/// What is left of a rate. A new one is full.
+/// The state of one rate limit by the generic cell rate algorithm (ITU-T I.371, annex A). A new one allows the whole
+/// burst.
 #[derive(Debug, Clone, Copy)]
 pub struct Gcra {
-    /// When it is full again: the generic cell rate algorithm (ITU-T I.371, annex A) needs no more than this.
+    /// When the whole burst is available again. The algorithm needs no other state.
     full_at: Monotonic,
 }
 
@@ -64,7 +65,7 @@ impl Default for Gcra {
 }
 
 impl Gcra {
-    /// Takes one out. The error says when there will be one.
+    /// Takes one. The error is the time until one is available.
     pub fn acquire(&mut self, rate: Rate, now: Monotonic) -> Result<(), Duration> {
         let period = rate.period();
         let missing = self.full_at.since(now);
@@ -77,15 +78,15 @@ impl Gcra {
         Ok(())
     }
 
-    /// Takes one out that there may be none of yet. Gives when there is, at most `longest` from now: those who come while
-    /// that many wait are let through together.
+    /// Takes one, now or in advance. Returns the time until it is due, at most `longest`: beyond that, several are due
+    /// together.
     pub fn reserve(&mut self, rate: Rate, now: Monotonic, longest: Duration) -> Duration {
         let wait = self.full_at.since(now).min(longest);
         self.full_at = now.plus(wait).plus(rate.period());
         wait
     }
 
-    /// Whether it is as good as new.
+    /// Whether the whole burst is available, as in a new one.
     #[must_use]
     pub fn is_full(&self, now: Monotonic) -> bool {
         self.full_at <= now
@@ -97,20 +98,20 @@ impl Gcra {
 pub struct SocketLimits {
     /// Connections at once; `None`: as many as the open files allow.
     pub connections: Option<usize>,
-    /// Of one user; `None`: half of them where there are several users, else all.
+    /// Connections of one user; `None`: half of the total if several users may connect, else all.
     pub connections_per_user: Option<usize>,
-    /// Requests of one user, on however many connections.
+    /// Requests of one user, over all connections.
     pub rate: Option<Rate>,
-    /// Refreshes that its peers may force, of each account.
+    /// Forced refreshes per account.
     pub forced_refreshes: Option<Rate>,
 }
 
 impl SocketLimits {
-    /// For the person's own programs: none but those of the machine.
+    /// For the user's own programs: only the limits of the machine.
     pub const HOST: Self = Self { connections: None, connections_per_user: None, rate: None, forced_refreshes: None };
 
-    /// For programs that are not trusted: an agent in a loop has a few connections and asks a few times a second; it has
-    /// a bad token a few times a day.
+    /// For untrusted programs. An agent in a loop has a few connections, a few requests per second, and a bad token a
+    /// few times a day.
     pub const SANDBOX: Self = Self {
         connections: Some(1024),
         connections_per_user: None,
@@ -119,20 +120,20 @@ impl SocketLimits {
     };
 }
 
-/// How many logins may wait for their person at once.
+/// How many logins may wait for a person at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoginLimits {
-    /// Altogether: each may hold a port, and asks its provider now and then.
+    /// In total. Each may hold a port, and polls its provider.
     pub total: usize,
     /// Of one socket.
     pub per_socket: usize,
 }
 
-/// A tenth of all logins is the host's alone, and these at least: a person who has them begins another and cancels one.
+/// A tenth of all logins, and at least this many, are reserved for the host.
 const MIN_HOST_LOGINS: usize = 3;
 
 impl LoginLimits {
-    /// How many the sockets of role `sandbox` may have altogether.
+    /// How many the sockets of role `sandbox` may have in total.
     #[must_use]
     pub fn of_sandboxes(&self) -> usize {
         self.total - (self.total / 10).max(MIN_HOST_LOGINS).min(self.total / 2)
@@ -140,31 +141,31 @@ impl LoginLimits {
 }
 
 impl Default for LoginLimits {
-    /// A person has one login under way, or a few for several agents; a socket that wants more is at odds with itself.
+    /// A person has one login under way, or a few for several agents; a socket that needs more misbehaves.
     fn default() -> Self {
         Self { total: 100, per_socket: 10 }
     }
 }
 
-/// The request rate of one socket's peers: each user has one, for all connections. A new connection renews nothing.
+/// The request rate limits of one socket's peers: one per user, over all connections. A new connection does not reset
+/// it.
 ///
-/// A request over the rate is answered late: a client that asks again at once is slowed down to the rate, and costs no
-/// more than one that keeps to it.
+/// A request over the rate is answered late, which slows a client that retries at once down to the rate.
 #[derive(Debug)]
 pub struct RateLimiter {
     rate: Rate,
-    /// A socket's users are listed, so there are few.
+    /// A socket's users are listed in the configuration, so there are few.
     peers: Mutex<HashMap<u32, Arc<PeerLimiter>>>,
 }
 
 impl RateLimiter {
-    /// So many requests of each user.
+    /// Limits each user to `rate`.
     #[must_use]
     pub fn new(rate: Rate) -> Self {
         Self { rate, peers: Mutex::default() }
     }
 
-    /// What that user has left.
+    /// The limiter of that user.
     #[must_use]
     pub fn of(&self, uid: u32) -> Arc<PeerLimiter> {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -173,10 +174,10 @@ impl RateLimiter {
     }
 }
 
-/// The longest that an answer to a request over the rate is held back: shorter than a client's patience.
+/// The longest delay of an answer to a request over the rate: shorter than clients' timeouts.
 const MAX_ANSWER_DELAY: Duration = Duration::from_secs(1);
 
-/// How many such answers of one peer are held back at once: as many as a sandbox has connections unless told.
+/// How many answers of one peer may be delayed at once: the number of connections of a sandbox by default.
 const MAX_DELAYED_ANSWERS: usize = 1024;
 
 /// The requests of one user on one socket.
@@ -189,13 +190,13 @@ pub struct PeerLimiter {
 #[derive(Debug, Default)]
 struct PeerLimiterState {
     requests: Gcra,
-    /// Paces the answers to requests over the rate.
+    /// Spaces the answers to requests over the rate.
     refusals: Gcra,
     delayed: usize,
 }
 
 impl PeerLimiter {
-    /// Counts a request. The error says when there may be another, and when this one is to be answered.
+    /// Counts a request. The error says when the next one is allowed, and how long the answer is delayed.
     pub fn acquire(self: &Arc<Self>, now: Monotonic) -> Result<(), TooFast> {
         let mut state = self.lock();
         let Err(retry_after) = state.requests.acquire(self.rate, now) else { return Ok(()) };
@@ -215,13 +216,13 @@ impl PeerLimiter {
 /// A request over the rate.
 #[derive(Debug)]
 pub struct TooFast {
-    /// When there may be another.
+    /// Time until the next request is allowed.
     pub retry_after: Duration,
-    /// How long its answer is held back; `None` where too many are already: its connection is closed instead.
+    /// The delay of the answer; `None` if too many are delayed already: the connection is closed instead.
     pub delay: Option<Delay>,
 }
 
-/// An answer that is held back, and its place among those.
+/// A delayed answer. Dropping it frees its slot.
 #[derive(Debug)]
 pub struct Delay {
     length: Duration,
@@ -229,7 +230,7 @@ pub struct Delay {
 }
 
 impl Delay {
-    /// From when it was asked for.
+    /// The length, from the time of the request.
     #[must_use]
     pub const fn length(&self) -> Duration {
         self.length
@@ -242,7 +243,7 @@ impl Drop for Delay {
     }
 }
 
-/// How much the peers of one socket have had of each account.
+/// Limits the new tokens that the peers of one socket may force, per account.
 #[derive(Debug)]
 pub struct RefreshQuota {
     rate: Rate,
@@ -252,21 +253,21 @@ pub struct RefreshQuota {
 #[derive(Debug)]
 struct QuotaState {
     limiters: HashMap<Account, Gcra>,
-    /// At so many, those that make no difference are looked for.
+    /// At this size, entries that make no difference are dropped.
     sweep_at: usize,
 }
 
-/// Fewer are not worth looking through.
+/// The smallest size that is worth sweeping.
 const MIN_SWEEP_SIZE: usize = 64;
 
 impl RefreshQuota {
-    /// So much of each account.
+    /// Allows `rate` for each account.
     #[must_use]
     pub fn new(rate: Rate) -> Self {
         Self { rate, state: Mutex::new(QuotaState { limiters: HashMap::new(), sweep_at: MIN_SWEEP_SIZE }) }
     }
 
-    /// Takes one of the account's. The error says when there will be one.
+    /// Takes one of the account's. The error is the time until one is available.
     pub fn acquire(&self, account: &Account, now: Monotonic) -> Result<(), Duration> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(limiter) = state.limiters.get_mut(account) {

@@ -1,10 +1,10 @@
 //! Logins: how a person's consent becomes a grant.
 //!
-//! Owns: [`Logins`], the logins under way with one task each, who may see them, and how many there may be. Its children
-//! own one login's state, the authorization response, the listener on loopback, the pace of a device, and the limiter.
+//! Owns: [`Logins`], the logins under way with one task each, who may see them, and their limits. Its children own one
+//! login's state, the authorization response, the redirect listener, the polling of a device login, and the limiter.
 //!
 //! Invariants:
-//! 1. A login belongs to the socket and the user that began it. For everybody else it is not there.
+//! 1. A login belongs to the socket and the user that started it. To everybody else it does not exist.
 //! 2. A login takes one answer. Its verifier and device code go to the provider alone; its state goes there and back by
 //!    the person's browser.
 //! 3. What an answer sets off is carried to its end by the login's own task, whoever hangs up, cancels it or ends the

@@ -1,19 +1,20 @@
-//! Equal events, counted together: a flood adds some lines a second to the log, and a busy reader next to none.
+//! Counts equal events together, so that a flood adds a few lines per second to the log, and a busy reader next to
+//! none.
 //!
-//! Owns: which event is written at once, and the counts of those that are not.
+//! Owns: which events are written at once, and the counts of the others.
 //!
-//! Events are equal when everything is but their times. The first of equal events is written at once. Those that follow
-//! are counted, and the counts are written as one line each second ([`EventAggregator::flush`]) until a second has none. A peer
-//! (a user on a socket; all users that a socket turns away) has so many lines: [`LINE_BURST`] at once, and [`LINES_PER_SECOND`] more
-//! each second. What finds none left is counted by operation and outcome alone, in summaries; of those there are
-//! [`SUMMARIES_PER_SECOND`] a second, and then one for all that is left.
+//! Events are equal when they differ in their times only. The first of equal events is written at once. Later ones are
+//! counted, and each second the count is written as one line ([`EventAggregator::flush`]) until a second has none. Each
+//! peer (a user on a socket, or all users that a socket rejects) has a budget of lines: [`LINE_BURST`] at once, and
+//! [`LINES_PER_SECOND`] more each second. An event beyond the budget is counted by operation and outcome alone, in a
+//! summary. There are at most [`SUMMARIES_PER_SECOND`] summaries per second, and one more for everything else.
 //!
 //! Invariants:
 //! 1. Every event is written or counted, and every count is written: the sum of `times`, where a line without one counts
 //!    as 1, is the number of events.
-//! 2. Once its burst is spent, a peer adds at most [`LINES_PER_SECOND`] + [`SUMMARIES_PER_SECOND`] + 1 lines in a second, whatever it does. An
-//!    event with a line of its own ([`Event::own_line`]) is not counted here: other limits bound those.
-//! 3. There are at most [`MAX_EVENTS`] different events in memory, and a few summaries for each peer.
+//! 2. Once its burst is used up, a peer adds at most [`LINES_PER_SECOND`] + [`SUMMARIES_PER_SECOND`] + 1 lines per
+//!    second. An event with a line of its own ([`Event::own_line`]) does not count: other limits bound those.
+//! 3. At most [`MAX_EVENTS`] different events are in memory, and a few summaries for each peer.
 //!
 //! Must not know: where lines go, and when a second is over.
 
@@ -25,25 +26,25 @@ use std::{
 
 use super::{Event, Origin, Subject, Timestamp, labels};
 
-/// How many lines a peer may add at once: a program that asks for each of some hundred accounts has them all.
+/// Lines that a peer may add at once: enough for a program that asks for each of some hundred accounts.
 const LINE_BURST: u32 = 200;
 
-/// How many more each second: some 5 KB, with which the default log lasts for hours.
+/// Lines that a peer may add each second after its burst: some 5 KB, with which the default log lasts for hours.
 const LINES_PER_SECOND: u32 = 20;
 
-/// How many summaries of a peer there are in a second.
+/// Summaries of one peer per second.
 const SUMMARIES_PER_SECOND: u32 = 10;
 
-/// How many different events are kept apart. An event takes some 300 bytes.
+/// Different events in memory. Each takes some 300 bytes.
 const MAX_EVENTS: usize = 8192;
 
-/// What a line tells of the events that it stands for.
+/// How many events a line stands for, and when they happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Count {
     pub(super) times: u64,
     pub(super) first: Timestamp,
     pub(super) last: Timestamp,
-    /// The events differ in what the line leaves out: the program, the names, and in the last summary everything.
+    /// The events differ in what the line leaves out: the program and the names, and in the last summary everything.
     pub(super) summary: bool,
 }
 
@@ -53,23 +54,24 @@ impl Count {
     }
 }
 
-/// What becomes of an event.
+/// What to do with an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Placement {
-    /// It is written at once. [`EventAggregator::set_line_end`] or [`EventAggregator::count_unwritten`] is told what became of that.
+    /// Write it at once, then call [`EventAggregator::set_line_end`], or [`EventAggregator::count_unwritten`] if there
+    /// was no room.
     First(EventKey),
-    /// It is counted. The last line of its equals ends there.
+    /// It was counted. The last line of its equals ends at this position.
     Counted(u64),
 }
 
-/// Names an event in the table.
+/// The key of an event in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct EventKey(u64);
 
-/// The events of the last second or so.
+/// The events of the last second or so, with their counts.
 #[derive(Default)]
 pub(super) struct EventAggregator {
-    /// Keyed, so that nobody can choose events that share an entry. Those that do by chance are told apart all the same.
+    /// Randomly keyed, so that nobody can choose events that collide. Accidental collisions are detected.
     hasher: RandomState,
     entries: HashMap<EventKey, EventCounts>,
     peers: HashMap<u64, LineBudget>,
@@ -77,7 +79,7 @@ pub(super) struct EventAggregator {
     begun: u64,
 }
 
-/// What a peer has used of its lines.
+/// How many of its lines a peer has used.
 #[derive(Default)]
 struct LineBudget {
     lines: u32,
@@ -92,7 +94,7 @@ impl LineBudget {
     }
 }
 
-/// Equal events.
+/// Equal events and their count.
 struct EventCounts {
     origin: Origin,
     operation: &'static str,
@@ -101,14 +103,14 @@ struct EventCounts {
     status: Option<u16>,
     provider_called: bool,
     summary: bool,
-    /// Where their last line ends.
+    /// The position at which their last line ends.
     end: u64,
-    /// Those that no line tells of yet.
+    /// How many of them no line accounts for yet.
     times: u64,
     first: Timestamp,
     last: Timestamp,
     longest: Duration,
-    /// The order of their counts.
+    /// The position of their count in the order of beginnings.
     order: u64,
 }
 
@@ -170,12 +172,12 @@ impl EventCounts {
 }
 
 impl EventAggregator {
-    /// Whether nothing is to be written or forgotten later.
+    /// Whether nothing is left to write or to forget.
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty() && self.peers.is_empty()
     }
 
-    /// Says what becomes of the event, and counts it if that is it.
+    /// Records an event: decides whether it is written at once, and counts it if not.
     pub(super) fn record(&mut self, event: &Event<'_>, now: Timestamp) -> Placement {
         let key = self.key(event);
         let one = Count::of_one(now);
@@ -194,21 +196,22 @@ impl EventAggregator {
         Placement::Counted(0)
     }
 
-    /// The line of a first event ends there.
+    /// Notes where the line of a first event ends.
     pub(super) fn set_line_end(&mut self, key: EventKey, end: u64) {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.end = end;
         }
     }
 
-    /// There was no room for the line of a first event: it is counted instead.
+    /// Counts a first event instead, because there was no room for its line.
     pub(super) fn count_unwritten(&mut self, key: EventKey, event: &Event<'_>, now: Timestamp) {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.add(&Count::of_one(now), event.latency, &mut self.begun);
         }
     }
 
-    /// Ends a second: gives every count to `write`, which says where its line ends, the earliest begun first.
+    /// Ends a second: passes every count to `write`, in the order of their beginnings. `write` returns the position at
+    /// which the line ends.
     pub(super) fn flush(&mut self, mut write: impl FnMut(&Event<'_>, &Count) -> u64) {
         for budget in self.peers.values_mut() {
             budget.lines = budget.lines.saturating_sub(LINES_PER_SECOND);
@@ -241,7 +244,7 @@ impl EventAggregator {
         keys.into_iter().map(|(_, key)| key).collect()
     }
 
-    /// Counts what has no line of its kind: by operation and outcome, or altogether.
+    /// Counts an event in a summary: by operation and outcome, or in the last one for everything.
     fn summarize(&mut self, event: &Event<'_>, count: &Count) {
         let (origin, subject) = (event.origin.without_program(), Subject::default());
         let kind = Event { origin: &origin, subject: &subject, ..*event };

@@ -1,9 +1,9 @@
-//! The places that lines go to.
+//! The destinations of lines: a rotated file, and standard output.
 //!
-//! Several daemons may write to one file: each holds the file's lock for as long as a write or a rotation takes, and
-//! sees first that the file it has open is still the one of that name. Whoever else moves the file away is followed in
-//! the same way. Nobody is waited for without a limit: a lock that another process holds, or a pipe that nobody reads, is
-//! an error after [`SINK_TIMEOUT`].
+//! Several daemons may write to one file. Each holds the file's lock during a write or a rotation, and first checks
+//! that its open file is still the one at the path; so a file that another program moves away is noticed, too. Every
+//! wait has a limit: a lock that another process holds, or a pipe that nobody reads, is an error after
+//! [`SINK_TIMEOUT`].
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -25,16 +25,17 @@ use rustix::{
 use super::{AppendResult, Rotation, SINK_TIMEOUT, Sink};
 use crate::private::{FileError, PrivateError, check_private_file, no_follow_flags, private_directory};
 
-/// What a reservation holds: the lines of a thousand requests under way.
+/// Disk space that is reserved, in bytes: enough for the lines of a thousand requests under way.
 const RESERVED_BYTES: u64 = 256 * 1024;
 
-/// How long a try for the lock waits before the next one. Who writes holds it for less.
+/// The pause between two tries for the lock. A writer holds it for less.
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Standard output.
 pub(super) struct Stdout(File);
 
-/// `PIPE_BUF`: so much goes into a pipe in one piece, and without waiting when there is room at all (POSIX, `write`).
+/// `PIPE_BUF`: this much is written to a pipe in one piece, and without blocking if there is room at all (POSIX,
+/// `write`).
 const ATOMIC_WRITE_BYTES: usize = if cfg!(target_os = "linux") { 4096 } else { 512 };
 
 impl Stdout {
@@ -47,7 +48,7 @@ impl Stdout {
         Self(file)
     }
 
-    /// Waits until somebody reads, for so long.
+    /// Waits until the output is writable, for at most `timeout`.
     fn wait_writable(&self, timeout: Duration) -> io::Result<()> {
         let limit = Timespec::try_from(timeout).map_err(io::Error::other)?;
         match poll(&mut [PollFd::new(&self.0, PollFlags::OUT)], Some(&limit)) {
@@ -55,7 +56,7 @@ impl Stdout {
                 io::ErrorKind::WouldBlock,
                 "nobody reads the standard output: its pipe is full; end what holds it, or log to a file",
             )),
-            // An error on the other side is the write's to tell.
+            // An error of the reader shows in the write.
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -88,7 +89,7 @@ impl Sink for Stdout {
     }
 }
 
-/// Writes as much as goes.
+/// Writes as much as possible.
 fn write(file: &mut File, bytes: &[u8]) -> (usize, Option<io::Error>) {
     let mut written = 0;
     while written < bytes.len() {
@@ -102,18 +103,18 @@ fn write(file: &mut File, bytes: &[u8]) -> (usize, Option<io::Error>) {
     (written, None)
 }
 
-/// A file that begins anew when it is full.
+/// A file that is rotated when it is full.
 pub(super) struct RotatingFile {
     rotation: Rotation,
     file: File,
-    /// Up to here the file has room that nobody else can take.
+    /// Space up to this offset is reserved for this file.
     reserved: u64,
-    /// The line that a crash may have left without its end was seen to.
+    /// A line that a crash may have left unfinished was completed.
     line_end_checked: bool,
 }
 
 impl RotatingFile {
-    /// Opens the file, or makes it; private as the store is, or an error.
+    /// Opens or creates the file. It is an error if the file or its directory is not private.
     pub(super) fn open(rotation: &Rotation) -> Result<Self, PrivateError> {
         if let Some(directory) = rotation.path.parent() {
             private_directory(directory)?;
@@ -122,8 +123,8 @@ impl RotatingFile {
         Ok(Self { rotation: rotation.clone(), file, reserved: 0, line_end_checked: false })
     }
 
-    /// Locks the file that is at the path, if nobody else keeps its lock for longer than a write takes. At the first
-    /// time it ends the line that a crash has left without its end: the next one would be lost with it.
+    /// Locks the file at the path. The first time, it completes a line that a crash left unfinished, so that the next
+    /// line is not lost with it.
     fn lock_current(&mut self) -> io::Result<()> {
         self.lock()?;
         let ready = self.prepare();
@@ -133,7 +134,7 @@ impl RotatingFile {
         ready
     }
 
-    /// Sees to it that the file that is locked is the one at the path, and ends with a line.
+    /// Makes sure that the locked file is the one at the path, and that it ends with a newline.
     fn prepare(&mut self) -> io::Result<()> {
         while !is_at(&self.file, &self.rotation.path)? {
             self.file = open(&self.rotation.path).map_err(io::Error::other)?;
@@ -174,7 +175,7 @@ impl RotatingFile {
         }
     }
 
-    /// Appends as many whole lines as the file has room for. The file is held.
+    /// Appends as many whole lines as the file has room for. The caller holds the lock.
     fn append_fitting(&mut self, lines: &[u8], appended: &mut AppendResult) -> io::Result<()> {
         let size = self.file.metadata()?.len();
         let room = usize::try_from(self.rotation.max_size.saturating_sub(size)).unwrap_or(usize::MAX);
@@ -194,7 +195,7 @@ impl RotatingFile {
             appended.bytes += written;
             return Ok(());
         };
-        // Half a line is taken back.
+        // Remove the unfinished line.
         let kept = complete_length(&lines[..written]);
         if kept < written {
             self.file.set_len(size + kept as u64)?;
@@ -203,13 +204,13 @@ impl RotatingFile {
         Err(error)
     }
 
-    /// Begins the file anew; the one so far gets the next name. At no moment is there no file of that name, so another
-    /// daemon that starts in between cannot make one of its own. The file is held, and so is the new one afterwards.
+    /// Rotates: renames the file and starts a new one. A file of this name exists at every moment, so another daemon
+    /// that starts meanwhile cannot create its own. The caller holds the lock, of the new file as well afterwards.
     fn rotate(&mut self) -> io::Result<()> {
         let path = &self.rotation.path;
         let draft = path.with_added_extension("new");
         let first = rotated_path(path, 1);
-        // Left behind by a daemon that was killed at this.
+        // Left behind by a daemon that was killed during a rotation.
         for left in [Some(&draft), is_at(&self.file, &first).unwrap_or(false).then_some(&first)].into_iter().flatten() {
             remove_if_there(left)?;
         }
@@ -222,7 +223,7 @@ impl RotatingFile {
             return Err(error);
         }
         if self.reserved > 0 {
-            // Gives back what was reserved beyond the end. It is no loss when it stays.
+            // Release the reserved space beyond the end. It does no harm if this fails.
             self.file.metadata().and_then(|found| self.file.set_len(found.len())).ok();
         }
         self.file = new;
@@ -230,7 +231,7 @@ impl RotatingFile {
         Ok(())
     }
 
-    /// Gives every full file the next number, up to the first that is free; else the last one goes.
+    /// Gives every rotated file the next number, up to the first free one; otherwise the oldest is removed.
     fn shift(&self) -> io::Result<()> {
         let of = |number| rotated_path(&self.rotation.path, number);
         let free = (1..self.rotation.keep).find(|number| fs::symlink_metadata(of(*number)).is_err());
@@ -283,12 +284,12 @@ impl Sink for RotatingFile {
     }
 }
 
-/// The full files, from 1, the newest.
+/// The path of the rotated file `number`; 1 is the newest.
 pub(super) fn rotated_path(path: &Path, number: u32) -> PathBuf {
     path.with_added_extension(number.to_string())
 }
 
-/// How much of it is whole lines.
+/// The length of the complete lines in `lines`.
 fn complete_length(lines: &[u8]) -> usize {
     lines.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1)
 }
@@ -302,7 +303,7 @@ fn options() -> OpenOptions {
 fn open(path: &Path) -> Result<File, PrivateError> {
     let opened = options().create(true).open(path);
     let file = opened.or_else(|error| {
-        // What is no file of ours is told by its name better than by the error that opening it gives.
+        // A file that is not ours is better described by its properties than by the error of opening it.
         if let Ok(found) = fs::symlink_metadata(path) {
             check_private_file(path, &found)?;
         }
@@ -312,7 +313,7 @@ fn open(path: &Path) -> Result<File, PrivateError> {
     Ok(file)
 }
 
-/// What [`RotatingFile::open`] would say, and how large the file is if there is one. Changes nothing.
+/// The size of the file, or the error that [`RotatingFile::open`] would return. Changes nothing.
 pub(super) fn inspect(path: &Path) -> Result<Option<u64>, PrivateError> {
     if let Some(directory) = path.parent().filter(|directory| directory.exists()) {
         private_directory(directory)?;

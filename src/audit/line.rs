@@ -12,17 +12,17 @@ use serde_json::Value;
 
 use super::{Event, Timestamp, aggregate::Count};
 
-/// Room for a line as most are.
+/// Initial capacity for a line; most lines fit.
 pub(super) const INITIAL_LINE_CAPACITY: usize = 320;
 
-/// The longest name of a program that is written, in characters: a path may have 4096 bytes.
+/// The longest program name that is written, in characters: a path may have 4096 bytes.
 const MAX_PROGRAM_CHARS: usize = 256;
 
-/// Who asked and where: the part of a line that is the same for a whole connection. Clones are of the same one.
+/// The peer and its socket: the part of a line that is the same for a whole connection. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Origin {
     facts: Arc<Facts>,
-    /// Only the peer is written, without its program: for a line that tells of several programs.
+    /// Only the peer is written, not its program: for a line that counts events of several programs.
     peer_only: bool,
 }
 
@@ -30,20 +30,20 @@ pub struct Origin {
 struct Facts {
     /// The members `socket` and `uid`.
     who: Box<str>,
-    /// How much of `who` is the same for everybody who shares the peer's budget of lines.
+    /// The length of the part of `who` that is the same for everybody who shares the budget of lines.
     peer_length: usize,
     pid: Option<u32>,
-    /// The members that tell the program.
+    /// The members that name the program.
     program: OnceLock<Box<str>>,
     peer_digest: u64,
 }
 
 impl Origin {
-    /// A peer of that socket.
+    /// A peer that was admitted to this socket.
     ///
-    /// Its program is looked up by its process id, which is racy by nature: the peer may have become another program
-    /// since it connected, or have ended and left its id to another. The executable is told where `/proc` shows it. To
-    /// a daemon that is confined by Landlock it does not; then there is only the name that the program gives itself.
+    /// The program is looked up by process id, which is racy by nature: since connecting, the process may have become
+    /// another program, or have ended and left its id to another. The executable is known where `/proc` shows it. A
+    /// daemon confined by Landlock does not see it, and uses the name that the program gives itself.
     #[must_use]
     pub fn of_peer(socket: &str, uid: u32, pid: Option<u32>) -> Self {
         let who = format!("\"socket\":{},\"uid\":{uid}", quoted(socket));
@@ -52,8 +52,8 @@ impl Origin {
         origin
     }
 
-    /// A peer of a user who may not connect to that socket. Its program is looked up when a line tells of it, which most
-    /// of a flood have none for. All such users share one budget of lines: there may be thousands of them.
+    /// A peer whose user may not connect to this socket. Its program is looked up only when a line is written for it,
+    /// which rarely happens in a flood. All such users share one budget of lines, since there may be thousands of them.
     #[must_use]
     pub fn of_rejected(socket: &str, uid: u32, pid: Option<u32>) -> Self {
         let socket = format!("\"socket\":{}", quoted(socket));
@@ -72,18 +72,18 @@ impl Origin {
         self.facts.program.get_or_init(|| self.facts.pid.map(program).unwrap_or_default())
     }
 
-    /// Whose budget of lines it uses.
+    /// Identifies the budget of lines that it uses.
     pub(super) fn peer(&self) -> u64 {
         self.facts.peer_digest
     }
 
-    /// The same without the program.
+    /// Returns the origin without the program.
     pub(super) fn without_program(&self) -> Self {
         Self { facts: Arc::clone(&self.facts), peer_only: true }
     }
 }
 
-/// Equal when the same is written of them. A program that is not looked up yet is told by its process id.
+/// Equal when the same text is written for both. A program that is not looked up yet is compared by its process id.
 impl PartialEq for Origin {
     fn eq(&self, other: &Self) -> bool {
         if self.peer_only != other.peer_only {
@@ -118,7 +118,7 @@ fn program(pid: u32) -> Box<str> {
     }
 }
 
-/// A string of JSON that does no harm on a terminal either. A peer chooses what its program is called.
+/// A JSON string that is harmless on a terminal, too: a peer chooses the name of its program.
 fn quoted(text: &str) -> String {
     let mut harmless = String::with_capacity(text.len());
     for one in text.chars().take(MAX_PROGRAM_CHARS) {
@@ -131,7 +131,7 @@ fn quoted(text: &str) -> String {
     Value::from(harmless).to_string()
 }
 
-/// The beginning and the end of the years with four digits.
+/// The range of times whose year has four digits, in milliseconds since 1970.
 const YEARS: (i64, i64) = (0, 253_402_300_799_999);
 
 fn shown(time: Timestamp) -> humantime::Rfc3339Timestamp {
@@ -144,7 +144,7 @@ fn begin(line: &mut Vec<u8>, time: Timestamp) {
     write!(line, "{{\"time\":\"{}\",", shown(time)).ok();
 }
 
-/// Appends text as it is. To go by `fmt` for each part would cost more than all the rest of a line.
+/// Appends text as it is. Formatting each part with `fmt` would cost more than the rest of the line.
 fn push(line: &mut Vec<u8>, parts: &[&str]) {
     for part in parts {
         line.extend_from_slice(part.as_bytes());
@@ -165,15 +165,14 @@ fn push_number(line: &mut Vec<u8>, mut number: u64) {
     line.extend_from_slice(&digits[at..]);
 }
 
-/// Appends the event. Names have nothing in them that JSON would escape (`account.rs`, `Subject::named`), and all other
-/// labels are ours.
+/// Appends the event. Names need no JSON escapes (`account.rs`, `Subject::named`), and all other texts are constants.
 pub(super) fn write(line: &mut Vec<u8>, time: Timestamp, event: &Event<'_>) {
     begin(line, time);
     push_event(line, event);
     push(line, &["}\n"]);
 }
 
-/// Appends one line for several events, as [`write()`] does for one.
+/// Appends one line for several events.
 pub(super) fn write_count(line: &mut Vec<u8>, event: &Event<'_>, count: &Count) {
     if count.times == 1 && !count.summary {
         return write(line, count.last, event);
@@ -210,7 +209,7 @@ fn push_event(line: &mut Vec<u8>, event: &Event<'_>) {
     push(line, &[",\"provider_called\":", if event.provider_called { "true" } else { "false" }]);
 }
 
-/// The line in the place of those that found no room.
+/// Appends the line that stands for lines that were lost.
 pub(super) fn write_gap(line: &mut Vec<u8>, time: Timestamp, lost: u64) {
     begin(line, time);
     writeln!(line, "\"operation\":\"audit\",\"outcome\":\"lost\",\"lost\":{lost}}}").ok();

@@ -1,4 +1,4 @@
-//! Between the requests, which are many and must not wait, and the one thread that writes.
+//! The queue between the requests, which are many and must not block, and the one thread that writes.
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -19,10 +19,10 @@ use crate::{
 
 mod writer;
 
-/// What may wait to be written: some thousands of lines, more than come in while a disk is busy.
+/// Bytes that may wait to be written: some thousands of lines, more than arrive while a disk is busy.
 const MAX_QUEUED_BYTES: usize = 1024 * 1024;
 
-/// So much is worth writing at once.
+/// A batch of this size is written without further delay.
 const FULL_BATCH_BYTES: usize = 64 * 1024;
 
 /// How long a request waits for room before its line is counted as lost.
@@ -31,15 +31,15 @@ const ROOM_TIMEOUT: Duration = Duration::from_millis(250);
 /// How often counts are written.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a write may take before it counts as one that fails, and how long a request waits for its line: more than
-/// [`super::SINK_TIMEOUT`], which ends most waits with an error that tells more.
+/// How long a write may take before it counts as failed, and how long a request waits for its line. Longer than
+/// [`super::SINK_TIMEOUT`], which ends most waits with a better error.
 const STALL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a request may have to wait for.
+/// What a request has to wait for.
 pub(super) enum Pending {
-    /// So much is to be written.
+    /// Everything up to this position is to be written.
     Written(u64),
-    /// The line found no room.
+    /// The line found no room in the queue.
     Room(Vec<u8>),
 }
 
@@ -47,9 +47,9 @@ pub(super) struct Queue {
     on_failure: OnFailure,
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
-    /// Notified for the writer.
+    /// Wakes the writer.
     work: Condvar,
-    /// Notified for requests when something was written or could not be.
+    /// Wakes requests when something was written or a write failed.
     progressed: Notify,
 }
 
@@ -58,19 +58,19 @@ struct State {
     /// Lines that the writer has not taken yet.
     lines: Vec<u8>,
     events: EventAggregator,
-    /// When counts are to be written; set while there is anything in `events`.
+    /// When the counts are to be written; set while `events` is not empty.
     flush_at: Option<Monotonic>,
-    /// Bytes of lines that were taken in, ever.
+    /// Bytes of all lines ever queued.
     taken: u64,
-    /// Of those, bytes that are written.
+    /// How many of those bytes are written.
     written: u64,
-    /// Lines that found no room, and of which nothing is written yet.
+    /// Lines that were lost for lack of room and are not reported yet.
     lost: u64,
     /// The last line found no room: the next one does not wait.
     stuck: bool,
-    /// How often it was asked whether the log can be written, and how many of those are answered.
+    /// How many checks were asked for, and how many of them are answered.
     checks: (u64, u64),
-    /// Since when the writer has been at the log, if it is.
+    /// Since when the writer is inside the sink, if it is.
     busy_since: Option<Monotonic>,
     health: Health,
     closing: bool,
@@ -80,9 +80,9 @@ struct State {
 struct Health {
     /// The last write failed.
     failing: bool,
-    /// There is no room for lines to come.
+    /// There is no disk space for lines to come.
     full: bool,
-    /// The file is too large, and could not be begun anew.
+    /// The file is too large and could not be rotated.
     unrotated: bool,
 }
 
@@ -101,12 +101,12 @@ impl State {
         self.lines.is_empty() && self.lost == 0 && !self.health.is_failing() && !self.is_urgent()
     }
 
-    /// Somebody waits.
+    /// Somebody waits for the writer.
     const fn is_urgent(&self) -> bool {
         self.closing || self.checks.0 > self.checks.1
     }
 
-    /// Appends a line, if there is room. Gives where it ends.
+    /// Appends a line if there is room. Returns the position of its end.
     fn push(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Option<u64> {
         let before = self.lines.len();
         write(&mut self.lines);
@@ -120,7 +120,7 @@ impl State {
         Some(self.taken)
     }
 
-    /// Puts the counts of the last second among the lines.
+    /// Appends the counts of the last second to the lines.
     fn flush(&mut self) {
         let Self { events, lines, taken, .. } = self;
         events.flush(|event, count| {
@@ -142,7 +142,7 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the writer has been at the log for too long.
+    /// Whether the writer has been inside the sink for too long.
     fn is_stalled(&self, state: &State) -> bool {
         state.busy_since.is_some_and(|since| self.clock.monotonic().since(since) >= STALL_TIMEOUT)
     }
@@ -159,14 +159,14 @@ impl Queue {
         self.on_failure == OnFailure::Open || self.check().await
     }
 
-    /// Whether it cannot be written, and whether it cannot be rotated.
+    /// Whether the log cannot be written, and whether it cannot be rotated.
     pub(super) async fn problems(&self) -> (bool, bool) {
         let writable = self.check().await;
         let state = self.lock();
         (!writable || state.lost > 0, state.health.unrotated)
     }
 
-    /// Whether the log can be written now, as the writer finds. Many may wait for one try.
+    /// Has the writer check whether the log can be written now. Several callers may share one check.
     async fn check(&self) -> bool {
         let asked = {
             let mut state = self.lock();
@@ -206,7 +206,7 @@ impl Queue {
         }
     }
 
-    /// Takes an event in; gives what is left to wait for.
+    /// Queues an event. Returns what is left to wait for.
     pub(super) fn enqueue(&self, event: &Event<'_>) -> Option<Pending> {
         let now = self.clock.now();
         if event.own_line {
@@ -228,7 +228,7 @@ impl Queue {
         }
         let before = state.lines.len();
         let Some(end) = state.push(|lines| line::write(lines, now, event)) else {
-            // It is written with the counts, as soon as there is room again.
+            // It is written with the counts as soon as there is room again.
             state.events.count_unwritten(key, event, now);
             drop(state);
             return self.until_written(u64::MAX, false);
@@ -263,7 +263,7 @@ impl Queue {
         line
     }
 
-    /// Takes a line in, if there is room. Gives how much must be written for it to be.
+    /// Queues a line if there is room. Returns the position up to which the log must be written.
     fn push(&self, line: &[u8]) -> Option<u64> {
         let mut state = self.lock();
         let before = state.lines.len();
@@ -272,7 +272,7 @@ impl Queue {
         Some(end)
     }
 
-    /// Tells the writer, if it is worth it, that there are more lines than before.
+    /// Wakes the writer if that is worth it. `before` is the number of queued bytes before the last line.
     fn wake(&self, state: MutexGuard<'_, State>, before: usize) {
         let now = state.lines.len();
         drop(state);
@@ -281,7 +281,7 @@ impl Queue {
         }
     }
 
-    /// The same with some patience, unless that was for nothing the last time.
+    /// Queues a line, waiting for room for a while unless the last line waited in vain.
     async fn push_waiting(&self, line: &[u8]) -> Option<u64> {
         let room = async {
             loop {

@@ -1,6 +1,6 @@
-//! Reading the log: from the oldest line that is kept, and on across rotations.
+//! Reads the log from the oldest line that is kept, and follows it across rotations.
 //!
-//! A file is known by its inode: its name changes while it is read.
+//! A file is identified by device and inode, since rotation changes its name.
 
 use std::{
     fs::{self, File},
@@ -12,7 +12,7 @@ use std::{
 
 use super::file::rotated_path;
 
-/// How often the files are listed until two lists agree. Each rotation in between takes one.
+/// How often the files are listed until two lists agree. Each rotation meanwhile costs one try.
 const MAX_LIST_ATTEMPTS: usize = 100;
 
 /// Reads lines one by one.
@@ -23,25 +23,25 @@ pub struct Reader {
     skipped: bool,
 }
 
-/// Which file is read, and how far.
+/// The file that is read, and the position in it.
 #[derive(Debug)]
 struct OpenLog {
     identity: Identity,
     file: BufReader<File>,
-    /// The beginning of a line whose end is not there yet.
+    /// The beginning of a line that is not complete yet.
     part: Vec<u8>,
 }
 
 type Identity = (u64, u64);
 
 impl Reader {
-    /// Of the log at this path.
+    /// Reads the log at this path.
     #[must_use]
     pub const fn new(path: PathBuf) -> Self {
         Self { path, at: None, skipped: false }
     }
 
-    /// The next whole line, without its end; `None` when there is none yet.
+    /// The next complete line without its newline; `None` when there is none yet.
     pub fn next_line(&mut self) -> io::Result<Option<Vec<u8>>> {
         loop {
             let Some(at) = &mut self.at else {
@@ -55,7 +55,7 @@ impl Reader {
                 return Ok(Some(mem::take(&mut at.part)));
             }
             let Some((path, identity)) = self.next_file()? else { return Ok(None) };
-            // Nothing is written to this one any more; but something may have been, after it was read to its end.
+            // Nothing more is written to this file, but something may have been after its end was reached.
             if let Some(at) = &mut self.at
                 && at.read()?
             {
@@ -65,12 +65,12 @@ impl Reader {
         }
     }
 
-    /// Whether files went before they were read, since this was last asked.
+    /// Whether files were removed before they were read, since the last call.
     pub fn skipped(&mut self) -> bool {
         mem::take(&mut self.skipped)
     }
 
-    /// Opens a file, unless its name is another's by now: then the next inspect finds it under its new one.
+    /// Opens a file unless its name now belongs to another one: the next listing finds it under its new name.
     fn open(&mut self, path: &Path, identity: Identity) -> io::Result<()> {
         let file = match File::open(path) {
             Ok(file) => file,
@@ -92,12 +92,12 @@ impl Reader {
         }
         let files = self.files()?;
         let own = files.iter().rposition(|(_, of)| of == identity);
-        // It went, and with it perhaps others that were not read.
+        // The file was removed, and perhaps others that were not read.
         self.skipped |= own.is_none();
         Ok(files.get(own.map_or(0, |own| own + 1)).cloned())
     }
 
-    /// The files that there are, from the oldest to the one that is written to.
+    /// All files of the log, from the oldest to the current one.
     fn files(&self) -> io::Result<Vec<(PathBuf, Identity)>> {
         let mut before = self.list()?;
         for _ in 0..MAX_LIST_ATTEMPTS {
@@ -134,7 +134,7 @@ impl Reader {
 }
 
 impl OpenLog {
-    /// Reads on; whether `part` is a whole line.
+    /// Reads on. Returns whether `part` is a complete line.
     fn read(&mut self) -> io::Result<bool> {
         self.file.read_until(b'\n', &mut self.part)?;
         let whole = self.part.last() == Some(&b'\n');

@@ -1,4 +1,4 @@
-//! `credproxy audit`: what was asked of the daemon.
+//! `credproxy audit`: shows the audit log.
 
 use std::{path::PathBuf, process::ExitCode, thread, time::Duration};
 
@@ -11,21 +11,21 @@ use crate::{
     audit::{AuditSettings, Destination, reader::Reader},
 };
 
-/// What to show of it.
+/// Options of `audit`.
 #[derive(Debug, Args)]
 pub struct AuditArgs {
-    /// Go on with what is written from now on, until interrupted
+    /// Keep printing new lines until interrupted
     #[arg(long)]
     pub follow: bool,
-    /// Only what was asked of this account
+    /// Show only requests about this account
     #[arg(long, value_name = "PROVIDER[/BUCKET]")]
     pub account: Option<Account>,
 }
 
-/// How often a log that is followed is looked at: a person takes less for at once.
+/// How often a followed log is polled: a person takes less for immediate.
 const FOLLOW_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Prints the log, from the oldest line that is kept. Needs no daemon.
+/// Prints the log from the oldest line that is kept. Needs no daemon.
 pub fn print_audit(settings: &AuditSettings, wanted: &AuditArgs, as_json: bool) -> Result<ExitCode, Failure> {
     let path = path(settings)?;
     let mut reader = Reader::new(path.clone());
@@ -97,9 +97,9 @@ struct Line {
     #[serde(default)]
     provider_called: bool,
     lost: Option<u64>,
-    /// How many events the line tells of, if more than one.
+    /// How many events the line counts, if more than one.
     times: Option<u64>,
-    /// Names are left out of it: it may tell of any account.
+    /// The line leaves out names: it may be about any account.
     #[serde(default)]
     summary: bool,
 }
@@ -107,7 +107,7 @@ struct Line {
 const HEAD: [&str; 10] =
     ["TIME", "SOCKET", "WHO", "OPERATION", "ABOUT", "OUTCOME", "STATUS", "LATENCY", "PROVIDER", "TIMES"];
 
-/// The least that a column is wide: what comes later is not known yet.
+/// Minimum column widths: later lines are not known yet.
 const MIN_COLUMN_WIDTHS: [usize; 10] = [24, 8, 18, 13, 18, 16, 6, 10, 8, 5];
 
 impl Line {

@@ -1,4 +1,4 @@
-//! What `credproxy check` found.
+//! Prints what `credproxy check` found.
 
 use std::process::ExitCode;
 
@@ -6,19 +6,18 @@ use serde_json::{Value, json};
 
 use super::{Exit, Failure, output};
 
-/// How something that was looked at is.
+/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
-    /// As it should be.
+    /// Everything is right.
     Ok,
-    /// The daemon starts, and somebody should know.
+    /// The daemon starts, but a person should know.
     Warning,
     /// The daemon does not start, or a part of it does not work.
     Wrong,
 }
 
-/// Prints what was looked at and how it is: what was found, or what is wrong and what to do. Fails when anything is
-/// wrong.
+/// Prints the findings. Fails if anything is wrong.
 #[must_use]
 pub fn print_findings(findings: &[(String, Severity, String)], as_json: bool) -> ExitCode {
     let printed = if as_json { output::json(&list(findings)) } else { print_table(findings) };

@@ -1,7 +1,7 @@
 //! `credproxy exec`.
 //!
 //! Invariants:
-//! 1. The sandbox ends when the command does, and at the latest with this process, however that ends: it is tied to it.
+//! 1. The sandbox ends with the command, and at the latest with this process, because it is tied to it.
 //! 2. A signal that was sent to this process reaches the command, once.
 //! 3. The capability is neither in the environment nor in a file that has a name.
 
@@ -38,35 +38,35 @@ mod signals;
 
 use signals::{Received, Signals};
 
-/// How long the daemon may take to end the sandbox, which ends with this process anyway.
+/// How long the deletion of the sandbox may take. The sandbox ends with this process anyway.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// As shells have it: there is no such command.
+/// Exit code of shells for a command that was not found.
 const EXIT_NOT_FOUND: u8 = 127;
 
-/// As shells have it: the command cannot be run.
+/// Exit code of shells for a command that cannot be run.
 const EXIT_NOT_EXECUTABLE: u8 = 126;
 
-/// What to run, and what it may have.
+/// Options of `exec`.
 #[derive(Debug, Args)]
 pub struct Exec {
-    /// An account that CMD may have: PROVIDER, PROVIDER/BUCKET, or PROVIDER/* for all buckets; any number of times
+    /// Allow an account: PROVIDER, PROVIDER/BUCKET, or PROVIDER/* for all buckets; may be repeated
     #[arg(long, value_name = "ACCOUNT")]
     allow: Vec<Pattern>,
-    /// An API key that CMD may have; any number of times
+    /// Allow an API key; may be repeated
     #[arg(long, value_name = "NAME")]
     key: Vec<KeyName>,
-    /// What CMD may do with its accounts: read, refresh, login; any number of times [default: read and refresh]
+    /// Allow an operation on the accounts: read, refresh, login; may be repeated [default: read and refresh]
     #[arg(long, value_name = "OPERATION")]
     operation: Vec<Operation>,
-    /// End the sandbox after this long, though CMD runs on: 90s, 5m, or a number of seconds [default: 30 days]
+    /// End the sandbox after this time even if CMD still runs: 90s, 5m, or a number of seconds [default: 30 days]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     ttl: Option<Duration>,
-    /// Have the socket answer only those that show a capability; CMD reads it from the open file that
-    /// `CREDPROXY_CAPABILITY_FD` numbers
+    /// Require a capability on the socket; CMD reads it from the open file numbered by `CREDPROXY_CAPABILITY_FD`
     #[arg(long)]
     capability: bool,
-    /// Put an account's access token into CMD's environment, too. Nobody renews it there; any number of times
+    /// Also put an account's access token into a variable of CMD's environment, where it is not renewed; may be
+    /// repeated
     #[arg(long, value_name = "VARIABLE=ACCOUNT", value_parser = variable)]
     env: Vec<(String, Account)>,
     /// The command and its arguments
@@ -90,14 +90,14 @@ pub(super) async fn run(client: &Client, how: &Exec) -> Result<ExitCode, Failure
     let mut signals = Signals::catch().map_err(|error| Failure::new(Exit::Failure, error))?;
     let (sandbox, tokens) = tokio::select! {
         prepared = prepare(client, how) => prepared?,
-        // What the daemon makes of it ends with this process.
+        // A sandbox that the daemon creates meanwhile ends with this process.
         signal = signals.next() => return Ok(exit_of_signal(signal.number())),
     };
     let ended = match command(how, &sandbox, &tokens) {
         Ok((command, capability)) => supervise(command, capability, &mut signals).await,
         Err(error) => Err(error),
     };
-    // That it takes too long or is gone already makes no difference any more.
+    // A timeout, or a sandbox that is gone already, makes no difference now.
     timeout(DELETE_TIMEOUT, client.delete_sandbox(&sandbox.id)).await.map(drop).ok();
     Ok(match ended {
         Ok(status) => exit_of(status),
@@ -108,7 +108,7 @@ pub(super) async fn run(client: &Client, how: &Exec) -> Result<ExitCode, Failure
     })
 }
 
-/// The tokens first: nothing is to be undone where one cannot be had.
+/// Gets the tokens first: if one fails, there is nothing to undo.
 async fn prepare<'a>(client: &Client, how: &'a Exec) -> Result<(Sandbox, Vec<(&'a str, Token)>), Failure> {
     let mut tokens = Vec::with_capacity(how.env.len());
     for (name, account) in &how.env {
@@ -123,7 +123,7 @@ async fn prepare<'a>(client: &Client, how: &'a Exec) -> Result<(Sandbox, Vec<(&'
         capability: how.capability,
     };
     let sandbox = client.create_sandbox(&request).await.map_err(|error| Failure::of(error, None))?;
-    // A misspelt name is found out here rather than by the command. Whether it can be told does not matter.
+    // Warn of a misspelt name here rather than in the command. Whether the providers can be listed does not matter.
     if let Ok(known) = client.providers().await {
         let names = how.allow.iter().map(Pattern::provider);
         for name in names.filter(|name| known.iter().all(|known| known.name != **name)) {
@@ -133,7 +133,7 @@ async fn prepare<'a>(client: &Client, how: &'a Exec) -> Result<(Sandbox, Vec<(&'
     Ok((sandbox, tokens))
 }
 
-/// The command as it is to be run, and the file that it inherits.
+/// The command to run, and the file that it inherits.
 #[expect(clippy::disallowed_methods, reason = "the person asked for the access token to be in the environment")]
 fn command(how: &Exec, sandbox: &Sandbox, tokens: &[(&str, Token)]) -> io::Result<(Command, Option<OwnedFd>)> {
     let mut command = Command::new(&how.command[0]);
@@ -146,19 +146,19 @@ fn command(how: &Exec, sandbox: &Sandbox, tokens: &[(&str, Token)]) -> io::Resul
     Ok((command, capability))
 }
 
-/// A file in memory that every program begun from now on inherits, and that nobody can change. Unlike a pipe it can be
-/// read more than once.
+/// A file in memory that every program started from now on inherits, and that nobody can change. Unlike a pipe, it can
+/// be read more than once.
 #[expect(clippy::disallowed_methods, reason = "hands the capability to the command that it is for")]
 fn inheritable(capability: &Capability) -> io::Result<OwnedFd> {
     let mut file = File::from(memfd_create("credproxy-capability", MemfdFlags::ALLOW_SEALING)?);
     file.write_all(capability.expose_secret().as_bytes())?;
-    // CMD goes on where this process stands in the file.
+    // CMD shares the file position with this process.
     file.rewind()?;
     fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
     Ok(file.into())
 }
 
-/// Runs it to its end, in this process's group and on its terminal.
+/// Runs the command to its end, in this process's group and on its terminal.
 async fn supervise(mut command: Command, inherited: Option<OwnedFd>, signals: &mut Signals) -> io::Result<ExitStatus> {
     let mut child = command.spawn()?;
     drop(inherited);
@@ -169,7 +169,7 @@ async fn supervise(mut command: Command, inherited: Option<OwnedFd>, signals: &m
         };
         let running = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         if let (Received::Sent(signal), Some(pid)) = (signal, running) {
-            // It may have ended just now.
+            // The command may have ended just now.
             kill_process(pid, signal).ok();
         }
     }
@@ -183,7 +183,7 @@ fn exit_of(status: ExitStatus) -> ExitCode {
     }
 }
 
-/// As shells have it.
+/// The exit code of shells for a command that a signal ended.
 fn exit_of_signal(number: i32) -> ExitCode {
     ExitCode::from(u8::try_from(number.saturating_add(128)).unwrap_or(u8::MAX))
 }

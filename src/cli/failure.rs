@@ -11,25 +11,25 @@ use crate::{
     problem_code::ProblemCode,
 };
 
-/// What the program's exit code says. A script may decide by it; the numbers do not change.
+/// The program's exit codes. Scripts may rely on them; the numbers do not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Done.
+    /// Success.
     Success = 0,
-    /// Any failure that has no code of its own.
+    /// Any failure without a code of its own.
     Failure = 1,
     /// The command line or the configuration is wrong.
     Usage = 2,
     /// A person must log in again.
     ReauthRequired = 3,
-    /// Too soon; the hint says when.
+    /// Too early; the hint says when to try again.
     RateLimited = 4,
     /// No daemon answers on the socket.
     Unreachable = 5,
     /// No grant or API key, no grant that can be refreshed, or no such provider.
     NotFound = 6,
-    /// The socket's policy does not allow it.
+    /// The socket's policy forbids it.
     Unauthorized = 7,
 }
 
@@ -51,7 +51,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why a command failed, and what may be done about it.
+/// Why a command failed, and what to do about it.
 #[derive(Debug)]
 pub struct Failure {
     exit: Exit,
@@ -65,25 +65,25 @@ impl Failure {
         Self { exit, error: error.into(), hint: None }
     }
 
-    /// Says what to do about it.
+    /// Adds what to do about it.
     #[must_use]
     pub fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
     }
 
-    /// Which exit code it ends in.
+    /// The exit code.
     #[must_use]
     pub const fn exit(&self) -> Exit {
         self.exit
     }
 
-    /// What the daemon answered about `account`, or about no account.
+    /// A failure from the daemon's answer about `account`, or about no account.
     pub(super) fn of(error: ClientError, account: Option<&Account>) -> Self {
         let hint = hint(&error, account);
         Self { exit: exit(&error), error: error.into(), hint }
     }
 
-    /// What the daemon answered about an API key.
+    /// A failure from the daemon's answer about an API key.
     pub(super) fn of_key(error: ClientError, name: &KeyName) -> Self {
         let hint = match &error {
             ClientError::Interrupted(_) | ClientError::TimedOut => {
@@ -170,7 +170,7 @@ fn hint(error: &ClientError, account: Option<&Account>) -> Option<String> {
     }
 }
 
-/// What a person can do about a problem; `None` where the detail says all, or where waiting is what helps.
+/// What a person can do about a problem; `None` where the detail says it all, or where only waiting helps.
 fn remedy(code: ProblemCode, account: Option<&Account>) -> Option<String> {
     if code == ProblemCode::Unauthorized {
         let remedy = "see the socket's `allow`, `keys` and `operations` in the daemon's configuration; a host's socket may \

@@ -19,7 +19,7 @@ mod form;
 
 use form::{Form, FormError, Found};
 
-/// The longest source, in bytes: two secrets of 64 KiB, and as much again for the provider's own members.
+/// The longest source, in bytes: two secrets of 64 KiB, and twice that for the provider's own members.
 const LIMIT: usize = 256 * 1024;
 
 pub(super) async fn run(client: &Client, account: &Account, from: Option<&Path>) -> Result<Exit, Failure> {
@@ -37,7 +37,8 @@ pub(super) async fn run(client: &Client, account: &Account, from: Option<&Path>)
     Ok(Exit::Success)
 }
 
-/// A misspelt name is found out here rather than when the token expires. Whether it can be told does not matter.
+/// Warns of a misspelt provider here rather than when the token expires. Whether the providers can be listed does not
+/// matter.
 pub(super) async fn warn_if_not_configured(client: &Client, account: &Account) {
     if client.providers().await.is_ok_and(|known| known.iter().all(|known| known.name != account.provider)) {
         output::note(&format!(
@@ -53,7 +54,7 @@ fn taken(found: &Found, source: &Source) -> String {
     format!("{} is {}: took {}{hint}", source.name(), found.form, found.taken.join(", "))
 }
 
-/// The other holder of a refresh token is in the way from now on.
+/// Warns that the other holder of the refresh token must not use it any more.
 fn what_now(form: Form, refreshable: bool) -> String {
     if !refreshable {
         return "it has no refresh token, and ends with its access token".to_owned();
@@ -75,7 +76,8 @@ impl Source<'_> {
 
     fn read(&self) -> Result<Zeroizing<Vec<u8>>, Failure> {
         let read = if let Some(path) = self.0 {
-            // A pipe in the file's place would be waited for. Who can write the file chooses whose account it is.
+            // Opening a pipe in the file's place would block. Whoever can write the file chooses whose account is
+            // imported.
             let open = open_trusted(path, OFlags::NONBLOCK);
             open.and_then(|file| if file.metadata()?.is_file() { limited(file) } else { Err(irregular()) })
         } else {
@@ -115,15 +117,15 @@ fn irregular() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")
 }
 
-/// Reads one byte more than there may be.
+/// Reads at most one byte more than the limit.
 fn limited(input: impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
-    // Room for all of it: a buffer that grows leaves copies behind.
+    // Capacity for everything: a buffer that grows leaves copies behind.
     let mut text = Zeroizing::new(Vec::with_capacity(LIMIT + 1));
     input.take(LIMIT as u64 + 1).read_to_end(&mut text)?;
     Ok(text)
 }
 
-/// The client of such a credential can log in by itself, once it is configured.
+/// How to configure the client that such a credential names.
 fn instead(client_id: &str, account: &Account) -> String {
     format!(
         r#"log in as the client that it names: put its client_secret alone into a file of mode 0600, write these lines into the daemon's configuration, start the daemon again, and `credproxy login {account}`

@@ -14,26 +14,26 @@ use crate::{
     secret::{ApiKey, MAX_LENGTH, SecretError},
 };
 
-/// What to do with the API keys.
+/// Commands for API keys.
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
-    /// Set an API key, given on standard input or typed in
+    /// Set an API key, read from standard input or typed in
     ///
-    /// One newline at the end is not a part of it. On a terminal it is asked for, and not shown.
+    /// A newline at the end is not part of the key. On a terminal the key is prompted for and not shown.
     Set {
-        /// What it is called.
+        /// The name of the key.
         name: KeyName,
     },
-    /// Show which API keys there are
+    /// List the API keys without their values
     List,
     /// Print an API key, and nothing else
     Get {
-        /// What it is called.
+        /// The name of the key.
         name: KeyName,
     },
-    /// Delete an API key; whoever issued it is not told
+    /// Delete an API key; its issuer is not told
     Remove {
-        /// What it is called.
+        /// The name of the key.
         name: KeyName,
     },
 }
@@ -80,12 +80,12 @@ fn refused(name: &KeyName, reason: SecretError) -> Failure {
     }
 }
 
-/// The longest key and the end of its line.
+/// The longest key with its line ending.
 const LIMIT: usize = MAX_LENGTH + 2;
 
-/// Reads a key without the end of its last line. No error quotes it.
+/// Reads a key without its last line ending. No error quotes it.
 fn read(input: impl Read) -> Result<String, Failure> {
-    // Room for all of it: a buffer that grows leaves copies behind.
+    // Capacity for everything: a buffer that grows leaves copies behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(LIMIT + 1));
     input
         .take(LIMIT as u64 + 1)

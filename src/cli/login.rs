@@ -1,7 +1,7 @@
 //! `credproxy login`.
 //!
 //! Invariants:
-//! 1. Whatever ends the command before the login has ended cancels the login at the daemon, too.
+//! 1. Whatever ends the command before the login has ended also cancels the login at the daemon.
 //! 2. Standard output gets the result alone, and only with `--json`.
 
 use std::{io, pin::pin, process::Stdio, time::Duration};
@@ -28,10 +28,11 @@ use crate::{
 mod prompt;
 mod qr;
 
-/// How long one question waits for the end. The next follows at once.
+/// How long one request waits for the end of the login. The next one follows at once.
 const LOGIN_POLL_WAIT: Duration = Duration::from_secs(25);
 
-/// Who has pressed Ctrl-C does not want to wait, and the daemon answers within milliseconds.
+/// How long a cancellation may take: a person who has pressed Ctrl-C does not want to wait, and the daemon answers
+/// within milliseconds.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(
@@ -59,13 +60,13 @@ pub(super) async fn run(
     report(account, &ended, json)
 }
 
-/// A browser where there is a display, or else a code to type in, or else one to bring.
+/// The best flow: a browser if there is a display, else a device code, else a pasted code.
 async fn best(client: &Client, account: &Account, display: bool) -> Result<Flow, Failure> {
     let fail = |error| Failure::of(error, Some(account));
     let providers = client.providers().await;
     let offered = match providers {
         Ok(providers) => providers.into_iter().find(|provider| provider.name == account.provider),
-        // A socket may be allowed to log in and not to read.
+        // A socket may allow login but not read.
         Err(ClientError::Problem { .. }) => None,
         Err(error) => return Err(fail(error)),
     };
@@ -78,7 +79,7 @@ async fn best(client: &Client, account: &Account, display: bool) -> Result<Flow,
     })
 }
 
-/// What the parts of one login share.
+/// What the steps of one login share.
 struct Dialogue<'a> {
     client: &'a Client,
     account: &'a Account,
@@ -94,7 +95,7 @@ impl Dialogue<'_> {
             begun = self.terminal.wait(asked, &mut begun) => begun.map_err(|error| Failure::of(error, Some(self.account))),
             () = interrupts.next() => {
                 tokio::select! {
-                    // What the daemon has begun can be cancelled only by its name.
+                    // A login that was started can be cancelled only by its id.
                     begun = timeout(CANCEL_TIMEOUT, begun) => if let Ok(Ok(login)) = begun {
                         self.cancel(&login, interrupts).await;
                     },
@@ -123,7 +124,7 @@ impl Dialogue<'_> {
         ended.map_err(|error| self.broken(error))
     }
 
-    /// Best effort: the address is on the screen as well.
+    /// Opens the browser if possible; the address is on the screen as well.
     fn open_browser(&self, login: &Login) {
         let authorization_url = login.authorization_url.as_ref().filter(|_| login.flow == Flow::Browser.name());
         let Some(url) = authorization_url.or(login.verification_uri_complete.as_ref()).filter(|_| self.display) else {
@@ -132,7 +133,7 @@ impl Dialogue<'_> {
         let program = if cfg!(target_os = "macos") { "open" } else { "xdg-open" };
         let mut command = Command::new(program);
         command.arg(url).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        // Not waited for: some browsers stay in the foreground for as long as they live. A Ctrl-C is not for them.
+        // The browser is not waited for: some stay in the foreground until they end. A Ctrl-C does not reach it.
         command.process_group(0).spawn().map(drop).ok();
     }
 
@@ -151,7 +152,7 @@ impl Dialogue<'_> {
         loop {
             let line = tokio::select! {
                 line = lines.next_line() => line.map_err(|error| unreadable(&error)),
-                // It may expire, or be finished from elsewhere.
+                // The login may expire, or be finished from elsewhere.
                 ended = self.end_of(login) => return Ok(ended),
             };
             let line = match line {
@@ -175,10 +176,10 @@ impl Dialogue<'_> {
         }
     }
 
-    /// A second interrupt, or a daemon that does not answer, ends the wait for it.
+    /// Cancels the login. A second interrupt, or a daemon that does not answer, ends the wait.
     async fn cancel(&self, login: &Login, interrupts: &mut Interrupts) {
         tokio::select! {
-            // The daemon may be gone, or the login over: nothing is left to cancel then.
+            // If the daemon is gone or the login over, there is nothing to cancel.
             _ = timeout(CANCEL_TIMEOUT, self.client.cancel_login(&login.id)) => {}
             () = interrupts.next() => {}
         }
@@ -189,7 +190,7 @@ impl Dialogue<'_> {
         Failure::new(Exit::Failure, "cancelled")
     }
 
-    /// A login that had begun, and of whose end nothing was heard.
+    /// The failure for a login whose end is not known.
     fn broken(&self, error: ClientError) -> Failure {
         let again = format!("begin again: `credproxy login {}`", self.account);
         match error {
@@ -215,7 +216,7 @@ fn unreadable(error: &io::Error) -> Failure {
     Failure::new(Exit::Failure, format!("cannot read standard input: {error}"))
 }
 
-/// What may end the command from without: Ctrl-C, a service manager, a terminal that is closed.
+/// The signals that interrupt the command: Ctrl-C, a service manager, a closed terminal.
 struct Interrupts([Signal; 3]);
 
 impl Interrupts {

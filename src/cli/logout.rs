@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{Exit, Failure, output};
 use crate::{account::Account, client::Client};
 
-/// A grant that was deleted and not revoked is no failure: it is gone from here, which is what can be brought about.
+/// A grant that was deleted but not revoked is not a failure: deleting it is all that can be guaranteed.
 pub(super) async fn run(client: &Client, account: &Account, revoke: bool, json: bool) -> Result<Exit, Failure> {
     let revoked = client.delete(account, revoke).await.map_err(|error| Failure::of(error, Some(account)))?;
     if revoked {
@@ -21,7 +21,7 @@ pub(super) async fn run(client: &Client, account: &Account, revoke: bool, json: 
     Ok(Exit::Success)
 }
 
-/// The answer says no more than that it is so.
+/// The reason is not in the answer, so it is guessed.
 async fn not_revoked(client: &Client, account: &Account) -> &'static str {
     match client.providers().await {
         Ok(known) if known.iter().all(|known| known.name != account.provider) => {

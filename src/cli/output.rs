@@ -21,7 +21,7 @@ pub(super) fn data(text: &str) -> Result<(), Failure> {
     data_while_read(text).map(drop)
 }
 
-/// The same; tells whether anybody still reads.
+/// Prints a line of data. Returns whether the reader still reads.
 pub(super) fn data_while_read(text: &str) -> Result<bool, Failure> {
     let mut output = io::stdout().lock();
     let written = output.write_all(text.as_bytes()).and_then(|()| output.write_all(b"\n"));
@@ -39,7 +39,7 @@ pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
     data(&Zeroizing::new(text))
 }
 
-/// Prints the access token alone, for `$(…)`.
+/// Prints only the access token, for `$(…)`.
 #[expect(clippy::disallowed_methods, reason = "the person asked to see the access token")]
 pub(super) fn access_token(token: &Token) -> Result<(), Failure> {
     data(token.access_token.expose_secret())
@@ -57,7 +57,7 @@ pub(super) fn sanitized_token(token: &Token) -> Result<(), Failure> {
     json(&Shown { access_token: token.access_token.expose_secret(), members: &token.members })
 }
 
-/// Prints the API key alone, for `$(…)`.
+/// Prints only the API key, for `$(…)`.
 #[expect(clippy::disallowed_methods, reason = "the person asked to see the API key")]
 pub(super) fn api_key(key: &Key) -> Result<(), Failure> {
     data(key.secret.expose_secret())
@@ -75,13 +75,13 @@ pub(super) fn key_members(name: &KeyName, key: &Key) -> Result<(), Failure> {
     json(&Shown { name, api_key: key.secret.expose_secret(), created_at: key.created_at })
 }
 
-/// Prints a line that is not data, in one piece: others may write to the same terminal.
+/// Prints a line that is not data, in one write: others may write to the same terminal.
 pub(super) fn note(text: &str) {
-    // Nobody is left to be told when this fails.
+    // If this fails, nobody is left to be told.
     io::stderr().write_all(format!("{text}\n").as_bytes()).ok();
 }
 
-/// Lines up the columns, two spaces apart.
+/// Aligns the columns, two spaces apart.
 pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let line = |row: &[String; N]| {

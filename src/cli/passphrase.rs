@@ -1,11 +1,11 @@
-//! Asking for a passphrase.
+//! Prompts for the passphrase.
 
 use std::io::{self, IsTerminal as _};
 
 use crate::{secret::Passphrase, store::key::passphrase::AskError};
 
-/// Asks on the terminal, without showing what is typed. Where standard input is not one, as under a service manager,
-/// nobody is asked, even if the process has a terminal elsewhere: a daemon in the background must not wait for it.
+/// Prompts on the terminal, without showing what is typed. If standard input is not a terminal, as under a service
+/// manager, it fails even if the process has a terminal elsewhere: a daemon in the background must not wait for one.
 pub fn ask_passphrase(prompt: &str) -> Result<Passphrase, AskError> {
     if !io::stdin().is_terminal() {
         return Err(AskError::NoTerminal);

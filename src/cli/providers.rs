@@ -11,8 +11,8 @@ use crate::{
     provider::Flow,
 };
 
-/// Prints the presets: how one logs in, which keys a `[providers.NAME]` table must have beside `preset`, and which
-/// providers of the configuration use them.
+/// Prints the presets: the login flows, the keys that a `[providers.NAME]` table needs besides `preset`, and the
+/// configured providers that use them.
 pub fn print_presets(config: &Config, as_json: bool) -> Result<ExitCode, Failure> {
     let presets: Vec<(Preset, Vec<&ProviderName>)> = presets()
         .map(|preset| {

@@ -1,17 +1,17 @@
-//! What `credproxy serve --dev` prints: the lines to try it with; and what every other command says under a tracer.
+//! Prints the instructions of `credproxy serve --dev`, and the warning of a tracer.
 
 use std::path::Path;
 
 use super::{Failure, output};
 
-/// Prints the `curl` lines for a daemon that begins with `alive` and `dead`, which share a provider.
+/// Prints `curl` commands for a daemon with the accounts `alive` and `dead`, which share a provider.
 pub fn print_dev_session(socket: &Path, alive: &str, dead: &str) -> Result<(), Failure> {
-    // Built by cargo, it is not on the search path.
+    // A program built by cargo is not on the search path.
     let program = std::env::current_exe().unwrap_or_else(|_| "credproxy".into());
     output::data(&dev_session(&program, socket, alive, dead))
 }
 
-/// A person who debugs a command knows, and everybody else must.
+/// Warns that another process traces this one. A person who debugs a command knows; everybody else must.
 pub fn warn_of_tracer(tracer: u32) {
     output::note(&format!("warning: process {tracer} traces this one, and can read every secret that it holds"));
 }
@@ -19,7 +19,7 @@ pub fn warn_of_tracer(tracer: u32) {
 fn dev_session(program: &Path, socket: &Path, alive: &str, dead: &str) -> String {
     let (provider, dead) = (alive.split('/').next().unwrap_or(alive), dead.rsplit('/').next().unwrap_or(dead));
     let (program, socket) = (quoted(&program.to_string_lossy()), quoted(&socket.to_string_lossy()));
-    // A body has no line end of its own.
+    // A body does not end with a newline.
     let curl = format!("curl -iw '\\n' --unix-socket {socket}");
     let refresh = format!("{curl} -X POST http://localhost/v1/tokens/{provider}/refresh");
     format!(
@@ -50,7 +50,7 @@ Try these in another terminal; Ctrl-C ends the daemon, and nothing is kept.
     )
 }
 
-/// As one word of a shell's.
+/// Quotes the text as one word for a shell.
 fn quoted(text: &str) -> String {
     if text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+@".contains(&byte)) {
         text.to_owned()

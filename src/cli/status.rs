@@ -9,8 +9,8 @@ use crate::{
     clock::{Clock as _, SystemClock, Timestamp},
 };
 
-/// A degraded daemon is a failure, so that a script or a monitor notices; an account that needs a person is not: it is
-/// in the list.
+/// A degraded daemon is a failure, so that a script or monitor notices. An account that needs a person is not a
+/// failure: it is in the list.
 pub(super) async fn run(client: &Client, json: bool) -> Result<Exit, Failure> {
     let fail = |error| Failure::of(error, None);
     let accounts = client.tokens().await.map_err(fail)?;

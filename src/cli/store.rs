@@ -1,4 +1,4 @@
-//! What came of `credproxy store …`.
+//! Prints the results of `credproxy store …`.
 
 use std::{path::Path, process::ExitCode};
 
@@ -14,8 +14,8 @@ use crate::{
     },
 };
 
-/// Says what was copied and which key opens it. A copy with records that do not open is a copy all the same, and a
-/// failure, so that a script notices.
+/// Prints what was copied and which key opens it. A copy with unreadable records is still a copy, but a failure, so
+/// that a script notices.
 pub fn print_backup(target: &Path, place: &str, found: &Examination, as_json: bool) -> Result<ExitCode, Failure> {
     if as_json {
         output::json(&json!({
@@ -38,7 +38,7 @@ pub fn print_backup(target: &Path, place: &str, found: &Examination, as_json: bo
     Ok(exit(found))
 }
 
-/// Lists the records and how they are. Fails when anything is wrong.
+/// Lists the records and whether they open. Fails if anything is wrong.
 pub fn print_verification(found: &Examination, as_json: bool) -> Result<ExitCode, Failure> {
     if as_json {
         output::json(&verification(found))?;
@@ -86,7 +86,7 @@ fn verification(found: &Examination) -> Value {
     })
 }
 
-/// Says which key opens the store now, and what is left to do when it is in another place (`moved`).
+/// Prints which key opens the store now, and what is left to do if it is in another place (`moved`).
 pub fn print_rekeyed(
     sealed: ResealCounts,
     before: KeyId,
@@ -115,7 +115,7 @@ fn exit(found: &Examination) -> ExitCode {
     if found.is_sound() { Exit::Success.into() } else { Exit::Failure.into() }
 }
 
-/// Items are spoken of where there are any.
+/// Counts records, and items if there are any.
 fn count(records: usize, items: usize) -> String {
     let some = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
     if items == 0 {

@@ -1,8 +1,9 @@
-//! The terminal that a person looks at: what it can show, and the line that moves while something is waited for.
+//! The terminal: what it can show, and the progress line.
 //!
 //! Invariants:
-//! 1. What is not a terminal, or not one that is able to, gets no escape sequence; with `NO_COLOR` nothing is coloured.
-//! 2. The line that moves is gone when the waiting ends, however it ends, and the cursor is where it was.
+//! 1. Output that is not a terminal, or a terminal without ANSI support, gets no escape sequence; with `NO_COLOR`
+//!    nothing is coloured.
+//! 2. The progress line is cleared when the wait ends, however it ends.
 
 use std::{
     borrow::Cow,
@@ -16,16 +17,16 @@ use tokio::time::timeout;
 
 use crate::config::Environment;
 
-/// How often the line moves: smooth to the eye, nothing to the processor.
+/// How often the spinner moves: smooth to the eye, and negligible work.
 const SPINNER_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What a terminal has that does not say.
+/// The size of a terminal that does not report one.
 const DEFAULT_SIZE: (u16, u16) = (80, 24);
 
-/// To the line's beginning, and the rest of it wiped.
+/// Moves to the beginning of the line and clears it.
 const CLEAR_LINE: &str = "\r\x1b[K";
 
-/// Standard error, and what it can show.
+/// Standard error, if it is a terminal that supports ANSI sequences.
 #[derive(Debug)]
 pub(super) struct Terminal(Option<Screen>);
 
@@ -38,7 +39,7 @@ struct Screen {
 }
 
 impl Terminal {
-    /// What standard error goes to.
+    /// Examines standard error.
     pub(super) fn of(env: &Environment) -> Self {
         let stderr = io::stderr();
         if !stderr.is_terminal() || !env.terminal_supports_ansi() {
@@ -54,18 +55,18 @@ impl Terminal {
         }))
     }
 
-    /// Whether a person looks at it.
+    /// Whether a person can see progress on it.
     pub(super) fn is_interactive(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Columns and rows for a picture of coloured blocks; `None` where it cannot be drawn.
+    /// Columns and rows for a QR code; `None` if it cannot be drawn.
     pub(super) fn canvas(&self) -> Option<(usize, usize)> {
         let screen = self.0.as_ref().filter(|screen| screen.coloured && screen.utf8)?;
         Some((screen.columns, screen.rows))
     }
 
-    /// The text, made to stand out where that can be done.
+    /// The text in bold, if the terminal can.
     pub(super) fn bold<'a>(&self, text: &'a str) -> Cow<'a, str> {
         match &self.0 {
             Some(Screen { coloured: true, .. }) => Cow::Owned(format!("\x1b[1m{text}\x1b[0m")),
@@ -73,21 +74,21 @@ impl Terminal {
         }
     }
 
-    /// Wipes the line that the cursor is in: what the terminal shows of a Ctrl-C, or of an answer that was begun.
+    /// Clears the current line: the echo of a Ctrl-C, or of a half-typed answer.
     pub(super) fn clear_line(&self) {
         if self.0.is_some() {
             show(CLEAR_LINE);
         }
     }
 
-    /// Waits, and shows that and `what` for as long as it takes.
+    /// Waits for `work`, and shows `what` with a spinner meanwhile.
     pub(super) async fn wait<T>(&self, what: impl Fn() -> String, work: impl Future<Output = T>) -> T {
         let Some(screen) = &self.0 else { return work.await };
         let mut work = pin!(work);
         let _moving = ClearLineOnDrop;
         loop {
             for picture in if screen.utf8 { &SPINNER } else { &PLAIN_SPINNER } {
-                // A line that is too long would break, and only a part of it be wiped.
+                // A line that is too long would wrap, and only a part of it be cleared.
                 let line: String = format!("{picture} {}", what()).chars().take(screen.columns - 1).collect();
                 show(&format!("{CLEAR_LINE}{line}"));
                 if let Ok(done) = timeout(SPINNER_INTERVAL, &mut work).await {
@@ -101,7 +102,7 @@ impl Terminal {
 const SPINNER: [char; 8] = ['⣷', '⣯', '⣟', '⡿', '⢿', '⣻', '⣽', '⣾'];
 const PLAIN_SPINNER: [char; 8] = ['|', '/', '-', '\\', '|', '/', '-', '\\'];
 
-/// Invariant 2: also when the waiting is dropped.
+/// Clears the progress line when it is dropped (invariant 2).
 struct ClearLineOnDrop;
 
 impl Drop for ClearLineOnDrop {
@@ -111,6 +112,6 @@ impl Drop for ClearLineOnDrop {
 }
 
 fn show(text: &str) {
-    // Nobody is left to be shown anything when this fails.
+    // If this fails, nobody is left to be shown anything.
     io::stderr().write_all(text.as_bytes()).ok();
 }

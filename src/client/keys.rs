@@ -1,4 +1,4 @@
-//! API keys, as whoever sets and uses them meets them.
+//! Requests about API keys.
 
 use bytes::Bytes;
 use http::Method;
@@ -14,18 +14,18 @@ use crate::{
 /// An API key.
 #[derive(Debug)]
 pub struct Key {
-    /// What the caller came for.
+    /// The key itself.
     pub secret: ApiKey,
     /// When it was set, in seconds since 1970.
     pub created_at: i64,
 }
 
-/// What is told of a key without its value.
+/// A key without its value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyStatus {
-    /// What it is called.
+    /// The name of the key.
     pub name: KeyName,
-    /// Whether it can be had.
+    /// Whether the daemon can read it.
     pub readable: bool,
     /// When it was set, in seconds since 1970; `None` when it cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -33,7 +33,7 @@ pub struct KeyStatus {
 }
 
 fn path(name: &KeyName) -> String {
-    // Every character of a name may stand in a path.
+    // Every character of a name is safe in a path.
     format!("/v1/api-keys/{name}")
 }
 
@@ -68,7 +68,7 @@ impl Client {
         struct Given<'a> {
             api_key: &'a str,
         }
-        // A text always serializes; if not, the daemon refuses what is left.
+        // A string always serializes; otherwise the daemon refuses the empty body.
         let body = secret::json(&Given { api_key: key.expose_secret() }).unwrap_or_default();
         self.put_json(&path(name), body).await
     }

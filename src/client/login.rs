@@ -1,4 +1,4 @@
-//! The requests that a login is made of.
+//! Requests of a login.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use zeroize::Zeroizing;
 use super::{Client, ClientError, Secret, id, json, optional_printable_text, printable_text};
 use crate::{account::Account, provider::Flow};
 
-/// A login as the daemon tells of it. Its token is left out but for the expiry: who wants it asks for it.
+/// A login as the daemon reports it. Of its token only the expiry is kept: the token itself is requested separately.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Login {
-    /// Its name.
+    /// The id.
     #[serde(deserialize_with = "id")]
     pub id: String,
     /// `browser`, `paste` or `device`.
@@ -23,24 +23,24 @@ pub struct Login {
     /// `pending`, `complete` or `error`.
     #[serde(deserialize_with = "printable_text")]
     pub status: String,
-    /// When it gives up, in seconds since 1970.
+    /// When it expires, in seconds since 1970.
     pub expires_at: i64,
-    /// What the person opens.
+    /// The address for the person to open.
     #[serde(default, deserialize_with = "optional_printable_text")]
     pub authorization_url: Option<String>,
-    /// Where the person types the code in.
+    /// The address at which the person types in the code.
     #[serde(default, deserialize_with = "optional_printable_text")]
     pub verification_uri: Option<String>,
     /// The code to type in.
     #[serde(default, deserialize_with = "optional_printable_text")]
     pub user_code: Option<String>,
-    /// Address and code in one.
+    /// The address with the code in it.
     #[serde(default, deserialize_with = "optional_printable_text")]
     pub verification_uri_complete: Option<String>,
-    /// Why there is no grant.
+    /// The code of the problem, if it failed.
     #[serde(default, deserialize_with = "optional_printable_text")]
     pub code: Option<String>,
-    /// The same in words.
+    /// The problem in words.
     #[serde(default, deserialize_with = "optional_printable_text")]
     pub detail: Option<String>,
     /// When the new token expires, in seconds since 1970.
@@ -57,22 +57,22 @@ fn expiry<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<i6
 }
 
 impl Client {
-    /// Begins a login (`startLogin`).
+    /// Starts a login (`startLogin`).
     pub async fn start_login(&self, account: &Account, flow: Flow) -> Result<Login, ClientError> {
         let body = json!({"provider": account.provider, "bucket": account.bucket, "flow": flow.name()});
         self.post_json("/v1/logins", Zeroizing::new(body.to_string().into_bytes())).await
     }
 
-    /// How it stands, once it has ended or `wait` has passed (`getLogin`).
+    /// The state of the login, once it has ended or `wait` has passed (`getLogin`).
     pub async fn login(&self, id: &str, wait: Duration) -> Result<Login, ClientError> {
         let mut request = self.request(Method::GET, &format!("/v1/logins/{id}"), Bytes::new())?;
-        // Digits behind a word are a header's value.
+        // A number after ASCII text is a valid header value.
         let prefer = HeaderValue::try_from(format!("wait={}", wait.as_secs()));
         request.headers_mut().extend(prefer.map(|prefer| (http::HeaderName::from_static("prefer"), prefer)));
         json(&self.send(request).await?)
     }
 
-    /// Brings the code (`finishLogin`).
+    /// Sends the pasted code (`finishLogin`).
     pub async fn finish_login(&self, id: &str, code: &str) -> Result<Login, ClientError> {
         let body = Zeroizing::new(json!({"code": code}).to_string().into_bytes());
         let mut request = self.request(Method::POST, &format!("/v1/logins/{id}/code"), Bytes::from_owner(body))?;
@@ -81,7 +81,7 @@ impl Client {
         json(&self.send(request).await?)
     }
 
-    /// Ends it (`cancelLogin`).
+    /// Cancels the login (`cancelLogin`).
     pub async fn cancel_login(&self, id: &str) -> Result<(), ClientError> {
         let request = self.request(Method::DELETE, &format!("/v1/logins/{id}"), Bytes::new())?;
         self.send(request).await.map(drop)

@@ -1,4 +1,4 @@
-//! The requests that a sandbox is made and ended with.
+//! Requests that create and delete sandboxes.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -15,29 +15,29 @@ use crate::{
     secret::Capability,
 };
 
-/// What a sandbox is request for.
+/// What a new sandbox is allowed.
 #[derive(Debug, Clone)]
 pub struct SandboxRequest<'a> {
-    /// The accounts that it may have.
+    /// The accounts that it may use.
     pub allow: &'a [Pattern],
-    /// What it may do with them; the usual when empty.
+    /// The operations on them; the daemon's default when empty.
     pub operations: &'a [Operation],
-    /// The API keys that it may have.
+    /// The API keys that it may use.
     pub keys: &'a [KeyName],
-    /// For how long.
+    /// Its lifetime; the daemon's default when `None`.
     pub ttl: Option<Duration>,
-    /// Whether its peers are to show a capability.
+    /// Whether its peers must show a capability.
     pub capability: bool,
 }
 
-/// A sandbox that was just made.
+/// A sandbox that was just created.
 #[derive(Debug)]
 pub struct Sandbox {
-    /// Its name.
+    /// The id.
     pub id: String,
-    /// Where it listens.
+    /// The path of its socket.
     pub socket: PathBuf,
-    /// What its peers are to show.
+    /// The capability that its peers must show.
     pub capability: Option<Capability>,
 }
 
@@ -62,7 +62,7 @@ struct CreatedBody {
 }
 
 impl Client {
-    /// Makes a sandbox that ends with this process (`createSandbox`).
+    /// Creates a sandbox that ends with this process (`createSandbox`).
     pub async fn create_sandbox(&self, request: &SandboxRequest<'_>) -> Result<Sandbox, ClientError> {
         let body = CreateBody {
             allow: request.allow.iter().map(ToString::to_string).collect(),
@@ -82,7 +82,7 @@ impl Client {
         Ok(Sandbox { id: made.id, socket: made.socket, capability })
     }
 
-    /// Ends it (`deleteSandbox`).
+    /// Deletes a sandbox (`deleteSandbox`).
     pub async fn delete_sandbox(&self, id: &str) -> Result<(), ClientError> {
         let request = self.request(Method::DELETE, &format!("/v1/sandboxes/{id}"), Bytes::new())?;
         self.send(request).await.map(drop)

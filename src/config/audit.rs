@@ -5,17 +5,17 @@ use std::ops::RangeInclusive;
 use super::{ConfigError, Environment, document::Section};
 use crate::audit::{AuditSettings, Destination, OnFailure, Rotation};
 
-/// A week of a busy agent.
+/// The default size of a file: a week of a busy agent.
 const DEFAULT_MAX_SIZE: u64 = 10 * MIB;
 
 const MIB: u64 = 1024 * 1024;
 
-/// Room for some dozens of lines, and more than any machine wants in one file.
+/// From room for some dozens of lines to more than any machine needs in one file.
 const SIZES: RangeInclusive<u64> = MIB / 64..=MIB * 1024 * 1024;
 
 const DEFAULT_KEEP: u32 = 5;
 
-/// Each rotation renames them all.
+/// Each rotation renames all files.
 const MAX_KEEP: u32 = 1000;
 
 pub(super) fn read(mut section: Section<'_>, env: &Environment) -> Result<AuditSettings, ConfigError> {

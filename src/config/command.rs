@@ -1,4 +1,4 @@
-//! Reading a secret from a file, and running a shell command for the secret that it prints.
+//! Reads a secret from a file, or from the output of a shell command.
 
 use std::{
     io,
@@ -18,28 +18,29 @@ use crate::{
     secret::MAX_LENGTH,
 };
 
-/// A command may ask a network vault, but start and reload wait for it.
+/// How long a command may take. It may ask a network vault, but the daemon's start waits for it.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a command gave no secret.
+/// Why a command returned no secret.
 #[derive(Debug)]
 pub(super) enum CommandError {
-    /// The shell cannot be started, or its output not be read.
+    /// The shell cannot be started, or its output cannot be read.
     Io(io::Error),
     /// It took longer than [`COMMAND_TIMEOUT`].
     TimedOut,
-    /// It said that it failed.
+    /// It exited with an error.
     Failed,
 }
 
-/// Opens a file that holds a secret and that others could not have written. It may be a pipe that somebody writes to.
+/// Opens a file that holds a secret and that others could not have written. It may be a pipe.
 pub(super) async fn open_secret(path: &Path) -> io::Result<tokio::fs::File> {
     let path = path.to_owned();
     let opened = tokio::task::spawn_blocking(move || open_trusted(&path, rustix::fs::OFlags::empty()));
     Ok(tokio::fs::File::from_std(opened.await.map_err(io::Error::other)??))
 }
 
-/// Reads one byte more than a secret with its line end may have, so that a longer one is refused and not cut.
+/// Reads one byte more than the longest secret with its line ending, so that a longer one is refused instead of
+/// truncated.
 pub(super) async fn read_limited(source: impl AsyncRead + Unpin) -> io::Result<Zeroizing<Vec<u8>>> {
     let limit = MAX_LENGTH + 3;
     let mut bytes = Zeroizing::new(Vec::with_capacity(limit));
@@ -47,7 +48,7 @@ pub(super) async fn read_limited(source: impl AsyncRead + Unpin) -> io::Result<Z
     Ok(bytes)
 }
 
-/// What `command` prints. Its standard error is thrown away: tools quote there what they were given.
+/// Runs `command` and returns its output. Its standard error is discarded: tools quote their input there.
 pub(super) async fn output(command: &str) -> Result<Zeroizing<Vec<u8>>, CommandError> {
     check_program(command).map_err(CommandError::Io)?;
     let mut child = Command::new("/bin/sh")
@@ -55,7 +56,7 @@ pub(super) async fn output(command: &str) -> Result<Zeroizing<Vec<u8>>, CommandE
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
-        // Its own group, so that what the shell started ends with it.
+        // A process group of its own, so that everything the shell started ends with it.
         .process_group(0)
         .spawn()
         .map_err(CommandError::Io)?;
@@ -74,7 +75,7 @@ pub(super) async fn output(command: &str) -> Result<Zeroizing<Vec<u8>>, CommandE
         Ok(Err(error)) => Err(CommandError::Io(error)),
         Err(_) => {
             if let Some(group) = group {
-                // An error means that it has just ended.
+                // An error means that the group has just ended.
                 rustix::process::kill_process_group(group, rustix::process::Signal::KILL).ok();
             }
             Err(CommandError::TimedOut)
@@ -83,7 +84,7 @@ pub(super) async fn output(command: &str) -> Result<Zeroizing<Vec<u8>>, CommandE
 }
 
 /// Refuses a command whose program is named by an absolute path and could have been written by others. A program that
-/// the shell looks for in `PATH` is not checked; one that is missing is the shell's to report.
+/// the shell finds in `PATH` is not checked; a missing one is reported by the shell.
 fn check_program(command: &str) -> io::Result<()> {
     let Some(program) = absolute_program(command) else { return Ok(()) };
     match check_trusted(&program) {
@@ -92,7 +93,7 @@ fn check_program(command: &str) -> io::Result<()> {
     }
 }
 
-/// The first word of the command, if it is an absolute path that the shell takes as it is written.
+/// The first word of the command, if it is an absolute path without shell syntax.
 fn absolute_program(command: &str) -> Option<PathBuf> {
     let word = command.split_whitespace().next()?;
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+@:,%".contains(&byte);

@@ -1,7 +1,7 @@
-//! Reading a TOML document key by key, each with its place for the error.
+//! Reads a TOML document key by key, and remembers the position of each for errors.
 //!
-//! The tree is walked by hand: the messages that serde makes of a wrong value quote it, and a value may be a secret
-//! in the wrong place.
+//! The tree is walked by hand: serde's messages about a wrong value quote it, and a value may be a secret in the wrong
+//! place.
 
 use std::{
     borrow::Cow,
@@ -22,7 +22,7 @@ use super::ConfigError;
 pub(super) struct Document<'a> {
     file: &'a Path,
     text: &'a str,
-    /// Where what is read is not written in the file but in the preset of that name, and where the file names it.
+    /// Set when the text comes from a preset: the preset's name, and where the file names it.
     preset: Option<(&'static str, usize)>,
 }
 
@@ -33,7 +33,7 @@ impl<'a> Document<'a> {
         let table = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
             file: file.to_owned(),
             line: document.line(error.span().map_or(0, |span| span.start)),
-            // Of the parser's messages only those of serde quote the text; the error's `Display` quotes its line.
+            // Only serde's messages quote the text; the error's `Display` quotes its line.
             problem: error.message().to_owned(),
         })?;
         Ok(Section::new(document, String::new(), 0, table.into_inner()))
@@ -52,15 +52,15 @@ impl<'a> Document<'a> {
     }
 }
 
-/// A table whose keys are taken one by one; what is left in the end is unknown.
+/// A table whose keys are taken one by one. Keys that are left in the end are unknown.
 pub(super) struct Section<'a> {
     document: Document<'a>,
     path: String,
     at: usize,
     table: DeTable<'a>,
-    /// What was asked for, to tell a person who mistypes a key.
+    /// The keys that were asked for, to list in the error about a mistyped key.
     known: Vec<String>,
-    /// The preset's table, for keys that are not in this one.
+    /// The preset's table, for keys that are missing here.
     preset: Option<Box<Self>>,
 }
 
@@ -69,18 +69,18 @@ impl<'a> Section<'a> {
         Self { document, path, at, table, known: Vec::new(), preset: None }
     }
 
-    /// Lays this table over a preset's, which `named` names: what is not here is read there, in inner tables too.
+    /// Overlays this table on a preset's, which `named` names: keys missing here are read there, in inner tables too.
     pub(super) fn overlay(&mut self, preset: &'static str, table: DeTable<'a>, named: &Entry<'_>) {
         let document = Document { preset: Some((preset, named.value_at)), ..self.document };
         self.preset = Some(Box::new(Self::new(document, self.path.clone(), self.at, table)));
     }
 
-    /// The keys that nobody took yet.
+    /// The keys that were not taken yet.
     pub(super) fn remaining(&self) -> &DeTable<'a> {
         &self.table
     }
 
-    /// Takes a key out.
+    /// Takes a key.
     pub(super) fn take(&mut self, name: &str) -> Option<Entry<'a>> {
         self.known.push(name.to_owned());
         let preset = self.preset.as_mut().and_then(|preset| preset.take(name));
@@ -95,12 +95,12 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// Takes a key out that must be there.
+    /// Takes a key that must exist.
     pub(super) fn required(&mut self, name: &str) -> Result<Entry<'a>, ConfigError> {
         self.take(name).ok_or_else(|| self.missing(name, "is missing"))
     }
 
-    /// Takes a table out; an empty one when it is not there.
+    /// Takes a table; an empty one if it is missing.
     pub(super) fn section(&mut self, name: &str) -> Result<Self, ConfigError> {
         match self.take(name) {
             Some(entry) => entry.section("must be a table"),
@@ -108,13 +108,13 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Takes a table of named tables out, in the order of the names.
+    /// Takes a table of named tables, in the order of the names.
     pub(super) fn sections(&mut self, name: &str) -> Result<Vec<(String, Self)>, ConfigError> {
         let entries = self.section(name)?.entries().into_iter();
         entries.map(|(name, entry)| Ok((name, entry.section("must be a table")?))).collect()
     }
 
-    /// Takes out every key that is left, in the order of the keys.
+    /// Takes all keys that are left, in order.
     pub(super) fn entries(&mut self) -> Vec<(String, Entry<'a>)> {
         self.names().into_iter().filter_map(|name| Some((name.clone(), self.take(&name)?))).collect()
     }
@@ -125,7 +125,7 @@ impl<'a> Section<'a> {
         names
     }
 
-    /// Refuses what nobody took.
+    /// Refuses keys that were not taken.
     pub(super) fn finish(self) -> Result<(), ConfigError> {
         match self.table.keys().min_by_key(|key| key.span().start) {
             Some(key) => {
@@ -141,12 +141,12 @@ impl<'a> Section<'a> {
         self.table.is_empty()
     }
 
-    /// An error about a key that is not here.
+    /// An error about a missing key.
     pub(super) fn missing(&self, name: &str, problem: impl Into<Cow<'static, str>>) -> ConfigError {
         self.document.refuse(self.at, &self.key(name), problem)
     }
 
-    /// An error at the table's name.
+    /// An error at the position of the table's name.
     pub(super) fn refuse(&self, problem: impl Into<Cow<'static, str>>) -> ConfigError {
         self.document.refuse(self.at, &self.path, problem)
     }
@@ -165,23 +165,23 @@ pub(super) struct Entry<'a> {
     at: usize,
     value_at: usize,
     value: DeValue<'a>,
-    /// What the preset has under this key.
+    /// The preset's value for this key.
     preset: Option<Box<Self>>,
 }
 
 impl<'a> Entry<'a> {
-    /// An error at this value.
+    /// An error at the position of this value.
     pub(super) fn refuse(&self, problem: impl Into<Cow<'static, str>>) -> ConfigError {
         self.document.refuse(self.value_at, &self.key, problem)
     }
 
-    /// A string; an empty one means nothing anywhere.
+    /// A string. An empty one is an error everywhere.
     pub(super) fn text(&self) -> Result<&str, ConfigError> {
         let text = self.value.as_str().filter(|text| !text.is_empty());
         text.ok_or_else(|| self.refuse("must be a string that is not empty"))
     }
 
-    /// A string of which `parse` makes a value.
+    /// A string that `parse` converts.
     pub(super) fn parsed<T>(
         &self,
         parse: impl FnOnce(&str) -> Option<T>,
@@ -190,7 +190,7 @@ impl<'a> Entry<'a> {
         parse(self.text()?).ok_or_else(|| self.refuse(problem))
     }
 
-    /// A whole number as an id of the operating system.
+    /// A whole number from 0 to 2^32 - 1, such as a user id.
     pub(super) fn id(&self) -> Result<u32, ConfigError> {
         let number = self.value.as_integer();
         let number = number.and_then(|number| u32::from_str_radix(number.as_str(), number.radix()).ok());
@@ -225,7 +225,7 @@ impl<'a> Entry<'a> {
         Err(self.refuse(format!("must be from {least} to {most}")))
     }
 
-    /// Whether it is the word `off`.
+    /// Whether it is the string `off`.
     pub(super) fn is_off(&self) -> bool {
         self.value.as_str() == Some("off")
     }
@@ -257,7 +257,7 @@ impl<'a> Entry<'a> {
         Err(self.refuse(format!("must be an absolute path: a daemon has no directory of its own{hint}")))
     }
 
-    /// The elements of a list.
+    /// The elements of an array.
     pub(super) fn list(self) -> Result<Vec<Self>, ConfigError> {
         let DeValue::Array(values) = self.value else {
             return Err(self.document.refuse(self.value_at, &self.key, "must be a list"));
@@ -273,7 +273,7 @@ impl<'a> Entry<'a> {
         Ok(values.into_iter().map(element).collect())
     }
 
-    /// The elements of a list of strings, each as `parse` reads it.
+    /// The elements of an array of strings, each converted by `parse`.
     pub(super) fn texts<T>(
         self,
         parse: impl Fn(&str) -> Option<T>,
@@ -282,7 +282,7 @@ impl<'a> Entry<'a> {
         self.list()?.iter().map(|element| element.parsed(&parse, problem)).collect()
     }
 
-    /// The table that this is.
+    /// The value as a table.
     pub(super) fn section(self, otherwise: &'static str) -> Result<Section<'a>, ConfigError> {
         let DeValue::Table(table) = self.value else {
             return Err(self.document.refuse(self.at, &self.key, otherwise));

@@ -1,4 +1,4 @@
-//! The environment, and the places it names.
+//! The environment variables, and the paths that they name.
 
 use std::{
     collections::BTreeMap,
@@ -25,16 +25,16 @@ use crate::{
     socket_path::MAX_PATH_BYTES,
 };
 
-/// Names the socket that clients ask.
+/// The variable that names the socket for clients.
 pub const SOCKET: &str = "CREDPROXY_SOCKET";
 
-/// Names the open file that holds the capability which the socket wants.
+/// The variable that numbers the open file with the socket's capability.
 pub const CAPABILITY_FD: &str = "CREDPROXY_CAPABILITY_FD";
 
-/// Ours have 43 bytes.
+/// The longest capability that is read; ours have 43 bytes.
 const MAX_CAPABILITY_BYTES: usize = 1024;
 
-/// What is read from the environment, and where commands run. A test passes its own.
+/// The environment variables, and the runtime on which commands run. A test passes its own.
 #[derive(Clone)]
 pub struct Environment {
     variables: Variables,
@@ -55,7 +55,7 @@ enum Variables {
 }
 
 impl Environment {
-    /// The process's own, looked up at each question.
+    /// The process's own environment, read at each lookup.
     #[must_use]
     pub const fn process() -> Self {
         Self { variables: Variables::Process, commands: None }
@@ -67,13 +67,13 @@ impl Environment {
         Self { variables: Variables::Given(variables), commands: None }
     }
 
-    /// The same, with its commands run on another runtime than the one at hand.
+    /// Runs commands on `runtime` instead of the current one.
     #[must_use]
     pub fn with_commands_on(self, runtime: Handle) -> Self {
         Self { commands: Some(runtime), ..self }
     }
 
-    /// What a shell command prints.
+    /// Runs a shell command and returns its output.
     pub(super) async fn output(&self, command: &str) -> Result<Zeroizing<Vec<u8>>, CommandError> {
         let Some(runtime) = &self.commands else { return command::output(command).await };
         let command = command.to_owned();
@@ -91,7 +91,7 @@ impl Environment {
         .filter(|value| !value.is_empty())
     }
 
-    /// `$XDG_CONFIG_HOME/credproxy/config.toml`; `None` when there is no home either.
+    /// `$XDG_CONFIG_HOME/credproxy/config.toml`; `None` when there is no home directory.
     pub(super) fn config_file(&self) -> Option<PathBuf> {
         Some(self.base("XDG_CONFIG_HOME", ".config")?.join("credproxy/config.toml"))
     }
@@ -119,7 +119,7 @@ impl Environment {
         Ok(base.join("host/credproxy.sock"))
     }
 
-    /// The same with `dev` for `host`, so that `serve --dev` is in nobody's way.
+    /// Like the host's socket with `dev` for `host`, so that `serve --dev` disturbs no other daemon.
     pub(super) fn dev_socket(&self) -> Result<PathBuf, ConfigError> {
         let base = self.sockets().ok_or(ConfigError::NoDefaultPath { what: "the socket", key: "--socket" })?;
         Ok(base.join("dev/credproxy.sock"))
@@ -130,9 +130,9 @@ impl Environment {
         Some(base?.join("credproxy"))
     }
 
-    /// Where the sandboxes of the daemon with this host's socket are: in `sandboxes` beside it, which is the daemon's own
-    /// wherever it is. Where that leaves no room for the path of their sockets, the first of these that does: `credproxy/
-    /// sandboxes` in `$XDG_RUNTIME_DIR` or `/run/user/UID`, or `credproxy-UID` in `$TMPDIR` or `/tmp`.
+    /// The directory of the sandboxes of the daemon with this host's socket: `sandboxes` beside the socket. If the path
+    /// of a sandbox's socket would be too long there, the first of these that is short enough: `credproxy/sandboxes` in
+    /// `$XDG_RUNTIME_DIR` or `/run/user/UID`, or `credproxy-UID` in `$TMPDIR` or `/tmp`.
     #[must_use]
     pub fn sandbox_root(&self, host: &Path) -> SandboxRoot {
         let beside = host.with_file_name("sandboxes");
@@ -148,25 +148,25 @@ impl Environment {
         SandboxRoot { name: beside, directory }
     }
 
-    /// Whether there is a display to show a browser on.
+    /// Whether there is a display for a browser.
     #[must_use]
     pub fn has_display(&self) -> bool {
         cfg!(target_os = "macos") || ["DISPLAY", "WAYLAND_DISPLAY"].iter().any(|name| self.lookup(name).is_some())
     }
 
-    /// Whether the person wants no colour: `$NO_COLOR` is set.
+    /// Whether colours are disabled: `$NO_COLOR` is set.
     #[must_use]
     pub fn no_color(&self) -> bool {
         self.lookup("NO_COLOR").is_some()
     }
 
-    /// Whether a terminal does more than print letter after letter, by `$TERM`.
+    /// Whether the terminal supports ANSI sequences, according to `$TERM`.
     #[must_use]
     pub fn terminal_supports_ansi(&self) -> bool {
         self.lookup("TERM").is_some_and(|name| name != "dumb")
     }
 
-    /// Whether text is UTF-8 here: the first of `$LC_ALL`, `$LC_CTYPE` and `$LANG` that is set says so.
+    /// Whether the locale is UTF-8, according to the first of `$LC_ALL`, `$LC_CTYPE` and `$LANG` that is set.
     #[must_use]
     pub fn locale_is_utf8(&self) -> bool {
         let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| self.lookup(name));
@@ -174,7 +174,7 @@ impl Environment {
         locale.contains("utf-8") || locale.contains("utf8")
     }
 
-    /// What to log: `$CREDPROXY_LOG`, in the form of `tracing`'s filters; `info` unless told.
+    /// The log filter of `$CREDPROXY_LOG`, in the form of `tracing`'s filters; `info` by default.
     #[must_use]
     pub fn log_filter(&self) -> String {
         self.lookup("CREDPROXY_LOG").and_then(|filter| filter.into_string().ok()).unwrap_or_else(|| "info".to_owned())
@@ -188,13 +188,13 @@ impl Environment {
         }
     }
 
-    /// What the open file holds that `$CREDPROXY_CAPABILITY_FD` names.
+    /// The capability in the open file that `$CREDPROXY_CAPABILITY_FD` numbers.
     pub(super) fn capability(&self) -> Result<Option<Capability>, ConfigError> {
         let Some(number) = self.lookup(CAPABILITY_FD) else { return Ok(None) };
         let number = number.to_str().and_then(|text| text.parse::<u32>().ok());
         let read = || {
             let number = number.ok_or_else(|| io::Error::other("it is not a number"))?;
-            // Opened anew, so that the next program reads it from the beginning, too.
+            // Opened again, so that the next program also reads it from the beginning.
             let file = OpenOptions::new()
                 .read(true)
                 .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
@@ -212,25 +212,25 @@ impl Environment {
         self.absolute("CREDENTIALS_DIRECTORY")
     }
 
-    /// Files and directories beside the configured ones that a daemon may have to read: credentials, and certificates
-    /// that are not in their usual place (`SSL_CERT_FILE` and `SSL_CERT_DIR` of OpenSSL).
+    /// Files and directories besides the configured ones that a daemon may have to read: credentials, and certificates
+    /// in an unusual place (`SSL_CERT_FILE` and `SSL_CERT_DIR` of OpenSSL).
     #[must_use]
     pub fn extra_files_read(&self) -> Vec<PathBuf> {
         self.credentials().into_iter().chain(self.certificates().map(|(_, place)| place)).collect()
     }
 
-    /// Refuses certificates that others could have written: with one of theirs they are every provider.
+    /// Refuses certificates that others could have written: with their own certificate they could pose as any provider.
     pub fn check_certificates(&self) -> Result<(), ConfigError> {
         self.certificates().try_for_each(|(name, place)| match check_trusted(&place) {
             Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
                 Err(ConfigError::UntrustedVariable { name, source })
             }
-            // What is missing is not read.
+            // A missing file is not read.
             Ok(()) | Err(_) => Ok(()),
         })
     }
 
-    /// Where the TLS library looks for certificates instead of their usual place; the second may be several places.
+    /// Where the TLS library looks for certificates instead of the default place; `SSL_CERT_DIR` may list several.
     fn certificates(&self) -> impl Iterator<Item = (&'static str, PathBuf)> {
         let file = self.lookup("SSL_CERT_FILE").map(|file| ("SSL_CERT_FILE", file.into()));
         let places = self.lookup("SSL_CERT_DIR").unwrap_or_default();
@@ -243,7 +243,7 @@ impl Environment {
         self.absolute(variable).or_else(|| Some(self.absolute("HOME")?.join(below_home)))
     }
 
-    /// The XDG base directory specification has a relative path ignored.
+    /// A relative path is ignored, as the XDG base directory specification demands.
     fn absolute(&self, variable: &str) -> Option<PathBuf> {
         self.lookup(variable).map(PathBuf::from).filter(|path| Path::is_absolute(path))
     }

@@ -13,32 +13,32 @@ use super::{
     command::{COMMAND_TIMEOUT, CommandError, open_secret, read_limited},
 };
 
-/// Where the store key is kept; the configuration itself never holds one.
+/// Where the store key is kept. The configuration itself never holds one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeySource {
-    /// A file that the daemon makes.
+    /// A file that the daemon creates.
     File(PathBuf),
     /// The platform's keyring.
     Keyring,
-    /// A person's memory.
+    /// A passphrase that a person types in.
     Passphrase,
-    /// Somewhere else, from where the daemon is handed it.
+    /// An external source that hands the key to the daemon.
     Given(GivenKey),
 }
 
-/// A key that someone else keeps.
+/// A key from an external source.
 #[derive(Clone, PartialEq, Eq)]
 pub enum GivenKey {
     /// An environment variable.
     Env(String),
-    /// What a shell command prints.
+    /// The output of a shell command.
     Command(String),
     /// A file of that name in `$CREDENTIALS_DIRECTORY`: one of systemd's credentials
     /// (<https://systemd.io/CREDENTIALS>).
     Credential(String),
 }
 
-/// The kind alone: a key written in the wrong place must not be printed either.
+/// Shows the kind only: a key written in the wrong place must not be printed.
 impl fmt::Debug for GivenKey {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
@@ -49,19 +49,19 @@ impl fmt::Debug for GivenKey {
     }
 }
 
-/// Why a key cannot be had. Names the kind of source, not what the configuration says of it.
+/// Why a key cannot be read. Names the kind of source, not its value in the configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum GivenKeyError {
     /// The variable is unset or empty.
     #[error("the environment variable is not set")]
     NotSet,
-    /// The shell cannot be started, or its output not be read.
+    /// The shell cannot be started, or its output cannot be read.
     #[error("the command cannot be run")]
     Command(#[source] io::Error),
     /// The command took longer than [`COMMAND_TIMEOUT`].
     #[error("the command did not end within {} s", COMMAND_TIMEOUT.as_secs())]
     TimedOut,
-    /// The command said that it failed.
+    /// The command exited with an error.
     #[error("the command failed; run it by hand to see why")]
     Failed,
     /// `$CREDENTIALS_DIRECTORY` is not set.
@@ -86,11 +86,11 @@ impl From<CommandError> for GivenKeyError {
 }
 
 impl KeySource {
-    /// What [`KeySource::parse`] takes.
+    /// The values that [`KeySource::parse`] accepts, as an error text.
     pub const FORM: &str =
         "must be \"file\", \"keyring\", \"passphrase\", \"env:NAME\", \"command:CMD\" or \"credential:NAME\"";
 
-    /// Reads the value of `[store] key`, for the store in the file `store`. `None` when it is none.
+    /// Parses the value of `[store] key`, for the store in the file `store`; `None` if it is invalid.
     #[must_use]
     pub fn parse(text: &str, store: &Path) -> Option<Self> {
         Some(match (text, text.split_once(':')) {
@@ -111,7 +111,7 @@ impl KeySource {
         Self::File(store.with_file_name("store.key"))
     }
 
-    /// As errors name it.
+    /// Its name in errors.
     #[must_use]
     pub fn place(&self) -> String {
         match self {
@@ -134,7 +134,7 @@ fn is_file_name(name: &str) -> bool {
 }
 
 impl GivenKey {
-    /// Reads what should be a key, with its line end.
+    /// Reads the key, with its line ending.
     pub async fn read(&self, env: &Environment) -> Result<Zeroizing<Vec<u8>>, GivenKeyError> {
         match self {
             Self::Env(name) => {

@@ -7,28 +7,28 @@ use crate::{
     sandbox,
 };
 
-/// How much there may be of what costs something.
+/// Limits on the number of logins and sandboxes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LimitsConfig {
-    /// Logins that wait for their person.
+    /// Logins that wait for a person.
     pub logins: LoginLimits,
     /// Sandboxes made at run time.
     pub sandboxes: usize,
 }
 
-/// What the kernel lets a process open at most, on machines as they are set up.
+/// The most open files that the kernel grants a process on common machines.
 const MAX_CONNECTIONS: usize = 1_048_576;
 
-/// A higher rate is none: no connection is that fast.
+/// A higher rate would be no limit: no connection is that fast.
 const MAX_RATE_PER_SECOND: u32 = 1_000_000;
 
-/// One each second: a higher one is none, with any cooldown.
+/// One each second. A higher number would be no limit, with any cooldown.
 const MAX_FORCED_PER_HOUR: u32 = 3600;
 
 /// Each waiting login may hold a port.
 const MAX_LOGINS: usize = 10_000;
 
-/// Each has a socket and a part of the open files.
+/// Each has a socket and a share of the open files.
 const MAX_SANDBOXES: usize = 1000;
 
 pub(super) fn read(mut section: Section<'_>) -> Result<LimitsConfig, ConfigError> {
@@ -45,7 +45,7 @@ pub(super) fn read(mut section: Section<'_>) -> Result<LimitsConfig, ConfigError
     Ok(LimitsConfig { logins, sandboxes })
 }
 
-/// Takes a socket's limits out of its table.
+/// Reads a socket's limits from its table.
 pub(super) fn of_socket(section: &mut Section<'_>, role: Role) -> Result<SocketLimits, ConfigError> {
     let usual = match role {
         Role::Host => SocketLimits::HOST,

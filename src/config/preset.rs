@@ -1,13 +1,13 @@
-//! Presets: what is the same for every client of a well-known provider, so that nobody has to find it out again.
+//! Presets: the configuration that is the same for every client of a well-known provider.
 //!
-//! Owns: the presets' texts, compiled in; their variables; how a `[providers.NAME]` table is laid over one.
+//! Owns: the presets' texts, compiled in; their variables; how a `[providers.NAME]` table is overlaid on one.
 //!
 //! Invariants:
-//! 1. A preset says nothing that its user could not write: it has the syntax of the user's table, and each of its keys
-//!    gives way to the user's. Tables are merged key by key.
+//! 1. A preset has the syntax of a user's table, and each of its keys is overridden by the user's. Tables are merged
+//!    key by key.
 //! 2. A preset holds no client id and no secret: those belong to whoever registered the client.
-//! 3. A variable's value adds no user name, query, fragment or escape to an address, and no path or port where the
-//!    preset does not want one.
+//! 3. A variable's value adds no user name, query, fragment or escape to an address, and no path or port unless the
+//!    preset allows it.
 //!
 //! Must not know: what the keys mean.
 
@@ -21,7 +21,7 @@ use toml::{
 use super::{ConfigError, document::Section};
 use crate::provider::{Flow, RedirectUri};
 
-/// Their names and texts, in the order of the names.
+/// Names and texts of the presets, in the order of the names.
 const PRESETS: &[(&str, &str)] = &[
     ("anthropic", include_str!("presets/anthropic.toml")),
     ("atlassian", include_str!("presets/atlassian.toml")),
@@ -47,16 +47,16 @@ const PRESETS: &[(&str, &str)] = &[
     ("zoho", include_str!("presets/zoho.toml")),
 ];
 
-/// What is known of a provider, but for the client.
+/// A preset, as `credproxy providers` lists it.
 #[derive(Debug)]
 pub struct Preset {
-    /// What the configuration calls it.
+    /// Its name in the configuration.
     pub name: &'static str,
     /// The ways to log in.
     pub flows: Vec<Flow>,
     /// The keys that the user's table must have.
     pub needs: Vec<String>,
-    /// What differs from customer to customer.
+    /// Its variables.
     pub variables: Vec<Variable>,
     /// The keys that it sets.
     pub keys: Vec<String>,
@@ -65,15 +65,15 @@ pub struct Preset {
 /// A part of a preset that differs from customer to customer.
 #[derive(Debug)]
 pub struct Variable {
-    /// What stands for it in the preset, in braces.
+    /// Its name; the preset has it in braces.
     pub name: String,
-    /// What a person is to put there.
+    /// What the value must be.
     pub about: String,
-    /// What is there unless told.
+    /// The default value.
     pub default: Option<String>,
     /// Whether a port may follow the host name.
     port: bool,
-    /// Whether a path may.
+    /// Whether a path may follow the host name.
     path: bool,
 }
 
@@ -107,7 +107,7 @@ fn needs(table: &DeTable<'_>, variables: &[Variable]) -> Vec<String> {
     needs
 }
 
-/// Lays the table over its preset, if it names one; gives the preset's name.
+/// Overlays the table on its preset, if it names one. Returns the preset's name.
 pub(super) fn apply(section: &mut Section<'_>) -> Result<Option<&'static str>, ConfigError> {
     let Some(entry) = section.take("preset") else {
         let orphans = section.take("variables");
@@ -129,7 +129,7 @@ pub(super) fn apply(section: &mut Section<'_>) -> Result<Option<&'static str>, C
     Ok(Some(name))
 }
 
-/// Puts the variables' values into what is left of the preset.
+/// Substitutes the variables' values in the rest of the preset.
 fn fill(table: &mut DeTable<'_>, variables: &[Variable], mut given: Section<'_>) -> Result<(), ConfigError> {
     let mut values = Values::new();
     for variable in variables {
@@ -146,12 +146,12 @@ fn fill(table: &mut DeTable<'_>, variables: &[Variable], mut given: Section<'_>)
         let about = variables.iter().find(|variable| variable.name == name).map_or("", |variable| &variable.about);
         given.missing(name, format!("is missing: {about}"))
     });
-    // A mistyped name says more than the one that is missing for it.
+    // Report a mistyped name before the name that is missing because of it.
     given.finish()?;
     missing.map_or(Ok(()), Err)
 }
 
-/// A preset's text, as keys and variables. It is valid, as a test sees.
+/// Parses a preset's text into keys and variables. A test checks that the texts are valid.
 fn read(text: &'static str) -> (DeTable<'static>, Vec<Variable>) {
     let mut table = DeTable::parse_recoverable(text).0.into_inner();
     let declared = table.remove("variables").map(Spanned::into_inner);
@@ -171,7 +171,7 @@ fn read(text: &'static str) -> (DeTable<'static>, Vec<Variable>) {
     (table, variables)
 }
 
-/// Takes out of the preset what the user's table replaces: its variables need no value then.
+/// Removes from the preset what the user's table replaces, so that its variables need no value.
 fn drop_replaced(preset: &mut DeTable<'_>, replacing: &DeTable<'_>) {
     for (key, value) in replacing {
         let name = key.get_ref().as_ref();
@@ -185,7 +185,7 @@ fn drop_replaced(preset: &mut DeTable<'_>, replacing: &DeTable<'_>) {
 
 type Values<'v> = BTreeMap<&'v str, Option<String>>;
 
-/// Puts the values in; the error is the name of a variable that has none.
+/// Substitutes the values. The error is the name of a variable without a value.
 fn fill_table<'v>(table: &mut DeTable<'_>, values: &Values<'v>) -> Result<(), &'v str> {
     table.iter_mut().try_for_each(|(_, value)| fill_value(value.get_mut(), values))
 }
@@ -208,7 +208,7 @@ fn fill_value<'v>(value: &mut DeValue<'_>, values: &Values<'v>) -> Result<(), &'
 }
 
 impl Variable {
-    /// What a value must look like, in words.
+    /// The form of a value, in words.
     fn form(&self) -> &'static str {
         match (self.port, self.path) {
             (false, false) => "must be a host name or a part of one (letters, digits, - and .)",
@@ -240,7 +240,7 @@ fn is_port(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|port| port != 0)
 }
 
-/// The unreserved characters of RFC 3986 section 2.3; a step back would leave the place that the preset means.
+/// The unreserved characters of RFC 3986 section 2.3, without `.` and `..`, which would leave the preset's path.
 fn is_segment(text: &str) -> bool {
     let unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     !text.is_empty() && text.bytes().all(unreserved) && text != "." && text != ".."

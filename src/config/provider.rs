@@ -26,13 +26,13 @@ use crate::{
 pub struct ProviderConfig {
     /// Its name in the API and on the command line.
     pub name: ProviderName,
-    /// The preset that its table was laid over.
+    /// The preset that its table is overlaid on.
     pub preset: Option<&'static str>,
     /// The issuer, as written: metadata must repeat it byte by byte (RFC 8414 section 3.3).
     pub issuer: Option<String>,
-    /// RFC 6749 section 3.2; there is one when there is no issuer.
+    /// RFC 6749 section 3.2. Present if there is no issuer.
     pub token_endpoint: Option<Url>,
-    /// Where refreshes go, if not to the token endpoint.
+    /// Where refreshes go instead of the token endpoint.
     pub refresh_endpoint: Option<Url>,
     /// RFC 6749 section 3.1.
     pub authorization_endpoint: Option<Url>,
@@ -40,21 +40,21 @@ pub struct ProviderConfig {
     pub device_authorization_endpoint: Option<Url>,
     /// RFC 7009 section 2.
     pub revocation_endpoint: Option<Url>,
-    /// The client's name at the provider.
+    /// The client's id at the provider.
     pub client_id: String,
     /// How the client authenticates.
     pub authentication: AuthenticationConfig,
-    /// How the provider speaks OAuth 2.0.
+    /// How the provider's OAuth 2.0 differs from the standard.
     pub dialect: Dialect,
-    /// Where the access token comes from, if a login's token only opens that place.
+    /// The second endpoint that issues access tokens, if the provider has one.
     pub second_exchange: Option<SecondExchange>,
-    /// What a login asks for.
+    /// The scopes that a login asks for.
     pub scopes: Vec<String>,
-    /// Where a login's browser is sent back to, as it is registered.
+    /// The redirect URI of a login, as it is registered.
     pub redirect_uri: RedirectUri,
     /// Whether a login's code is bound to a verifier (RFC 7636).
     pub pkce: bool,
-    /// Whether a device login's code is, too.
+    /// Whether a device login's code is bound to a verifier, too.
     pub device_pkce: bool,
     /// Members of an answer, beside the standard ones, that a caller may see.
     pub expose: Vec<String>,
@@ -62,18 +62,18 @@ pub struct ProviderConfig {
     pub dead_grant_codes: Vec<String>,
     /// Statuses that mean a dead grant, whatever the body says.
     pub dead_grant_statuses: Vec<u16>,
-    /// For this long the provider accepts a refresh token again after it was spent.
+    /// How long the provider accepts a refresh token again after it was spent.
     pub reuse_grace: Duration,
     /// How many of its accounts may be refreshed at once.
     pub concurrent_refreshes: NonZeroUsize,
-    /// Certificates to trust beside the system's own, in PEM.
+    /// Additional root certificates, in PEM.
     pub ca_file: Option<PathBuf>,
 }
 
-/// More at once would be more than any provider takes from one client.
+/// No provider accepts more from one client.
 const MAX_CONCURRENT_REFRESHES: usize = 1000;
 
-/// Known grace windows end at ten minutes; what is longer is rather a provider that does not rotate.
+/// Known grace windows end at ten minutes; a provider with a longer one does not really rotate.
 const MAX_REUSE_GRACE: Duration = Duration::from_hours(1);
 
 pub(super) fn read(name: &str, mut section: Section<'_>) -> Result<ProviderConfig, ConfigError> {
@@ -154,7 +154,7 @@ pub(super) fn read(name: &str, mut section: Section<'_>) -> Result<ProviderConfi
     })
 }
 
-/// 408 and 429 say that it is too early to tell; what is not between 400 and 499 is no refusal.
+/// A status that means a dead grant. 408 and 429 mean "later", and only 400 to 499 are refusals.
 fn dead_grant_status(entry: &Entry<'_>) -> Result<u16, ConfigError> {
     let status = entry.id().ok().and_then(|number| u16::try_from(number).ok());
     let fit = status.filter(|status| (400..500).contains(status) && ![408, 429].contains(status));
@@ -193,7 +193,7 @@ fn is_scope(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\')
 }
 
-/// What an answer's code must look like to be kept and compared.
+/// Whether the text has the form of an error code.
 fn is_code(text: &str) -> bool {
     text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }

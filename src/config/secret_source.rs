@@ -10,18 +10,18 @@ use super::{
 };
 use crate::secret::{ClientKey, ClientSecret, SecretError};
 
-/// Where a secret or key is kept; the configuration itself never holds one.
+/// Where a secret or key is kept. The configuration itself never holds one.
 #[derive(Clone, PartialEq, Eq)]
 pub enum SecretSource {
     /// An environment variable.
     Env(String),
     /// A file.
     File(PathBuf),
-    /// What a shell command prints.
+    /// The output of a shell command.
     Command(String),
 }
 
-/// The kind alone: a secret written in the wrong place must not be printed either.
+/// Shows the kind only: a secret written in the wrong place must not be printed.
 impl fmt::Debug for SecretSource {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
@@ -32,8 +32,8 @@ impl fmt::Debug for SecretSource {
     }
 }
 
-/// Why a client's secret or key cannot be had. Names the key of the configuration and the kind of source, not what the
-/// configuration says of it, unless that is a file which is there.
+/// Why a client's secret or key cannot be read. Names the key of the configuration and the kind of source, but not its
+/// value, except for the path of an existing file.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretSourceError {
     /// The variable is unset or empty.
@@ -42,19 +42,19 @@ pub enum SecretSourceError {
     /// The file cannot be read, or others could have written it.
     #[error("the file named by {0}.file cannot be read")]
     File(&'static str, #[source] io::Error),
-    /// The shell cannot be started, or its output not be read.
+    /// The shell cannot be started, or its output cannot be read.
     #[error("the command of {0}.command cannot be run")]
     Command(&'static str, #[source] io::Error),
     /// The command took longer than [`COMMAND_TIMEOUT`].
     #[error("the command of {0}.command did not end within {limit} s", limit = COMMAND_TIMEOUT.as_secs())]
     TimedOut(&'static str),
-    /// The command said that it failed.
+    /// The command exited with an error.
     #[error("the command of {0}.command failed")]
     Failed(&'static str),
     /// What was read is not text.
     #[error("what was read for {0} is not UTF-8 text")]
     NotText(&'static str),
-    /// What was read is no secret.
+    /// What was read is not a valid secret.
     #[error("what was read for {0}")]
     Unfit(&'static str, #[source] SecretError),
 }
@@ -72,8 +72,7 @@ impl SecretSource {
         ClientKey::new(self.read(env, key).await?).map_err(|source| SecretSourceError::Unfit(key, source))
     }
 
-    /// Reads the text for a key of the configuration. One newline at the end of a file or of a command's output does not
-    /// count.
+    /// Reads the text for a key of the configuration, without the last newline of a file or of a command's output.
     async fn read(&self, env: &Environment, key: &'static str) -> Result<String, SecretSourceError> {
         let bytes = match self {
             Self::Env(name) => {

@@ -22,22 +22,21 @@ pub struct SocketConfig {
     pub path: PathBuf,
     /// What its peers may see and do.
     pub policy: Policy,
-    /// Whose processes may connect; empty means the daemon's own user.
+    /// The users that may connect; empty means the daemon's own user.
     pub uids: Vec<u32>,
-    /// How much its peers may ask for.
+    /// The limits on its peers.
     pub limits: SocketLimits,
 }
 
 impl SocketConfig {
-    /// A host's socket with nothing configured but its place.
+    /// A host's socket with defaults for everything but its path.
     pub(super) fn host_at(name: &str, path: PathBuf) -> Self {
         Self { name: name.to_owned(), path, policy: Policy::host(), uids: Vec::new(), limits: SocketLimits::HOST }
     }
 }
 
 impl SocketConfig {
-    /// The socket that the person's own clients use: of those with the role `host` the one of that name, or else the
-    /// first.
+    /// The socket for the user's own clients: among those of role `host` the one named `host`, or else the first.
     #[must_use]
     pub fn host(sockets: &[Self]) -> Option<&Self> {
         let mut hosts = sockets.iter().filter(|socket| socket.policy.role() == Role::Host);
@@ -46,10 +45,10 @@ impl SocketConfig {
     }
 }
 
-/// The name of the socket that is there unless another has the role `host`.
+/// The name of the default host's socket.
 pub(super) const HOST: &str = "host";
 
-/// Reads one; `others` are the ones before it.
+/// Reads one table; `others` are the sockets before it.
 pub(super) fn read(
     name: String,
     mut section: Section<'_>,

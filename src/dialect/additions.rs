@@ -1,4 +1,4 @@
-//! What goes into requests beside what the protocol says.
+//! Additional parameters and headers in requests.
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
@@ -13,13 +13,13 @@ use super::names::{MemberNames, PARAMETERS};
 /// What a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
-    /// Sends a person's browser to the provider (RFC 6749 section 4.1.1).
+    /// Sends the person's browser to the provider (RFC 6749 section 4.1.1).
     Authorization,
     /// Exchanges a code, or asks whether a device's code was confirmed (RFC 6749 section 4.1.3, RFC 8628 section 3.4).
     Token,
     /// Refreshes (RFC 6749 section 6).
     Refresh,
-    /// Begins a device login (RFC 8628 section 3.1).
+    /// Starts a device login (RFC 8628 section 3.1).
     Device,
     /// Revokes (RFC 7009 section 2.1).
     Revocation,
@@ -41,9 +41,9 @@ impl Request {
         }
     }
 
-    /// Whether the protocol has a parameter of that name, here or so near that it could only be a mistake. The one that
-    /// an authorization request may have is `code`: it is the answer's, and Anthropic asks with it for a page that
-    /// shows the code.
+    /// Whether the protocol sets a parameter of that name, in this request or a similar one. `code` is allowed in an
+    /// authorization request: there it belongs to the answer, and Anthropic uses it to ask for a page that shows the
+    /// code.
     fn sets(self, name: &str) -> bool {
         match (self, name) {
             (Self::Authorization, "code") => false,
@@ -52,12 +52,12 @@ impl Request {
     }
 }
 
-/// What goes into a provider's requests beside what the protocol says.
+/// Additional parameters and headers of a provider's requests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Additions {
-    /// With every request.
+    /// Sent with every request.
     headers: Headers,
-    /// By what the request is for, in the order of [`Request::ALL`].
+    /// Indexed by the kind of request, in the order of [`Request::ALL`].
     requests: [(Parameters, Headers); Request::ALL.len()],
 }
 
@@ -68,27 +68,27 @@ impl Additions {
         Self { headers, ..Self::default() }
     }
 
-    /// Sets what goes into one kind of request.
+    /// Sets the additions to one kind of request.
     pub fn set(&mut self, request: Request, parameters: Parameters, headers: Headers) {
         self.requests[request as usize] = (parameters, headers);
     }
 
-    /// The parameters of such a request.
+    /// The additional parameters of such a request.
     pub fn parameters(&self, request: Request) -> impl Iterator<Item = (&str, &str)> {
         self.requests[request as usize].0.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// The headers of every request.
+    /// The additional headers of every request.
     #[must_use]
     pub const fn every_header(&self) -> &HeaderMap {
         &self.headers.0
     }
 
-    /// The headers of such a request; its own win over those of every request.
+    /// The additional headers of such a request; its own override those of every request.
     #[must_use]
     pub fn headers(&self, request: Request) -> HeaderMap {
         let mut headers = self.headers.0.clone();
-        // Names and values of the other replace, one by one.
+        // `extend` replaces the values of equal names.
         headers.extend(self.requests[request as usize].1.0.clone());
         headers
     }
@@ -98,19 +98,19 @@ impl Additions {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Parameters(Vec<(String, String)>);
 
-/// Why a parameter is not accepted.
+/// Why a parameter is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ParameterError {
-    /// The client sends it itself where it belongs.
+    /// The client itself sets it.
     #[error("is a parameter that the protocol sets")]
     Protocol,
-    /// It has no name.
+    /// Its name is empty.
     #[error("must have a name")]
     Nameless,
 }
 
 impl Parameters {
-    /// Adds a parameter to a request of a provider that has these names for standard ones. A table has no name twice.
+    /// Adds a parameter to a request of a provider with these member names. A table has no name twice.
     pub fn add(
         &mut self,
         request: Request,
@@ -118,7 +118,7 @@ impl Parameters {
         name: &str,
         value: &str,
     ) -> Result<(), ParameterError> {
-        // What is sent as a query keeps its standard names.
+        // Parameters in a query keep their standard names.
         let renamed = request != Request::Authorization && PARAMETERS.iter().any(|standard| names.of(standard) == name);
         if name.is_empty() {
             return Err(ParameterError::Nameless);
@@ -130,7 +130,7 @@ impl Parameters {
         Ok(())
     }
 
-    /// Whether there is none.
+    /// Whether there are no parameters.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -141,24 +141,24 @@ impl Parameters {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Headers(HeaderMap);
 
-/// Why a header is not accepted.
+/// Why a header is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
-    /// It has to do with the connection, the body or the credentials, which are the client's.
+    /// The client itself sets it: it concerns the connection, the body or the credentials.
     #[error("is a header that the client sets")]
     Client,
-    /// No header has such a name.
+    /// The name is invalid.
     #[error("is not the name of a header")]
     Name,
-    /// No header has such a value.
+    /// The value is invalid.
     #[error("must be visible ASCII characters, spaces and tabs")]
     Value,
-    /// It is there already, perhaps in other letters.
+    /// It was added already, perhaps in another case.
     #[error("is there twice")]
     Twice,
 }
 
-/// The headers that are the client's. `Accept` and `User-Agent` are not among them: some providers look at those.
+/// The headers that the client sets. `Accept` and `User-Agent` are allowed: some providers look at them.
 const CLIENT: [HeaderName; 14] = [
     ACCEPT_ENCODING,
     AUTHORIZATION,
@@ -176,7 +176,7 @@ const CLIENT: [HeaderName; 14] = [
     UPGRADE,
 ];
 
-/// The same, where they have no standard name.
+/// Headers that the client sets and that have no constant in `http`.
 const CLIENT_TEXTS: [&str; 3] = ["keep-alive", "proxy-connection", "dpop"];
 
 impl Headers {
@@ -186,10 +186,10 @@ impl Headers {
         if CLIENT.contains(&name) || CLIENT_TEXTS.contains(&name.as_str()) {
             return Err(HeaderError::Client);
         }
-        // A header may have other bytes, too, but nobody agrees on what they mean (RFC 9110 section 5.5).
+        // Other bytes are allowed, but their meaning is not agreed on (RFC 9110 section 5.5).
         let ascii = value.is_ascii().then(|| HeaderValue::from_str(value).ok());
         let mut value = ascii.flatten().ok_or(HeaderError::Value)?;
-        // Some providers have a key of the application go along in a header.
+        // Some providers expect a key of the application in a header.
         value.set_sensitive(true);
         match self.0.insert(name, value) {
             Some(_) => Err(HeaderError::Twice),

@@ -1,4 +1,4 @@
-//! The names that a provider has for standard members.
+//! A provider's names for standard members.
 
 use std::collections::BTreeMap;
 
@@ -43,15 +43,15 @@ const ANSWERS: [&str; 13] = [
     "interval",
 ];
 
-/// Standard members are short, and so are their other names.
+/// The longest name, in bytes; standard names are short, too.
 const LONGEST: usize = 64;
 
-/// A provider's own names for standard members, in requests with a body and in answers; whatever is not named keeps
-/// its standard name.
+/// A provider's own names for standard members, in requests with a body and in answers. A member without an own name
+/// keeps its standard name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MemberNames(BTreeMap<&'static str, String>);
 
-/// Why names are not accepted.
+/// Why the names are refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{problem}")]
 pub struct NameError {
@@ -64,13 +64,13 @@ pub struct NameError {
 /// What is wrong with a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NameProblem {
-    /// It names no standard member.
+    /// It is not a standard member.
     #[error("is no standard member that is sent or read")]
     Unknown,
-    /// It is no name that a member could have.
+    /// It is not a possible member name.
     #[error("must have 1 to 64 printable ASCII characters and no space")]
     Unfit,
-    /// What is called a refresh token never leaves, so it cannot be anything else.
+    /// A refresh token never leaves, so no other member may have its name.
     #[error("must not be the name of the refresh token")]
     RefreshToken,
     /// Another member of the same request or answer has that name.
@@ -100,7 +100,7 @@ impl MemberNames {
         }
     }
 
-    /// A renamed member that shares its name with another one of a request or of an answer.
+    /// A renamed member whose name is also that of another member in the same request or answer.
     fn taken(&self) -> Option<&'static str> {
         let shared = |(standard, theirs): (&&'static str, &String)| {
             let beside = |together: &[&str]| {
@@ -112,14 +112,14 @@ impl MemberNames {
         self.0.iter().find_map(shared)
     }
 
-    /// What the provider calls the standard member `standard`.
+    /// The provider's name for the standard member `standard`.
     #[must_use]
     pub fn of<'a>(&'a self, standard: &'a str) -> &'a str {
         self.0.get(standard).map_or(standard, String::as_str)
     }
 
-    /// An answer's members in the standard names. A member that has the provider's name wins over one that has the
-    /// standard name; without it the latter counts: some providers use both, each at another endpoint.
+    /// Renames an answer's members to the standard names. The provider's name takes precedence; without it the standard
+    /// name is read, because some providers use both at different endpoints.
     #[must_use]
     pub fn standard(&self, mut members: Map<String, Value>) -> Map<String, Value> {
         let read = self.0.iter().filter(|(standard, _)| ANSWERS.contains(*standard));

@@ -1,4 +1,4 @@
-//! `check`: whether the daemon would start, told without starting it. It makes and changes nothing.
+//! `check`: reports whether the daemon would start, without starting it. Changes nothing.
 
 use std::sync::Arc;
 
@@ -19,12 +19,12 @@ use crate::{
     },
 };
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug)]
 pub struct Finding {
-    /// What.
+    /// What was checked.
     pub subject: String,
-    /// How it stands, or what is wrong with it.
+    /// Its state, or what is wrong with it.
     pub result: Result<String, String>,
     /// The daemon starts, but a person should know.
     pub is_warning: bool,
@@ -36,7 +36,7 @@ impl Finding {
     }
 }
 
-/// Looks at the store, the providers and the sockets. Asks nothing of any provider.
+/// Checks the store, the providers and the sockets. Sends nothing to any provider.
 pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> Vec<Finding> {
     let mut findings = vec![Finding::new("store".to_owned(), store(config, environment, ask).await)];
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
@@ -69,7 +69,7 @@ pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> 
     findings
 }
 
-/// How far the daemon's process would be closed to others, and held.
+/// Checks how far the daemon's process would be protected and confined.
 fn process(wanted: Confinement) -> Vec<Finding> {
     let subject = || "process".to_owned();
     let extent = if wanted == Confinement::Off { Extent::Off } else { confine::available() };

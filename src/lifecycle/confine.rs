@@ -1,17 +1,17 @@
-//! The process keeps to itself: nobody looks into its memory, and it reaches no more of the machine than its work needs.
+//! Protects the process: its memory is closed to others, and it can reach no more of the machine than it needs.
 //!
 //! Invariants:
-//! 1. Nobody but root may read the daemon's memory or trace it, no core file is written, and what it makes is closed to
-//!    others unless a mode says otherwise. A program that traced it before this was so keeps its hold, so the daemon does
-//!    not start under one unless told to. The commands that hold secrets are closed to others as well.
-//! 2. On Linux a Landlock domain holds every thread that serves: files of the store, the audit log, the sockets, the certificates and
-//!    secrets that the configuration names, and what the C library and TLS read; no program is run, and no TCP port is
-//!    listened at but a login's. It is made before the threads are, which inherit it: a domain binds the thread that
-//!    makes it and those that come after (landlock(7)).
-//! 3. Where the configuration names commands, one thread stays outside of the domain for them, until the start is over.
+//! 1. Only root may read the daemon's memory or trace it, no core file is written, and files that it creates are closed
+//!    to others unless a mode says otherwise. A program that traced it before keeps its access, so the daemon does not
+//!    start under a tracer unless told to. Commands that hold secrets are protected as well.
+//! 2. On Linux a Landlock domain confines every thread that serves. Allowed are the files of the store, the audit log,
+//!    the sockets, the certificates and secrets that the configuration names, and what the C library and TLS read. No
+//!    program can be run, and no TCP port opened except for logins. The domain is created before the threads, which
+//!    inherit it: it binds the thread that creates it and those started later (landlock(7)).
+//! 3. If the configuration names commands, one thread outside of the domain runs them, until the start is over.
 //!
-//! What it does not hold: outgoing connections, whose ports providers choose; signals to processes of the same user;
-//! modes of files (chmod(2)); and code that somebody brought to run in this very process before the start was over.
+//! Not covered: outgoing connections, whose ports providers choose; signals to processes of the same user; modes of
+//! files (chmod(2)); and code that runs in this process before the start is over.
 
 use std::{
     fmt, fs, io,
@@ -33,7 +33,7 @@ use crate::config::{Config, Confinement, Environment};
 #[cfg(target_os = "linux")]
 mod landlock;
 
-/// How far the kernel holds the daemon.
+/// How far the kernel confines the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
     /// Every rule is enforced.
@@ -57,12 +57,12 @@ pub enum Unavailable {
     Forbidden,
     /// The kernel answers with another error.
     Failed,
-    /// Another system than Linux.
+    /// A system other than Linux.
     NotLinux,
 }
 
 impl Extent {
-    /// Whether the daemon is held less than it could be on another machine, which a person should know.
+    /// Whether the daemon is confined less than on other machines, which a person should know.
     #[must_use]
     pub const fn is_lacking(self) -> bool {
         match self {
@@ -94,10 +94,10 @@ impl fmt::Display for Extent {
     }
 }
 
-/// A confined process, in which commands can still be run.
+/// A confined process that can still run commands.
 #[derive(Debug)]
 pub struct Confined {
-    /// How far.
+    /// How far it is confined.
     pub extent: Extent,
     command_thread: Option<DropGuard>,
     environment: Environment,
@@ -109,18 +109,18 @@ impl Confined {
         &self.environment
     }
 
-    /// No command is run any more.
+    /// Stops running commands.
     pub(super) fn close(&mut self) {
         self.command_thread = None;
     }
 }
 
-/// Closes the daemon's process to others (invariant 1). `traced` lets it start under a tracer.
+/// Protects the daemon's process (invariant 1). `traced` lets it start under a tracer.
 pub fn harden_daemon_process(traced: bool) -> Result<(), LifecycleError> {
     umask(Mode::RWXG | Mode::RWXO);
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).map_err(refused("forbid core files"))?;
     disable_dumps()?;
-    // Looked for once nobody can attach any more.
+    // Checked last, when nobody can attach any more.
     match tracer() {
         None => Ok(()),
         Some(pid) if traced => {
@@ -131,7 +131,7 @@ pub fn harden_daemon_process(traced: bool) -> Result<(), LifecycleError> {
     }
 }
 
-/// Closes the process of a command to others. Gives the process that traced it before: it keeps its hold.
+/// Protects the process of a command. Returns the process that traces it: a tracer from before keeps its access.
 pub fn harden_command_process() -> Result<Option<u32>, LifecycleError> {
     disable_dumps()?;
     Ok(tracer())
@@ -141,23 +141,24 @@ fn refused(what: &'static str) -> impl Fn(rustix::io::Errno) -> LifecycleError {
     move |error| LifecycleError::Io { what, source: error.into() }
 }
 
-/// From now on nobody but root can attach to the process or read its memory, and it leaves no core file. What it runs
-/// is not affected: an execve(2) undoes this.
+/// From now on only root can attach to the process or read its memory, and it leaves no core file. Programs that it
+/// runs are not affected: execve(2) resets this.
 #[cfg(target_os = "linux")]
 fn disable_dumps() -> Result<(), LifecycleError> {
     use rustix::process::{DumpableBehavior, set_dumpable_behavior};
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(refused("close its memory to others"))
 }
 
-/// Elsewhere a process cannot be closed; at least it leaves no core file. What it runs can raise the limit again.
+/// Other systems cannot close a process; at least it leaves no core file. Programs that it runs can raise the limit
+/// again.
 #[cfg(not(target_os = "linux"))]
 fn disable_dumps() -> Result<(), LifecycleError> {
     let limit = rustix::process::getrlimit(Resource::Core);
     setrlimit(Resource::Core, Rlimit { current: Some(0), ..limit }).map_err(refused("forbid core files"))
 }
 
-/// The process that traces this one, by the kernel's word (`proc_pid_status(5)`). Where there is no such file nobody is
-/// known.
+/// The process that traces this one, according to the kernel (`proc_pid_status(5)`); `None` where there is no such
+/// file.
 #[must_use]
 pub fn tracer() -> Option<u32> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
@@ -165,8 +166,8 @@ pub fn tracer() -> Option<u32> {
     (tracer != 0).then_some(tracer)
 }
 
-/// Confines this thread and those that it begins (invariants 2 and 3), as far as it is `wanted`. To be called while
-/// there is no other thread.
+/// Confines this thread and those that it starts (invariants 2 and 3), as far as `wanted`. Must be called before there
+/// are other threads.
 pub fn confine(config: &Config, environment: &Environment, wanted: Confinement) -> Result<Confined, LifecycleError> {
     if wanted == Confinement::Off {
         return Ok(Confined { extent: Extent::Off, command_thread: None, environment: environment.clone() });
@@ -187,7 +188,7 @@ pub fn confine(config: &Config, environment: &Environment, wanted: Confinement) 
     Ok(Confined { extent, command_thread, environment })
 }
 
-/// A thread that no domain holds, for as long as the guard lives.
+/// Starts a thread outside of the domain, which lives as long as the guard.
 fn command_thread(environment: &Environment) -> io::Result<(DropGuard, Environment)> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let environment = environment.clone().with_commands_on(runtime.handle().clone());
@@ -197,19 +198,19 @@ fn command_thread(environment: &Environment) -> io::Result<(DropGuard, Environme
     Ok((guard, environment))
 }
 
-/// What of the machine the daemon needs.
+/// The access that the daemon needs.
 #[derive(Debug, Default)]
 struct AllowedAccess {
-    /// Directories to make and change files in.
+    /// Directories in which files are created and changed.
     changed: Vec<PathBuf>,
-    /// Files and directories to read.
+    /// Files and directories that are read.
     read: Vec<PathBuf>,
-    /// Ports to listen at, on loopback; 0 stands for those that the kernel chooses.
+    /// Loopback ports to listen on; 0 stands for those that the kernel chooses.
     ports: Vec<u16>,
 }
 
-/// What the C library reads to find names, and where certificates are. Directories, because the files in them are
-/// replaced by new ones while the daemon runs.
+/// What the C library reads to resolve names, and where certificates are. Directories, because their files are replaced
+/// while the daemon runs.
 const SYSTEM: [&str; 12] = [
     "/etc",
     "/usr",
@@ -230,7 +231,7 @@ impl AllowedAccess {
         let parent = |path: &Path| path.parent().map(Path::to_owned);
         let changed = config.sockets.iter().map(|socket| &socket.path).chain([&config.store.path]);
         let changed = changed.chain(config.audit.file());
-        // It has a place of its own where the host's socket's directory has a path that is too long for it.
+        // The sandboxes have another place if the path of the host's socket is too long for them.
         let root = config.host_socket().map(|host| environment.sandbox_root(&host.path).directory);
         let apart = |root: &PathBuf| config.host_socket().is_none_or(|host| parent(root) != parent(&host.path));
         let mut ports = vec![0];
@@ -249,7 +250,8 @@ impl AllowedAccess {
         }
     }
 
-    /// A rule is on what is there. What cannot be made fails again where it is needed, and is told of there.
+    /// Landlock rules need existing directories. An error here shows again, and is reported, where the directory is
+    /// used.
     fn make_directories(&self) {
         for directory in &self.changed {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).ok();
@@ -268,10 +270,10 @@ fn restrict(_: &AllowedAccess) -> Extent {
     Extent::Unavailable(Unavailable::NotLinux)
 }
 
-/// How far this kernel would hold the daemon.
+/// How far this kernel would confine the daemon.
 #[must_use]
 pub fn available() -> Extent {
-    // A domain cannot be left: it is tried on a thread that ends with it.
+    // A domain cannot be left, so it is tried on a thread that ends with it.
     thread::spawn(|| restrict(&AllowedAccess::default())).join().unwrap_or(Extent::Unavailable(Unavailable::Failed))
 }
 

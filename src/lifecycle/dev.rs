@@ -1,7 +1,7 @@
-//! `serve --dev`: a daemon that needs nothing, to try it out.
+//! `serve --dev`: a daemon that needs no configuration, to try it out.
 //!
-//! A store in memory, a built-in authorization server on loopback, one account whose grant lives and one whose grant
-//! the server has forgotten.
+//! It has a store in memory, a built-in authorization server on loopback, one account with a valid grant, and one whose
+//! grant the server does not know.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -27,19 +27,19 @@ use crate::{
     timeouts::PROVIDER_CALL_TIMEOUT,
 };
 
-/// The account whose grant lives.
+/// The account with a valid grant.
 pub const ALIVE: &str = "dev/default";
 
-/// The account whose grant is dead.
+/// The account with a dead grant.
 pub const DEAD: &str = "dev/dead";
 
-/// The usual one.
+/// The default.
 const LOGIN_LIFETIME: Duration = Duration::from_mins(10);
 
-/// The usual cooldown, so that a newcomer meets it.
+/// The default cooldown, so that a newcomer sees it.
 const COOLDOWN: Duration = Duration::from_secs(30);
 
-/// Serves on `socket` until a signal. Gives back what `ready` gave.
+/// Serves on `socket` until a signal. Returns the result of `ready`.
 pub async fn serve<T>(
     socket: SocketConfig,
     environment: &Environment,

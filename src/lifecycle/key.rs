@@ -1,9 +1,9 @@
-//! How the daemon comes by the store key, and how a change of it is finished.
+//! Loads the store key, and completes an interrupted change of it.
 //!
 //! Invariants:
 //! 1. A key is made only where there is no store.
-//! 2. Where a change of the key was cut off, the staged key is tried when the old one does not open the store; it takes
-//!    the old one's place once it did.
+//! 2. After an interrupted change of the key, the staged key is tried if the old one does not open the store. If it
+//!    does, it replaces the old one.
 
 use std::path::Path;
 
@@ -22,25 +22,25 @@ use crate::{
     },
 };
 
-/// What it takes to come by the key of one store.
+/// Loads the key of one store.
 #[derive(Clone, Copy)]
 pub(super) struct KeyLoader<'a> {
     pub(super) source: &'a KeySource,
     /// The store's file.
     pub(super) store: &'a Path,
-    /// The copy of it that is to be opened in its stead.
+    /// A copy of the store that is opened instead.
     pub(super) copy: Option<&'a Path>,
     pub(super) environment: &'a Environment,
     pub(super) ask: Ask<'a>,
 }
 
 impl KeyLoader<'_> {
-    /// Opens the store, or makes it.
+    /// Opens or creates the store.
     pub(super) async fn open(&self) -> Result<Sqlite, StoreError> {
         self.with_key(async |key, place| Sqlite::open(self.store, key, place).await).await
     }
 
-    /// Has `open` open the store with its key, and finishes a change of the key that was cut off (invariant 2).
+    /// Calls `open` with the store's key, and completes an interrupted change of the key (invariant 2).
     pub(super) async fn with_key<T>(
         &self,
         open: impl AsyncFn(KeyMaterial, &str) -> Result<T, StoreError>,
@@ -57,7 +57,7 @@ impl KeyLoader<'_> {
             Err(error @ (StoreError::WrongKey { .. } | StoreError::Unfit { .. })) => error,
             other => return other,
         };
-        // What is wrong with the key itself matters more than what is wrong with a staged one.
+        // An error of the key itself matters more than one of a staged key.
         let (Ok(Some(staged)), Ok(Some(again))) = (self.staged().await, self.staged().await) else { return Err(error) };
         let Ok(opened) = open(staged.into(), &place).await else { return Err(error) };
         if self.copy.is_none() {
@@ -67,7 +67,7 @@ impl KeyLoader<'_> {
         Ok(opened)
     }
 
-    /// The key as it is in its place; made there when there is no store yet.
+    /// The current key; it is created if there is no store yet.
     async fn current(&self) -> Result<KeyMaterial, StoreError> {
         let file = self.copy.unwrap_or(self.store);
         let exists = Sqlite::exists(file);
@@ -91,7 +91,7 @@ impl KeyLoader<'_> {
         }
     }
 
-    /// A new key for the store; where it is ours to make, staged.
+    /// A new key for the store, staged if it is created here.
     pub(super) async fn next(&self) -> Result<KeyMaterial, StoreError> {
         match self.source {
             KeySource::File(path) => Ok(key::stage(path)?.into()),
@@ -104,7 +104,7 @@ impl KeyLoader<'_> {
         }
     }
 
-    /// Puts the staged key, which opens the store now, in its place.
+    /// Replaces the old key by the staged one, which opens the store now.
     pub(super) async fn finish(&self) -> Result<(), StoreError> {
         match self.staged().await? {
             Some(staged) => self.switch(staged).await,
@@ -115,7 +115,7 @@ impl KeyLoader<'_> {
     async fn staged(&self) -> Result<Option<StoreKey>, StoreError> {
         match self.source {
             KeySource::File(path) => key::staged(path),
-            // Where no store is yet, the keyring was asked just now; it is not asked twice to say that it cannot.
+            // If there is no store yet, the keyring has just been asked and is not asked again.
             KeySource::Keyring if Sqlite::exists(self.store) => KeyringKey::of(self.store)?.staged().await,
             KeySource::Keyring | KeySource::Passphrase | KeySource::Given(_) => Ok(None),
         }

@@ -1,12 +1,12 @@
-//! Whether the directories of sockets are apart: what a container is given to reach one socket holds nothing else of
-//! ours.
+//! Checks that the directories of sockets are disjoint: a directory that a container mounts to reach one socket must
+//! hold nothing else of ours.
 //!
 //! Invariants:
-//! 1. Sockets of different roles or policies never share a directory, and neither's lies above the other's.
-//! 2. Neither the store, its key, the audit log, a secret's file nor the place of the sandboxes lies in the directory of
-//!    a socket of role `sandbox`, or below it.
+//! 1. Sockets of different roles or policies never share a directory, and neither directory contains the other.
+//! 2. Neither the store, its key, the audit log, a secret's file nor the directory of the sandboxes lies in or below
+//!    the directory of a socket of role `sandbox`.
 //!
-//! Directories are compared by where they are, links followed, and by device and inode.
+//! Directories are compared by their resolved paths, and by device and inode.
 
 use std::{
     ffi::OsString,
@@ -20,16 +20,16 @@ use crate::{
     policy::Role,
 };
 
-/// Two things of ours of which one is in the other's way. Shown as a sentence that names both.
+/// Two paths that must be disjoint and are not. `Display` names both.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overlap {
-    /// The socket whose directory it is about.
+    /// The socket whose directory overlaps.
     pub socket: String,
     directory: PathBuf,
-    /// What the directory holds, or what holds it.
+    /// What the other path is.
     other: String,
     place: PathBuf,
-    /// The other place lies above.
+    /// The other path contains the directory.
     above: bool,
 }
 
@@ -87,13 +87,13 @@ fn overlap(socket: &SocketConfig, config: &Config, environment: &Environment) ->
     protected.into_iter().find(|(_, place)| directory.holds(place)).map(|(name, place)| found(name, place, false))
 }
 
-/// Where something is, whether or not it is there yet.
+/// A resolved path, which need not exist.
 struct Location {
-    /// Links are followed as far as there is something.
+    /// The path with links resolved as far as it exists.
     path: PathBuf,
-    /// Device and inode, if it is there.
+    /// Device and inode, if it exists.
     identity: Option<(u64, u64)>,
-    /// The same of what is above it, itself included, as far as it is there.
+    /// Device and inode of the path and of each directory above it that exists.
     above: Vec<(u64, u64)>,
 }
 
@@ -105,13 +105,13 @@ impl Location {
         Self { identity: identity(&path), above, path }
     }
 
-    /// Whether the other is this very place, or below it.
+    /// Whether `other` is this path or below it.
     fn holds(&self, other: &Self) -> bool {
         other.path.starts_with(&self.path) || self.identity.is_some_and(|own| other.above.contains(&own))
     }
 }
 
-/// The path without links, whose last parts may not be there yet.
+/// Resolves links in the path; its last components need not exist.
 fn resolved(path: &Path) -> PathBuf {
     let mut missing: Vec<OsString> = Vec::new();
     for ancestor in path.ancestors() {

@@ -1,4 +1,4 @@
-//! How a sandbox's socket is opened and closed.
+//! Opens and closes the sockets of sandboxes.
 
 use std::{fs, io};
 
@@ -19,13 +19,13 @@ use crate::{
     },
 };
 
-/// Serves what the daemon's other sockets serve.
+/// Serves sandboxes with the daemon's shared services.
 #[derive(Debug)]
 pub(super) struct SandboxSockets {
     pub(super) services: Services,
-    /// Connections at once to each.
+    /// Connections allowed to each.
     pub(super) share: usize,
-    /// The daemon's end.
+    /// The daemon's shutdown.
     pub(super) shutdown: Shutdown,
 }
 
@@ -43,8 +43,8 @@ impl OpenSocket {
     }
 }
 
-/// A container may have a sandbox's directory, so every call of the file system in it is made on a thread that answers
-/// nobody.
+/// A container may have mounted a sandbox's directory, so file system calls in it are made on a blocking thread, never
+/// on one that answers requests.
 impl sandbox::SocketHost for SandboxSockets {
     type Bound = Listener;
     type OpenSocket = OpenSocket;
@@ -72,7 +72,7 @@ impl sandbox::SocketHost for SandboxSockets {
         socket.immediate.cancel();
         self.services.logins.cancel_all_of_socket(&socket.name);
         socket.wait_closed().await;
-        // What was begun by a request that was just being carried out.
+        // Again, for a login that a request started meanwhile.
         self.services.logins.cancel_all_of_socket(&socket.name);
     }
 
@@ -82,7 +82,7 @@ impl sandbox::SocketHost for SandboxSockets {
 
     async fn remove_files(&self, sandbox: &Sandbox) {
         let sandbox = sandbox.clone();
-        // It logs by itself what stays behind.
+        // It logs by itself what it cannot remove.
         spawn_blocking(move || remove_files(&sandbox)).await.ok();
     }
 }
@@ -94,7 +94,7 @@ fn remove_files(sandbox: &Sandbox) {
     };
     match removed.and_then(|()| fs::remove_dir(&sandbox.directory)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            // Whoever had it mounted may have put something there: it is not ours to remove.
+            // A program that had the directory mounted may have put something there, which is not ours to remove.
             tracing::warn!(directory = %sandbox.directory.display(), %error, "a sandbox's directory stays behind");
         }
         Ok(()) | Err(_) => {}

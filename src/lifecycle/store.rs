@@ -1,4 +1,4 @@
-//! `store backup`, `store verify` and `store rekey`: the store as a whole, without a daemon or beside one.
+//! `store backup`, `store verify` and `store rekey`, which work without a daemon or beside one.
 
 use std::path::Path;
 
@@ -15,18 +15,18 @@ use crate::{
     },
 };
 
-/// What came of a change of the key.
+/// The result of a change of the key.
 #[derive(Debug)]
 pub struct Rekeyed {
-    /// What is sealed anew, and with which key.
+    /// What was resealed, and with which key.
     pub sealed: ResealCounts,
-    /// The key before.
+    /// The previous key.
     pub before: KeyId,
-    /// Where the key is now, as errors name it.
+    /// Where the key is now, as named in errors.
     pub place: String,
 }
 
-/// Copies the store, which a daemon may be using, into the new file `target`. Gives what was found in the copy.
+/// Copies the store into the new file `target`, even while a daemon uses it. Returns the examination of the copy.
 pub async fn backup(
     config: &Config,
     environment: &Environment,
@@ -39,7 +39,7 @@ pub async fn backup(
     Ok(loader.with_key(copy).await?)
 }
 
-/// Opens every record of the store, which a daemon may be using, or of `copy`.
+/// Opens every record of the store, even while a daemon uses it, or of `copy`.
 pub async fn verify(
     config: &Config,
     environment: &Environment,
@@ -52,7 +52,7 @@ pub async fn verify(
     Ok(loader.with_key(async |key, place: &str| upkeep::examine(file, key, place).await).await?)
 }
 
-/// Seals the store with a new key, in the place that is configured or in another one.
+/// Reseals the store with a new key, from the configured source or another one.
 pub async fn rekey(
     config: &Config,
     environment: &Environment,
@@ -78,7 +78,7 @@ fn loader<'a>(config: &'a Config, environment: &'a Environment, ask: Ask<'a>) ->
     KeyLoader { source: &config.store.key, store: &config.store.path, copy: None, environment, ask }
 }
 
-/// Otherwise a key would be made for it.
+/// Without this check a key would be created.
 fn must_exist(store: &Path) -> Result<(), LifecycleError> {
     if Sqlite::exists(store) { Ok(()) } else { Err(LifecycleError::NoStore(store.to_owned())) }
 }

@@ -1,4 +1,4 @@
-//! The side of the thread that writes: it takes what has come together, and tells the requests what became of it.
+//! The writer thread's side of the queue: takes batches of lines, writes them, and reports the results.
 
 use std::{
     io, mem,
@@ -9,11 +9,11 @@ use std::{
 use super::{FLUSH_INTERVAL, FULL_BATCH_BYTES, Health, MAX_QUEUED_BYTES, Queue, State};
 use crate::audit::{AppendResult, OnFailure, Sink, line};
 
-/// How long the writer lets lines come together. Waking it for each one would cost as much as answering a request;
-/// whoever follows the log does not notice so short a time.
+/// How long the writer waits for more lines. To wake it for each line would cost as much as answering a request, and a
+/// reader of the log does not notice so short a time.
 const BATCH_DELAY: Duration = Duration::from_millis(25);
 
-/// The first and the longest pause between tries. A disk that has room again is to be noticed within a second.
+/// The first and the longest pause between tries. Recovery of the disk is noticed within a second.
 const RETRY_DELAYS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 
 /// What the writer does next.
@@ -24,7 +24,7 @@ struct Turn {
 }
 
 impl Queue {
-    /// Writes until it is closed: the writer's life.
+    /// Writes batches until the queue is closed.
     pub(in crate::audit) fn drain(&self, mut sink: impl Sink) {
         let (mut batch, mut pause) = (Vec::new(), RETRY_DELAYS.0);
         loop {
@@ -55,7 +55,7 @@ impl Queue {
         }
     }
 
-    /// Waits for lines and takes them, unless there are some left.
+    /// Waits for lines and takes them, unless some are left from the last batch.
     fn next_batch(&self, batch: &mut Vec<u8>) -> Turn {
         let mut state = self.lock();
         if batch.is_empty() {
@@ -83,7 +83,7 @@ impl Queue {
         Turn { closing: state.closing, checks: state.checks.0 }
     }
 
-    /// Waits until there is something to do. Whether that is to write the counts.
+    /// Waits until there is something to do. Returns whether the counts are due.
     fn await_work<'a>(&self, mut state: MutexGuard<'a, State>) -> (MutexGuard<'a, State>, bool) {
         loop {
             let left = state.flush_at.map(|at| at.since(self.clock.monotonic()));
@@ -100,7 +100,7 @@ impl Queue {
         }
     }
 
-    /// Tells everybody what became of a batch.
+    /// Reports the result of a batch to all waiting requests.
     fn tell(&self, appended: AppendResult, no_room: Option<io::Error>, checks: u64) {
         let AppendResult { bytes, error, unrotated } = appended;
         let now = Health { failing: error.is_some(), full: no_room.is_some(), unrotated: unrotated.is_some() };

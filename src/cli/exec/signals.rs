@@ -1,7 +1,8 @@
-//! The signals that go to a command that is run.
+//! Forwards signals to the command.
 //!
-//! A terminal sends its signals to the whole group in its foreground, the command included: such a one must not reach
-//! the command a second time (many programs take a second Ctrl-C for "at once"). Who sent a signal tells the two apart.
+//! A terminal sends its signals to the whole foreground group, the command included. Such a signal must not reach the
+//! command a second time (many programs take a second Ctrl-C for "at once"). The sender of a signal tells the two cases
+//! apart.
 
 use std::{fs, io, thread};
 
@@ -9,16 +10,16 @@ use rustix::process::Signal;
 use signal_hook::iterator::{SignalsInfo, exfiltrator::WithRawSiginfo};
 use tokio::sync::mpsc;
 
-/// What can be told to a program and means what the program makes of it. The rest stops it, or is its own fault.
+/// The signals that are forwarded. The others stop a program or report its own fault.
 const FORWARDED_SIGNALS: [Signal; 7] =
     [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::USR1, Signal::USR2, Signal::WINCH];
 
-/// A signal that came.
+/// A signal that was received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Received {
-    /// From a process, to this process.
+    /// Sent by a process to this process.
     Sent(Signal),
-    /// From the kernel on behalf of the terminal, to everybody in its foreground.
+    /// Sent by the kernel on behalf of the terminal, to its whole foreground group.
     Terminal(Signal),
 }
 
@@ -30,13 +31,13 @@ impl Received {
     }
 }
 
-/// The signals that are caught.
+/// The caught signals.
 #[derive(Debug)]
 pub(super) struct Signals(mpsc::UnboundedReceiver<Received>);
 
 impl Signals {
-    /// Catches them, for as long as this process lives. What was ignored when it began stays ignored, as nohup(1) and
-    /// shells want it for what they put into the background.
+    /// Catches the signals for as long as this process lives. A signal that was ignored at the start stays ignored, as
+    /// nohup(1) and shells expect for background programs.
     pub(super) fn catch() -> io::Result<Self> {
         let ignored = ignored();
         let passed = FORWARDED_SIGNALS.iter().filter(|signal| ignored & 1 << (signal.as_raw() - 1) == 0);
@@ -56,17 +57,17 @@ impl Signals {
         Ok(Self(receiver))
     }
 
-    /// The next one.
+    /// The next signal.
     pub(super) async fn next(&mut self) -> Received {
         match self.0.recv().await {
             Some(received) => received,
-            // The thread is gone, and no signal comes any more.
+            // The thread is gone, and no more signals come.
             None => std::future::pending().await,
         }
     }
 }
 
-/// A bit for each signal that this process ignores; none where the kernel does not tell.
+/// A bit for each signal that this process ignores; 0 if the kernel does not say.
 fn ignored() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

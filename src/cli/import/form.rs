@@ -1,9 +1,9 @@
-//! The forms in which programs keep the grants of their users, and what is taken from each.
+//! The file formats in which programs keep their users' grants, and what is taken from each.
 //!
 //! Invariants:
-//! 1. Nothing that is shown, errors included, holds a value that may be a secret: a form, the names of members, the
-//!    place of a mistake, and a `client_id`, which RFC 6749 section 2.2 says is none.
-//! 2. What is taken is put into the form of a token answer (RFC 6749 section 5.1) and is otherwise as it was.
+//! 1. Nothing that is shown, errors included, holds a value that may be a secret: only the format, names of members,
+//!    the position of a mistake, and a `client_id`, which is not a secret (RFC 6749 section 2.2).
+//! 2. The result has the form of a token answer (RFC 6749 section 5.1); the values are unchanged.
 //!
 //! Must not know: where the text comes from, the daemon.
 
@@ -15,10 +15,10 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use super::LIMIT;
 
-/// A form that is known.
+/// A known format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
-    /// What a token endpoint answers, and the daemon's own.
+    /// A token endpoint's answer, which is also the daemon's own format.
     TokenAnswer,
     Codex,
     ClaudeCode,
@@ -27,7 +27,7 @@ pub(super) enum Form {
 }
 
 impl Form {
-    /// The program that keeps grants in it, if it is one's own.
+    /// The program that uses this format, if only one does.
     pub(super) const fn program(self) -> Option<&'static str> {
         match self {
             Self::TokenAnswer => None,
@@ -51,21 +51,21 @@ impl fmt::Display for Form {
     }
 }
 
-/// What was found.
+/// A recognised grant.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) form: Form,
-    /// The names of the members taken, as the source has them.
+    /// The names of the members taken, as in the source.
     pub(super) taken: Vec<String>,
-    /// Whether the expiry is what the access token says of itself.
+    /// Whether the expiry was read from the access token itself.
     pub(super) expiry_guessed: bool,
     /// Whether there is a refresh token.
     pub(super) refreshable: bool,
-    /// A token answer.
+    /// The grant as a token answer.
     pub(super) grant: Zeroizing<Vec<u8>>,
 }
 
-/// Why there is nothing to import.
+/// Why nothing can be imported.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum FormError {
     #[error("is empty")]
@@ -84,7 +84,7 @@ pub(super) enum FormError {
     ApplicationDefault { client_id: String },
 }
 
-/// Tells the form by the members that no other form has, and takes what belongs to the grant.
+/// Recognises the format by members that no other format has, and takes the grant's members.
 pub(super) fn recognise(text: &[u8]) -> Result<Found, FormError> {
     if text.trim_ascii().is_empty() {
         return Err(FormError::Empty);
@@ -112,7 +112,7 @@ pub(super) fn recognise(text: &[u8]) -> Result<Found, FormError> {
     }
 }
 
-/// As it is; the daemon judges its members.
+/// Takes a token answer as it is; the daemon checks its members.
 fn token_answer(members: &Map<String, Value>, text: &[u8]) -> Result<Found, FormError> {
     let mut builder = GrantBuilder::default();
     for (name, value) in members {
@@ -164,7 +164,7 @@ fn google_library(members: &Map<String, Value>) -> Result<Found, FormError> {
 
 const REFRESH: &str = crate::secret::FORBIDDEN_TEXT;
 
-/// A grant that is being put together.
+/// A grant under construction.
 #[derive(Default)]
 struct GrantBuilder {
     taken: Vec<String>,
@@ -183,7 +183,7 @@ impl GrantBuilder {
         }
     }
 
-    /// A point in milliseconds since 1970; one that is none says nothing.
+    /// Takes a time in milliseconds since 1970; an invalid one is ignored.
     fn take_milliseconds(&mut self, from: &Map<String, Value>, name: &str) {
         if let Some(seconds) = from.get(name).and_then(Value::as_f64).and_then(|millis| whole_seconds(millis / 1000.0))
         {
@@ -199,7 +199,7 @@ impl GrantBuilder {
         if let Some(expiry) = guess {
             self.grant.insert("expiry".to_owned(), expiry.into());
         }
-        // Room for all of it: a buffer that grows leaves copies behind.
+        // Capacity for everything: a buffer that grows leaves copies behind.
         let mut grant = Zeroizing::new(Vec::with_capacity(LIMIT));
         // A map with texts for keys always serializes.
         serde_json::to_writer(&mut *grant, &self.grant).ok();
@@ -214,12 +214,12 @@ impl Drop for GrantBuilder {
     }
 }
 
-/// A text that is there and not empty.
+/// A text member that is not empty.
 fn text_of<'a>(members: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
     members.get(name).and_then(Value::as_str).filter(|text| !text.is_empty())
 }
 
-/// The `exp` of a JWT (RFC 7519 section 4.1.4), unverified: a hint that nobody has to believe.
+/// The `exp` of a JWT (RFC 7519 section 4.1.4), unverified: only a hint.
 fn expiry_of_jwt(token: &str) -> Option<u64> {
     let [_, claims, _] = token.split('.').collect::<Vec<_>>().try_into().ok()?;
     let claims = Zeroizing::new(URL_SAFE_NO_PAD.decode(claims).ok()?);
@@ -237,7 +237,7 @@ fn shown(name: &str) -> String {
     if fit { name.to_owned() } else { "…".to_owned() }
 }
 
-/// A client id that may be printed, and stand between quotation marks.
+/// A client id that may be printed inside quotation marks.
 fn client_id(text: Option<&str>) -> String {
     let fit = |text: &&str| {
         text.len() <= 200 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
@@ -245,7 +245,7 @@ fn client_id(text: Option<&str>) -> String {
     text.filter(fit).unwrap_or("CLIENT_ID").to_owned()
 }
 
-/// JSON whose texts are wiped from memory with it.
+/// JSON whose texts are wiped from memory when it is dropped.
 struct ZeroizingJson(Value);
 
 impl Drop for ZeroizingJson {

@@ -1,12 +1,12 @@
-//! What a person is told to do.
+//! The instructions that a person is shown.
 
 use super::{super::terminal::Terminal, qr};
 use crate::{account::Account, client::Login, provider::Flow};
 
-/// Below the picture there have to be the code and the line that moves, or the person would have to scroll for them.
+/// Rows below the QR code: the code to type and the progress line must be visible without scrolling.
 const ROWS_BELOW: usize = 6;
 
-/// The text, each address alone in its line: a line that the terminal broke is marked and copied as one.
+/// The instructions, with each address alone on its line, so that a wrapped address is selected and copied as one.
 pub(super) fn text(login: &Login, account: &Account, terminal: &Terminal) -> String {
     let mut parts = vec![format!("log in to {}", terminal.bold(&account.to_string()))];
     if let Some(url) = &login.authorization_url {

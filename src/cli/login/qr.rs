@@ -1,29 +1,30 @@
-//! An address as a QR code (ISO/IEC 18004) of half blocks.
+//! Draws an address as a QR code (ISO/IEC 18004) of half blocks.
 //!
 //! Invariants:
 //! 1. Dark is black and light is white, whatever the terminal's own colours are: most cameras refuse an inverted code.
-//! 2. The quiet zone is drawn, as wide as the standard has it.
+//! 2. The quiet zone is drawn in its standard width.
 
 use qrcodegen::{QrCode, QrCodeEcc};
 
 /// Modules of light around the code (ISO/IEC 18004 section 6.3.8).
 const QUIET_ZONE_MODULES: i32 = 4;
 
-/// Black on white of the 256 colours that all terminals have alike; themes change the first sixteen.
+/// Black on white from the 256-colour palette, which is the same on all terminals; themes change only the first
+/// sixteen.
 const COLOURS: &str = "\x1b[38;5;16;48;5;231m";
 
 const RESET: &str = "\x1b[0m";
 
-/// Draws the code, each character two modules high; `None` if it does not fit into so many columns and rows.
+/// Draws the code, each character two modules high; `None` if it does not fit into the columns and rows.
 pub(super) fn draw(text: &str, columns: usize, rows: usize) -> Option<String> {
-    // A screen has neither dirt nor creases.
+    // A screen has no dirt or creases, so the lowest error correction is enough.
     let code = QrCode::encode_text(text, QrCodeEcc::Low).ok()?;
     let modules = -QUIET_ZONE_MODULES..code.size() + QUIET_ZONE_MODULES;
     let pairs = modules.clone().step_by(2);
     if modules.len() > columns || pairs.len() > rows {
         return None;
     }
-    // Outside of the code all is light.
+    // Everything outside of the code is light.
     let line = |y: i32| {
         let blocks = modules.clone().map(|x| match (code.get_module(x, y), code.get_module(x, y + 1)) {
             (true, true) => '█',

@@ -1,4 +1,4 @@
-//! How a client authenticates, and where its secret or key is.
+//! How a client authenticates, and where its secret or key is read.
 
 use crate::{
     config::{
@@ -11,34 +11,34 @@ use crate::{
 /// How a client authenticates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AuthenticationConfig {
-    /// It only names itself.
+    /// It sends only its id.
     None,
-    /// By a secret that the provider knows, too.
+    /// By a secret that it shares with the provider.
     Secret {
-        /// Where it goes.
+        /// Where the secret goes in a request.
         place: SecretPlace,
-        /// Where it is read.
+        /// Where it is read from.
         source: SecretSource,
     },
-    /// By assertions that it signs (RFC 7523 section 2.2).
+    /// By signed assertions (RFC 7523 section 2.2).
     Key(ClientKeyConfig),
 }
 
-/// A key and what it signs.
+/// A client key and how to sign with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientKeyConfig {
-    /// Where the private key is read.
+    /// Where the private key is read from.
     pub source: SecretSource,
-    /// Its name at the provider.
+    /// The key's id at the provider.
     pub id: Option<String>,
-    /// What to sign with; the key decides unless told.
+    /// The algorithm; chosen by the key's type when `None`.
     pub algorithm: Option<Algorithm>,
-    /// Whom the assertions are for, unless it is whom the rest of the configuration says.
+    /// The audience of the assertions; derived from the endpoints when `None`.
     pub audience: Option<String>,
 }
 
 impl AuthenticationConfig {
-    /// Where its secret or key is read.
+    /// Where its secret or key is read from.
     #[must_use]
     pub const fn source(&self) -> Option<&SecretSource> {
         match self {
@@ -48,8 +48,8 @@ impl AuthenticationConfig {
     }
 }
 
-/// With a secret and no word on its use it goes into the body: the form on which servers agree (the two ways to
-/// encode a Basic header shut each other out).
+/// The default authentication. A secret goes into the body, since servers agree on that form; they differ in how they
+/// decode a Basic header.
 pub(super) fn read(section: &mut Section<'_>) -> Result<AuthenticationConfig, ConfigError> {
     let auth = section.take("client_auth");
     let secret = section.take("client_secret").map(secret_source).transpose()?;
@@ -96,7 +96,7 @@ fn client_key(section: &mut Section<'_>) -> Result<Option<ClientKeyConfig>, Conf
     Ok(Some(ClientKeyConfig { source, id: text(id)?, algorithm: algorithm.transpose()?, audience: text(audience)? }))
 }
 
-/// A key that is not one of the three is not repeated: it may be the secret itself.
+/// A key that is not one of the three is not repeated in the error: it may be the secret itself.
 fn secret_source(entry: Entry<'_>) -> Result<SecretSource, ConfigError> {
     const FORM: &str = "must be one of { env = \"NAME\" }, { file = \"/path\" } and { command = \"…\" }";
     let mut section = entry.section(FORM)?;
@@ -109,7 +109,7 @@ fn secret_source(entry: Entry<'_>) -> Result<SecretSource, ConfigError> {
     if section.is_empty() { Ok(source) } else { Err(section.refuse(FORM)) }
 }
 
-/// The form of POSIX (Base Definitions 8.1), small letters too.
+/// A variable name as POSIX has it (Base Definitions 8.1), with lower-case letters allowed.
 fn variable(name: &str) -> Option<String> {
     let fit = !name.starts_with(|first: char| first.is_ascii_digit())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');

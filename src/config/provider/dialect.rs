@@ -1,4 +1,4 @@
-//! How a provider speaks OAuth 2.0 where it does not speak as others do.
+//! The keys that describe how a provider's OAuth 2.0 differs from the standard.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// No access token known lives longer, and what does needs no refresh.
+/// The longest default lifetime: no known access token lives longer, and one that did would need no refresh.
 const MAX_LIFETIME: Duration = Duration::from_hours(24 * 366);
 
 pub(super) fn read(section: &mut Section<'_>) -> Result<Dialect, ConfigError> {
@@ -75,7 +75,7 @@ fn answers(section: &mut Section<'_>) -> Result<AnswerForm, ConfigError> {
     Ok(AnswerForm { path, expires_in_unit, default_lifetime })
 }
 
-/// A second exchange is a refresh of its own kind, to which what is said of the usual kind does not apply.
+/// A second exchange replaces the usual refresh, so keys about the usual refresh do not apply to it.
 pub(super) fn second_exchange(
     section: &mut Section<'_>,
     requests: &RequestForm,
@@ -117,7 +117,7 @@ fn additions(section: &mut Section<'_>, names: &MemberNames) -> Result<Additions
             let added = parameters.add(request, names, &name, entry.text()?);
             added.map_err(|error| entry.refuse(error.to_string()))?;
         }
-        // An authorization request is the browser's, with the browser's headers.
+        // The browser sends the authorization request, with its own headers.
         let headers = if request == Request::Authorization { Headers::default() } else { headers(&mut table)? };
         table.finish()?;
         additions.set(request, parameters, headers);
@@ -140,7 +140,7 @@ fn separator(text: &str) -> Option<char> {
     letters.next().is_none().then_some(separator)
 }
 
-/// RFC 8707 section 2. It is sent as it is written: providers compare it letter by letter.
+/// RFC 8707 section 2. The text is sent as it is written, because providers compare it literally.
 fn resource(text: &str) -> Option<String> {
     let url = Url::parse(text).ok()?;
     (url.fragment().is_none() && text.bytes().all(|byte| byte.is_ascii_graphic())).then(|| text.to_owned())

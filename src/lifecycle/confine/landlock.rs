@@ -1,4 +1,4 @@
-//! The rules in Landlock's words.
+//! Translates the access to Landlock rules.
 
 use std::{error::Error, io};
 
@@ -13,12 +13,12 @@ use super::{AllowedAccess, Extent, Unavailable};
 /// The newest interface whose file rights are all used here (Linux 6.10); an older kernel enforces what it knows.
 const FILES: ABI = ABI::V5;
 
-/// A terminal to ask for a passphrase on, and the place where nothing is.
+/// A terminal to prompt for a passphrase on, and the null device.
 const DEVICES: [&str; 2] = ["/dev/tty", "/dev/null"];
 
 pub(super) fn restrict(access: &AllowedAccess) -> Extent {
-    // This asks the kernel for its version. The crate tells apart whether Landlock is switched off, and no other error,
-    // so the thread's `errno` is looked at while it is still that call's.
+    // This asks the kernel for its version. The crate tells only whether Landlock is disabled, so the thread's `errno`
+    // is read while it still belongs to that call.
     let ruleset = Ruleset::default();
     let asked = io::Error::last_os_error();
     match rules(ruleset, access) {
