@@ -188,6 +188,27 @@ pub use login::Login;
 pub use sandbox::{Sandbox, SandboxRequest};
 
 /// A client of the daemon behind one socket.
+///
+/// ```
+/// use credproxy::client::{Client, ClientError};
+/// use secrecy::ExposeSecret as _;
+///
+/// /// The header for a request to the API behind the account `corp`.
+/// async fn authorization(client: &Client) -> Result<String, String> {
+///     let account = "corp".parse().map_err(|error| format!("{error}"))?;
+///     match client.token(&account, None).await {
+///         Ok(token) => Ok(format!("Bearer {}", token.access_token.expose_secret())),
+///         Err(error @ ClientError::Unreachable { .. }) => Err(format!("{error}; is `credproxy serve` running?")),
+///         Err(error) => Err(format!("{error}")),
+///     }
+/// }
+///
+/// #[tokio::main]
+/// async fn main() {
+///     let client = Client::new("/nowhere/credproxy.sock".into());
+///     assert!(authorization(&client).await.unwrap_err().contains("credproxy serve"));
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Client {
     socket: PathBuf,

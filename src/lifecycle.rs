@@ -19,6 +19,7 @@ use crate::{
     audit::{Audit, AuditError},
     clock::Clock,
     config::{self, ClientKeyConfig, Config, Environment, ProviderConfig, SocketConfig},
+    error_chain::error_chain,
     keys::Keys,
     login::Logins,
     policy::Policy,
@@ -29,7 +30,7 @@ use crate::{
     refresh::Coordinator,
     sandbox::{self, SandboxRoot},
     server::{
-        Api, AppState,
+        Api, SocketServices,
         listener::{BindError, BindLock, Listener, ServeOptions, Shutdown},
         peer::Peers,
     },
@@ -190,7 +191,7 @@ async fn providers(
         let (built, missing) = client(provider, environment, request_timeout, Arc::clone(clock)).await;
         if let Some(error) = missing {
             // Only this provider fails, and reports it at every refresh.
-            tracing::error!(provider = %provider.name, error = chain(error.as_ref()), "the provider cannot be used");
+            tracing::error!(provider = %provider.name, error = error_chain(error.as_ref()), "the provider cannot be used");
         }
         let built = built.map_err(|source| LifecycleError::Provider { name: provider.name.clone(), source })?;
         providers.push((provider.name.clone(), Arc::new(built)));
@@ -211,7 +212,7 @@ pub async fn client(
 ) -> (Result<OAuth2, SetupError>, Option<Missing>) {
     let (authentication, missing) = authentication(provider, environment).await;
     let client = OAuth2::new(settings(provider, authentication, request_timeout), clock);
-    let ca_file_error = || client.as_ref().ok()?.ca_file_error().map(|error| chain(error).into());
+    let ca_file_error = || client.as_ref().ok()?.ca_file_error().map(|error| error_chain(error).into());
     let missing = missing.or_else(ca_file_error);
     (client, missing)
 }
@@ -280,12 +281,6 @@ fn settings(provider: &ProviderConfig, authentication: Authentication, request_t
     }
 }
 
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(error.source(), |cause| cause.source())
-        .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
 /// What all sockets share.
 #[derive(Debug, Clone)]
 struct Services {
@@ -301,10 +296,18 @@ struct Services {
 }
 
 impl Services {
-    /// The router state for the socket of that name.
-    fn state(&self, policy: Policy, socket: &str) -> AppState {
-        let state = AppState::new(self.coordinator.clone(), self.keys.clone(), policy);
-        state.beside_others(self.logins.clone(), socket).audited(self.audit.clone())
+    /// What the socket of that name offers.
+    fn of_socket(&self, policy: Policy, socket: &str) -> SocketServices {
+        SocketServices {
+            coordinator: self.coordinator.clone(),
+            keys: self.keys.clone(),
+            logins: self.logins.clone(),
+            sandboxes: None,
+            audit: self.audit.clone(),
+            socket: Arc::from(socket),
+            policy,
+            capability: None,
+        }
     }
 }
 
@@ -344,8 +347,8 @@ async fn run<T>(
         sandboxes = Some(handle);
     }
     for (listener, socket) in &listeners {
-        let state = services.state(socket.policy.clone(), listener.name());
-        let api = Api::new(state.with_sandboxes(sandboxes.clone()));
+        let offered = services.of_socket(socket.policy.clone(), listener.name());
+        let api = Api::new(SocketServices { sandboxes: sandboxes.clone(), ..offered }.into());
         let options = ServeOptions { limits: socket.limits, share, audit: services.audit.clone() };
         let (listener, shutdown) = (Arc::clone(listener), shutdown.clone());
         serving.spawn(async move { listener.serve(api, options, &shutdown).await });

@@ -117,6 +117,19 @@ pub struct Allowed {
     pub keys: Vec<KeyName>,
 }
 
+impl Allowed {
+    /// What a configuration, a request or a command line asks for. Operations that are not named are `read` and `refresh`;
+    /// keys that are named bring the operation `keys` along.
+    #[must_use]
+    pub fn new(allow: Vec<Pattern>, operations: Option<Vec<Operation>>, keys: Vec<KeyName>) -> Self {
+        let mut operations = operations.unwrap_or_else(|| vec![Operation::Read, Operation::Refresh]);
+        if !keys.is_empty() && !operations.contains(&Operation::Keys) {
+            operations.push(Operation::Keys);
+        }
+        Self { allow, operations, keys }
+    }
+}
+
 /// A socket's policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
@@ -240,6 +253,22 @@ mod tests {
             !Policy::sandbox(Allowed { operations: others, keys, ..Allowed::default() })
                 .permits_key(&"openai".parse().unwrap())
         );
+    }
+
+    #[test]
+    fn keys_that_are_named_bring_their_operation_along() {
+        let keys = || vec!["openai".parse().unwrap()];
+        let read = || Some(vec![Operation::Read]);
+        for (operations, keys, expected) in [
+            (None, Vec::new(), vec![Operation::Read, Operation::Refresh]),
+            (None, keys(), vec![Operation::Read, Operation::Refresh, Operation::Keys]),
+            (read(), Vec::new(), vec![Operation::Read]),
+            (read(), keys(), vec![Operation::Read, Operation::Keys]),
+            (Some(vec![Operation::Keys]), keys(), vec![Operation::Keys]),
+            (Some(Vec::new()), Vec::new(), Vec::new()),
+        ] {
+            assert_eq!(Allowed::new(Vec::new(), operations, keys).operations, expected);
+        }
     }
 
     #[test]

@@ -60,7 +60,7 @@ impl SecretError {
     pub(crate) fn for_socket(self) -> String {
         match self {
             Self::Forbidden => "contains a reserved word; see docs/configuration.md".into(),
-            _ => self.to_string(),
+            Self::Empty | Self::NotPrintable | Self::ControlCharacter | Self::TooLong => self.to_string(),
         }
     }
 }

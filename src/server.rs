@@ -13,11 +13,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{
-    Router,
-    extract::FromRef,
-    routing::{get, post},
-};
+use axum::{Router, extract::FromRef};
 use http::StatusCode;
 use tower::Layer as _;
 
@@ -43,24 +39,39 @@ mod routes;
 mod shared_stream;
 mod write_timeout;
 
-pub use operations::OPERATIONS;
+pub use operations::{OPERATIONS, Operation};
 
 use admission::{AdmissionLayer, AdmissionService};
 use problem::Problem;
-use routes::{document, health, keys, logins, providers, sandboxes, tokens};
+
+/// The services that one socket offers, and what its peers may do.
+#[derive(Debug, Clone)]
+pub struct SocketServices {
+    /// The grants.
+    pub coordinator: Coordinator,
+    /// The API keys.
+    pub keys: Keys,
+    /// The logins under way. Sockets may share them; whoever made them shuts them down.
+    pub logins: Logins,
+    /// The sandboxes; `None` if none can be created.
+    pub sandboxes: Option<Sandboxes>,
+    /// The audit log, in which every request has a line.
+    pub audit: Audit,
+    /// The socket's name, for the audit log and as the owner of logins.
+    pub socket: Arc<str>,
+    /// What its peers may see and do.
+    pub policy: Policy,
+    /// The capability that its peers must present with every request, if any.
+    pub capability: Option<CapabilityHash>,
+}
 
 /// The state of a router. It is cloned several times per request, so it is a single pointer.
 #[derive(Debug, Clone)]
-pub struct AppState(Arc<AppStateInner>);
+pub struct AppState(Arc<Shared>);
 
-/// The state of one socket: the coordinator, the API keys, the pending logins, the socket's name and policy.
-#[derive(Debug, Clone)]
-struct AppStateInner {
-    coordinator: Coordinator,
-    keys: Keys,
-    logins: Logins,
-    sandboxes: Option<Sandboxes>,
-    socket: Arc<str>,
+#[derive(Debug)]
+struct Shared {
+    services: SocketServices,
     policy: Arc<Policy>,
     admission: AdmissionLayer,
 }
@@ -69,97 +80,61 @@ struct AppStateInner {
 const LOGIN_LIFETIME: Duration = Duration::from_mins(10);
 
 impl AppState {
-    /// The state of one socket, with its own logins and without an audit log.
+    /// The state for a router of its own: without an audit log, sandboxes or a capability.
     #[must_use]
     pub fn new(coordinator: Coordinator, keys: Keys, policy: Policy) -> Self {
         let logins = Logins::new(coordinator.clone(), LOGIN_LIFETIME);
-        let admission = AdmissionLayer::new(Arc::clone(coordinator.clock()), Audit::default(), "");
-        let (sandboxes, socket, policy) = (None, Arc::from(""), Arc::new(policy));
-        Self(Arc::new(AppStateInner { coordinator, keys, logins, sandboxes, socket, policy, admission }))
-    }
-
-    /// The state of the socket of that name, which shares `logins` with others. The owner of the logins shuts them
-    /// down.
-    #[must_use]
-    pub fn beside_others(self, logins: Logins, socket: &str) -> Self {
-        self.with(|inner| (inner.logins, inner.socket) = (logins, Arc::from(socket)))
-    }
-
-    /// Adds the sandboxes; without them the sandbox routes find none.
-    #[must_use]
-    pub fn with_sandboxes(self, sandboxes: Option<Sandboxes>) -> Self {
-        self.with(|inner| inner.sandboxes = sandboxes)
-    }
-
-    /// Requires peers to present a capability with every request.
-    #[must_use]
-    pub fn guarded_by(self, capability: Option<CapabilityHash>) -> Self {
-        self.with(|inner| inner.admission = inner.admission.guarded_by(capability))
-    }
-
-    /// Records every request in `audit`. The socket's name must have been set before.
-    #[must_use]
-    pub fn audited(self, audit: Audit) -> Self {
-        self.with(|inner| {
-            let admission = AdmissionLayer::new(Arc::clone(inner.coordinator.clock()), audit, &inner.socket);
-            inner.admission = admission.guarded_by(inner.admission.capability());
+        Self::from(SocketServices {
+            coordinator,
+            keys,
+            logins,
+            sandboxes: None,
+            audit: Audit::default(),
+            socket: Arc::from(""),
+            policy,
+            capability: None,
         })
     }
+}
 
-    fn with(self, change: impl FnOnce(&mut AppStateInner)) -> Self {
-        let mut inner = Arc::unwrap_or_clone(self.0);
-        change(&mut inner);
-        Self(Arc::new(inner))
+impl From<SocketServices> for AppState {
+    fn from(services: SocketServices) -> Self {
+        let clock = Arc::clone(services.coordinator.clock());
+        let admission = AdmissionLayer::new(clock, services.audit.clone(), &services.socket, services.capability);
+        let policy = Arc::new(services.policy.clone());
+        Self(Arc::new(Shared { services, policy, admission }))
     }
 }
 
 impl FromRef<AppState> for Audit {
-    fn from_ref(AppState(inner): &AppState) -> Self {
-        inner.admission.audit().clone()
+    fn from_ref(AppState(state): &AppState) -> Self {
+        state.services.audit.clone()
     }
 }
 
 impl FromRef<AppState> for Coordinator {
-    fn from_ref(AppState(inner): &AppState) -> Self {
-        inner.coordinator.clone()
+    fn from_ref(AppState(state): &AppState) -> Self {
+        state.services.coordinator.clone()
     }
 }
 
 impl FromRef<AppState> for Keys {
-    fn from_ref(AppState(inner): &AppState) -> Self {
-        inner.keys.clone()
+    fn from_ref(AppState(state): &AppState) -> Self {
+        state.services.keys.clone()
     }
 }
 
 impl FromRef<AppState> for Logins {
-    fn from_ref(AppState(inner): &AppState) -> Self {
-        inner.logins.clone()
+    fn from_ref(AppState(state): &AppState) -> Self {
+        state.services.logins.clone()
     }
 }
 
 impl FromRef<AppState> for Arc<Policy> {
-    fn from_ref(AppState(inner): &AppState) -> Self {
-        Arc::clone(&inner.policy)
+    fn from_ref(AppState(state): &AppState) -> Self {
+        Arc::clone(&state.policy)
     }
 }
-
-/// The paths of the API, for the comparison with the OpenAPI document.
-pub const PATHS: [&str; 14] = [
-    "/openapi.yaml",
-    "/v1/api-keys",
-    "/v1/api-keys/{name}",
-    "/v1/health",
-    "/v1/logins",
-    "/v1/logins/{id}",
-    "/v1/logins/{id}/code",
-    "/v1/providers",
-    "/v1/sandboxes",
-    "/v1/sandboxes/{id}",
-    "/v1/tokens",
-    "/v1/tokens/{provider}",
-    "/v1/tokens/{provider}/refresh",
-    "/v1/tokens/{provider}/rename",
-];
 
 /// The whole API of one socket, for use in process.
 pub fn router(state: AppState) -> Router {
@@ -185,21 +160,9 @@ impl Api {
 }
 
 fn routes(state: AppState) -> Router {
-    Router::new()
-        .route("/openapi.yaml", get(document::openapi))
-        .route("/v1/api-keys", get(keys::list))
-        .route("/v1/api-keys/{name}", get(keys::get).put(keys::put).delete(keys::delete))
-        .route("/v1/health", get(health::health))
-        .route("/v1/logins", post(logins::start))
-        .route("/v1/logins/{id}", get(logins::get).delete(logins::cancel))
-        .route("/v1/logins/{id}/code", post(logins::paste))
-        .route("/v1/providers", get(providers::list))
-        .route("/v1/sandboxes", get(sandboxes::list).post(sandboxes::create))
-        .route("/v1/sandboxes/{id}", get(sandboxes::get).delete(sandboxes::delete))
-        .route("/v1/tokens", get(tokens::list))
-        .route("/v1/tokens/{provider}", get(tokens::get).put(tokens::put).delete(tokens::delete))
-        .route("/v1/tokens/{provider}/refresh", post(tokens::refresh))
-        .route("/v1/tokens/{provider}/rename", post(tokens::rename))
+    OPERATIONS
+        .iter()
+        .fold(Router::new(), |router, operation| router.route(operation.path, operation.route()))
         .fallback(async || Problem::new(ProblemCode::NotFound, "no such route; see /openapi.yaml"))
         .method_not_allowed_fallback(async || {
             Problem::invalid("this route has no such method; see the Allow header")

@@ -1,4 +1,4 @@
-//! Measures credproxy beside the limit, and prints a table: `bench [ROW…]`, all rows unless told.
+//! Measures credproxy against baselines, and prints a table: `bench [ROW…]`, all rows unless told.
 //!
 //! `scripts/bench` builds the programs and runs this one; docs/performance.md says what each row means.
 

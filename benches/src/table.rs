@@ -9,12 +9,12 @@ pub(crate) struct Row {
     /// What the numbers count.
     unit: &'static str,
     ours: f64,
-    /// The same beside it, and ours divided by it.
+    /// The baseline, and ours divided by it.
     beside: Option<(f64, Spread)>,
     reach: Option<Reach>,
 }
 
-/// The number to reach (design, "Numbers to reach").
+/// The target of a row.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Reach {
     /// The ratio is no less.
@@ -100,7 +100,7 @@ impl Spread {
 /// The table in Markdown.
 pub(crate) fn render(rows: &[Row]) -> String {
     let mut text = String::from(
-        "| what | unit | credproxy | beside it | ratio (least to most) | to reach | reached |\n\
+        "| what | unit | credproxy | baseline | ratio (least to most) | target | met |\n\
          | --- | --- | ---: | ---: | ---: | --- | --- |\n",
     );
     for row in rows {

@@ -9,7 +9,7 @@ use credproxy::{
 };
 use serde_json::{Map, Value};
 
-/// RefreshState what may not leave. No word of ours, so that finding it means a leak.
+/// Marks what may not leave. No word of ours, so that finding it means a leak.
 pub const MARK: &str = "canary-rt-";
 
 /// A refresh token that may not leave; of one length, so that none is a part of another.

@@ -533,26 +533,35 @@ mod tests {
         assert!(full.blocks() * 512 < RESERVED_BYTES, "{full:?}");
     }
 
+    /// However lines come, they are in the files, in their order, and no file is larger than it may be.
+    fn assert_nothing_is_lost_or_split(batches: &[Vec<String>], max_size: u64) {
+        let home = tempfile::tempdir().unwrap();
+        let rotation = rotation(home.path(), max_size, 1000);
+        let mut sink = RotatingFile::open(&rotation).unwrap();
+        for batch in batches {
+            append(&mut sink, &batch.iter().fold(String::new(), |text, line| text + line + "\n"));
+        }
+        assert_eq!(read(&rotation.path), batches.concat());
+        for entry in fs::read_dir(rotation.path.parent().unwrap()).unwrap() {
+            assert!(entry.unwrap().metadata().unwrap().len() <= max_size);
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
-        /// However lines come, they are in the files, in their order, and no file is larger than it may be.
         #[test]
         fn rotation_loses_no_line_and_splits_none(
             batches in proptest::collection::vec(proptest::collection::vec("[a-z]{0,30}", 0..12), 1..12),
             max_size in 32..200_u64,
         ) {
-            let home = tempfile::tempdir().unwrap();
-            let rotation = rotation(home.path(), max_size, 1000);
-            let mut sink = RotatingFile::open(&rotation).unwrap();
-            for batch in &batches {
-                append(&mut sink, &batch.iter().fold(String::new(), |text, line| text + line + "\n"));
-            }
-            prop_assert_eq!(read(&rotation.path), batches.concat());
-            for entry in fs::read_dir(rotation.path.parent().unwrap()).unwrap() {
-                prop_assert!(entry.unwrap().metadata().unwrap().len() <= max_size);
-            }
+            assert_nothing_is_lost_or_split(&batches, max_size);
         }
+    }
+
+    #[test]
+    fn rotation_bears_a_batch_of_no_lines() {
+        assert_nothing_is_lost_or_split(&[Vec::new()], 32);
     }
 
     #[test]

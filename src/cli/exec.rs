@@ -115,10 +115,9 @@ async fn prepare<'a>(client: &Client, how: &'a Exec) -> Result<(Sandbox, Vec<(&'
         let token = client.token(account, None).await.map_err(|error| Failure::of(error, Some(account)))?;
         tokens.push((name.as_str(), token));
     }
-    let operations = how.operations();
     let request = SandboxRequest {
         allow: &how.allow,
-        operations: &operations,
+        operations: &how.operation,
         keys: &how.key,
         ttl: how.ttl,
         capability: how.capability,
@@ -132,17 +131,6 @@ async fn prepare<'a>(client: &Client, how: &'a Exec) -> Result<(Sandbox, Vec<(&'
         }
     }
     Ok((sandbox, tokens))
-}
-
-impl Exec {
-    /// The operations to ask for; empty means the daemon's default. Keys add the operation `keys`.
-    fn operations(&self) -> Vec<Operation> {
-        let mut operations = self.operation.clone();
-        if !operations.is_empty() && !self.key.is_empty() && !operations.contains(&Operation::Keys) {
-            operations.push(Operation::Keys);
-        }
-        operations
-    }
 }
 
 /// The command to run, and the file that it inherits.

@@ -7,6 +7,7 @@ use crate::{
     account::{Account, KeyName},
     client::ClientError,
     config::ConfigError,
+    error_chain::error_chain,
     problem_code::ProblemCode,
 };
 
@@ -102,7 +103,7 @@ impl Failure {
     /// Prints it to standard error.
     #[must_use]
     pub fn report(&self) -> ExitCode {
-        output::note(&format!("error: {}", chain(self.error.as_ref())));
+        output::note(&format!("error: {}", error_chain(self.error.as_ref())));
         if let Some(hint) = &self.hint {
             output::note(&format!("hint: {hint}"));
         }
@@ -120,16 +121,6 @@ impl From<ConfigError> for Failure {
             failure
         }
     }
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 fn exit(error: &ClientError) -> Exit {
@@ -278,7 +269,7 @@ mod tests {
         ] {
             let failure = failure(code, retry_after);
             assert_eq!((failure.exit as u8, failure.hint.as_deref()), (exit, hint), "{code}");
-            assert_eq!(chain(failure.error.as_ref()), format!("no ({code})"));
+            assert_eq!(error_chain(failure.error.as_ref()), format!("no ({code})"));
         }
     }
 

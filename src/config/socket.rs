@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     limits::SocketLimits,
-    policy::{Allowed, Operation, Policy, Role},
+    policy::{Allowed, Policy, Role},
     socket_path::MAX_PATH_BYTES,
 };
 
@@ -99,20 +99,19 @@ fn sandbox(section: &mut Section<'_>) -> Result<Policy, ConfigError> {
         None => Vec::new(),
     };
     let operations = match section.take("operations") {
-        Some(entry) => entry.texts(|text| text.parse().ok(), "must be \"read\", \"refresh\", \"login\" or \"keys\"")?,
-        None => vec![Operation::Read, Operation::Refresh],
+        Some(entry) => {
+            Some(entry.texts(|text| text.parse().ok(), "must be \"read\", \"refresh\", \"login\" or \"keys\"")?)
+        }
+        None => None,
     };
     let keys = match section.take("keys") {
-        Some(entry) if !operations.contains(&Operation::Keys) => {
-            return Err(entry.refuse("is of no use unless \"keys\" is among the operations"));
-        }
         Some(entry) => entry.texts(
             |text| text.parse().ok(),
             "must be names of API keys, in full; for every key, use a host's socket",
         )?,
         None => Vec::new(),
     };
-    Ok(Policy::sandbox(Allowed { allow, operations, keys }))
+    Ok(Policy::sandbox(Allowed::new(allow, operations, keys)))
 }
 
 fn role(text: &str) -> Option<Role> {

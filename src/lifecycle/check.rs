@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{LifecycleError, chain, client, confine, confine::Extent, key::KeyLoader, overlap};
+use super::{LifecycleError, client, confine, confine::Extent, key::KeyLoader, overlap};
 use crate::{
     audit,
     clock::{Clock, SystemClock},
     config::{Config, Confinement, Environment},
+    error_chain::error_chain,
     private::check_trusted,
     server::{
         listener::{Listener, SocketState},
@@ -43,13 +44,13 @@ pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> 
         let (client, missing) = client(provider, environment, config.refresh.request_timeout, Arc::clone(&clock)).await;
         let preset = provider.preset.map(|name| format!(" (preset {name})")).unwrap_or_default();
         let result = match (client, missing) {
-            (Err(error), _) => Err(chain(&error) + &preset),
-            (Ok(_), Some(error)) => Err(chain(error.as_ref()) + &preset),
+            (Err(error), _) => Err(error_chain(&error) + &preset),
+            (Ok(_), Some(error)) => Err(error_chain(error.as_ref()) + &preset),
             (Ok(_), None) => Ok(format!("configured{preset}")),
         };
         findings.push(Finding::new(format!("provider {}", provider.name), result));
     }
-    let log = audit::inspect(&config.audit).map_err(|error| chain(&error));
+    let log = audit::inspect(&config.audit).map_err(|error| error_chain(&error));
     findings.push(Finding::new("audit".to_owned(), log));
     let overlaps = overlap::overlaps(config, environment);
     for socket in &config.sockets {
@@ -58,7 +59,7 @@ pub async fn check(config: &Config, environment: &Environment, ask: Ask<'_>) -> 
             Ok(SocketState::Absent) => Ok(found("no daemon is listening")),
             Ok(SocketState::Stale) => Ok(found("left behind by a daemon that is gone")),
             Ok(SocketState::Live) => Ok(found("a daemon is listening")),
-            Err(error) => Err(chain(&error)),
+            Err(error) => Err(error_chain(&error)),
         };
         let overlap = overlaps.iter().find(|overlap| overlap.socket == socket.name);
         let result = overlap.map_or(result, |overlap| Err(overlap.to_string()));
@@ -93,9 +94,9 @@ async fn store(config: &Config, environment: &Environment, ask: Ask<'_>) -> Resu
     }
     let loader = KeyLoader { source: &config.store.key, store: path, copy: None, environment, ask };
     let found = loader.with_key(async |key, place: &str| upkeep::examine(path, key, place).await).await;
-    let found = found.map_err(|error| chain(&error))?;
+    let found = found.map_err(|error| error_chain(&error))?;
     match (found.unreadable().next(), found.is_sound()) {
-        (Some(error), _) => Err(chain(error)),
+        (Some(error), _) => Err(error_chain(error)),
         (None, false) => Err(format!("{}: damaged; see `credproxy store verify`", path.display())),
         (None, true) => Ok(format!("{}: {} readable records", path.display(), found.records.len())),
     }

@@ -7,9 +7,9 @@
 
 use std::path::Path;
 
-use super::chain;
 use crate::{
     config::{Environment, KeySource},
+    error_chain::error_chain,
     secret::{Passphrase, StoreKey},
     store::{
         StoreError,
@@ -85,7 +85,7 @@ impl KeyLoader<'_> {
             (KeySource::File(path), None) => Ok(key::from_file(path, exists)?.into()),
             (KeySource::Keyring, None) => Ok(KeyringKey::of(self.store)?.get_or_make(exists).await?.into()),
             (KeySource::Given(given), None) => {
-                let text = given.read(self.environment).await.map_err(|error| self.unfit(chain(&error)))?;
+                let text = given.read(self.environment).await.map_err(|error| self.unfit(error_chain(&error)))?;
                 Ok(key::from_text(&text, &self.source.place())?.into())
             }
         }
@@ -98,7 +98,7 @@ impl KeyLoader<'_> {
             KeySource::Keyring => Ok(KeyringKey::of(self.store)?.stage_new().await?.into()),
             KeySource::Passphrase => self.derived(Derivation::new()?, passphrase::choose),
             KeySource::Given(given) => {
-                let text = given.read(self.environment).await.map_err(|error| self.unfit(chain(&error)))?;
+                let text = given.read(self.environment).await.map_err(|error| self.unfit(error_chain(&error)))?;
                 Ok(key::from_text(&text, &self.source.place())?.into())
             }
         }

@@ -5,14 +5,15 @@ use std::{fs, io};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
-use super::{Services, chain};
+use super::Services;
 use crate::{
+    error_chain::error_chain,
     limits::SocketLimits,
     policy::Policy,
     sandbox::{self, Sandbox},
     secret::CapabilityHash,
     server::{
-        Api,
+        Api, SocketServices,
         listener::{Listener, ServeOptions, Shutdown, SocketState},
         peer::Peers,
     },
@@ -51,15 +52,15 @@ impl sandbox::SocketHost for SandboxSockets {
     async fn bind(&self, sandbox: &Sandbox) -> Result<Listener, String> {
         let (name, path) = (sandbox.socket_name(), sandbox.socket());
         let bound = spawn_blocking(move || Listener::bind(&name, &path, Peers::own())).await;
-        bound.map_err(|error| error.to_string())?.map_err(|error| chain(&error))
+        bound.map_err(|error| error.to_string())?.map_err(|error| error_chain(&error))
     }
 
     fn open(&self, listener: Listener, sandbox: &Sandbox, capability: Option<CapabilityHash>) -> OpenSocket {
         let name = sandbox.socket_name();
-        let state = self.services.state(Policy::sandbox(sandbox.allowed.clone()), &name).guarded_by(capability);
+        let offered = self.services.of_socket(Policy::sandbox(sandbox.allowed.clone()), &name);
         let options =
             ServeOptions { limits: SocketLimits::SANDBOX, share: self.share, audit: self.services.audit.clone() };
-        let api = Api::new(state);
+        let api = Api::new(SocketServices { capability, ..offered }.into());
         let immediate = self.shutdown.immediate.child_token();
         let shutdown = Shutdown { graceful: self.shutdown.graceful.clone(), immediate: immediate.clone() };
         let mut serving = JoinSet::new();

@@ -111,8 +111,8 @@ pub(super) fn cut_off(refresh_state: &RefreshState) -> Option<Presentation> {
         .filter(|mark| refresh_state.attempt.as_ref().is_none_or(|attempt| attempt.ended_at < mark.at))
 }
 
-/// After one interruption the second try is made at once (the rule for ambiguity in `flight.rs`); a daemon that crashes
-/// every time must not present the token at each start.
+/// After one interruption the second try is made at once (docs/architecture.md, "Ambiguity"); a daemon that crashes every
+/// time must not present the token at each start.
 fn after_crash(presented: Presentation, now: Now) -> Option<Duration> {
     if presented.count < 2 || presented.at > now.wall {
         return None;

@@ -60,24 +60,9 @@ struct AdmissionShared {
 }
 
 impl AdmissionLayer {
-    pub(super) fn new(clock: Arc<dyn Clock>, audit: Audit, socket: &str) -> Self {
+    pub(super) fn new(clock: Arc<dyn Clock>, audit: Audit, socket: &str, capability: Option<CapabilityHash>) -> Self {
         let origin = Origin::of_peer(socket, Peer::own().uid, None);
-        Self(Arc::new(AdmissionShared { clock, audit, origin, capability: None }))
-    }
-
-    /// Requires peers to present this capability.
-    pub(super) fn guarded_by(&self, capability: Option<CapabilityHash>) -> Self {
-        let AdmissionShared { clock, audit, origin, .. } = &*self.0;
-        let (clock, audit, origin) = (Arc::clone(clock), audit.clone(), origin.clone());
         Self(Arc::new(AdmissionShared { clock, audit, origin, capability }))
-    }
-
-    pub(super) fn capability(&self) -> Option<CapabilityHash> {
-        self.0.capability
-    }
-
-    pub(super) fn audit(&self) -> &Audit {
-        &self.0.audit
     }
 
     /// Refuses a request that does not present the socket's capability.
@@ -292,7 +277,7 @@ mod tests {
         let settings = AuditSettings { to, on_failure: OnFailure::Open };
         let audit = Audit::start(&settings, Arc::new(SystemClock::new())).unwrap();
         let hangs = tower::service_fn(|_: Request| std::future::pending::<Result<Response, Infallible>>());
-        let admission = AdmissionLayer::new(Arc::new(SystemClock::new()), audit.clone(), "s");
+        let admission = AdmissionLayer::new(Arc::new(SystemClock::new()), audit.clone(), "s", None);
         let mut passing = admission.layer(hangs).call(Request::default());
         assert!(futures_util::poll!(&mut passing).is_pending());
         drop(passing);
@@ -307,7 +292,7 @@ mod tests {
         let panics = tower::service_fn(|_: Request| -> BoxFuture<'static, Result<Response, Infallible>> {
             Box::pin(async { panic!("canary-in-a-panic") })
         });
-        let admission = AdmissionLayer::new(Arc::new(SystemClock::new()), Audit::default(), "s");
+        let admission = AdmissionLayer::new(Arc::new(SystemClock::new()), Audit::default(), "s", None);
         let answer = admission.layer(panics).call(Request::default()).await.unwrap();
         assert_eq!(answer.status(), 500);
         assert_eq!(answer.headers()["cache-control"], "no-store");

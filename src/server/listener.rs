@@ -386,7 +386,7 @@ mod tests {
             std::future::pending::<()>()
         };
         let shutdown = Shutdown::default();
-        let admission = AdmissionLayer::new(Arc::new(SystemClock::new()), Audit::default(), "");
+        let admission = AdmissionLayer::new(Arc::new(SystemClock::new()), Audit::default(), "", None);
         let options = ServeOptions { limits: SocketLimits::HOST, share: 10, audit: Audit::default() };
         let serving = listener.serve(Api::behind(&admission, axum::Router::new().fallback(never)), options, &shutdown);
         let calling = async {

@@ -133,7 +133,7 @@ impl FromRequestParts<AppState> for Caller {
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
         let (context, peer) =
             (RequestContext::from_request_parts(parts, state).await?, Peer::from_request_parts(parts, state).await?);
-        let (socket, role) = (Arc::clone(&state.0.socket), state.0.policy.role());
+        let (socket, role) = (Arc::clone(&state.0.services.socket), state.0.policy.role());
         let owner = Owner { socket, role, uid: peer.uid };
         Ok(Self { owner, policy: Arc::clone(&state.0.policy), context })
     }

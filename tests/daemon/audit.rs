@@ -10,6 +10,7 @@ use crate::support::{
     daemon::{Daemon, Home},
     http::{Connection, Response},
     issuer::Issuer,
+    world::JSON,
 };
 
 mod command;
@@ -20,7 +21,6 @@ mod lines;
 
 const TOKEN: &str = "/v1/tokens/corp";
 const REFRESH: &str = "/v1/tokens/corp/refresh";
-const JSON: (&str, &str) = ("content-type", "application/json");
 
 /// For what takes milliseconds on an idle machine.
 const SOON: Duration = Duration::from_secs(10);
@@ -62,11 +62,9 @@ impl World {
     async fn at(home: Arc<Home>, more: &str) -> Self {
         let issuer = Issuer::start().await;
         let config = format!(
-            "[refresh]\ncooldown = \"0s\"\n\n[providers.corp]\ntoken_endpoint = \"{}\"\nrevocation_endpoint = \"{}\"\n\
-             authorization_endpoint = \"{}\"\nclient_id = \"me\"\n\n{more}",
-            issuer.token_endpoint(),
+            "[refresh]\ncooldown = \"0s\"\n\n{}revocation_endpoint = {:?}\n\n{more}",
+            issuer.provider("corp"),
             issuer.revocation_endpoint(),
-            issuer.authorization_endpoint(),
         );
         let daemon = Daemon::start(&home, "a", &config, &[]).await;
         let log = audit_log::place(&home);
@@ -89,8 +87,9 @@ impl World {
     }
 
     fn grant(&self) -> Value {
-        let (access, refresh) = self.issuer.new_grant();
-        json!({"access_token": access, "refresh_token": refresh, "expires_in": 3600, "scope": "canary-scope"})
+        let mut grant = self.issuer.grant();
+        grant["scope"] = json!("canary-scope");
+        grant
     }
 
     fn sandbox(&self) -> PathBuf {

@@ -3,18 +3,16 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use crate::support::{
     contract::Contract,
-    daemon::{Daemon, Home},
-    http::{Connection, Response, Transcript},
-    issuer::Issuer,
+    http::{Connection, Response, Transcript, code},
+    world::{JSON, World},
 };
 
 mod exec;
@@ -24,8 +22,6 @@ mod namespaces;
 mod paths;
 mod tricks;
 
-const JSON: (&str, &str) = ("content-type", "application/json");
-
 /// A living daemon does it within milliseconds; a busy machine takes its time.
 const SOON: Duration = Duration::from_secs(20);
 
@@ -33,31 +29,13 @@ const SOON: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(10);
 
 /// A daemon, the providers `corp` and `other`, and a good token for an account of each.
-struct World {
-    issuer: Issuer,
-    home: Arc<Home>,
-    daemon: Daemon,
-}
-
 impl World {
     async fn new() -> Self {
-        let (issuer, home) = (Issuer::start().await, Home::new());
-        let provider = |name| {
-            format!("[providers.{name}]\ntoken_endpoint = \"{}\"\nclient_id = \"me\"\n", issuer.token_endpoint())
-        };
-        let config = format!("[refresh]\ncooldown = \"0s\"\n{}{}", provider("corp"), provider("other"));
-        let world = Self { daemon: Daemon::start(&home, "a", &config, &[]).await, issuer, home };
+        let world = Self::start(|issuer| issuer.provider("corp") + &issuer.provider("other")).await;
         for account in ["corp", "corp?bucket=work", "other"] {
             world.log_in(account).await;
         }
         world
-    }
-
-    async fn log_in(&self, account: &str) {
-        let (access, refresh) = self.issuer.new_grant();
-        let grant = json!({"access_token": access, "refresh_token": refresh, "expires_in": 3600});
-        let put = self.host("PUT", &format!("/v1/tokens/{account}"), &grant.to_string()).await;
-        assert_eq!(put.status, 201, "{}", put.text());
     }
 
     /// A request to the host's socket.
@@ -154,10 +132,6 @@ impl Sandbox {
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_else(|| panic!("{value} is no text"))
-}
-
-fn code(answer: &Response) -> (u16, String) {
-    (answer.status, answer.json()["code"].as_str().unwrap_or_default().to_owned())
 }
 
 /// One request, on a connection of its own, held against the contract.

@@ -1,5 +1,6 @@
 //! The judge: reads the server's record and what callers were answered, and says whether anything was lost, spent
-//! twice, hidden, or answered too early. Knows the rules of the design, and none of the program's code.
+//! twice, hidden, or answered too early. Knows the rules of docs/architecture.md, and none of the
+//! program's code.
 //!
 //! Every life of a daemon presents under a `client_id` of its own (`world.rs`), so that the server's record says whose
 //! presentation a crash has cut off.
@@ -19,7 +20,7 @@ use crate::support::{
     issuer::{Issuer, Outcome, Presentation},
 };
 
-/// The class of an answer by the rules of `src/refresh/outcome.rs`, as far as a further presentation depends on it.
+/// What docs/architecture.md ("Outcomes") makes of an answer, as far as a further presentation depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Class {
     /// Tokens were answered: never again.
@@ -341,7 +342,8 @@ const CODES: [&str; 7] = [
     "invalid_request",
 ];
 
-/// Sorts what was answered to a presentation. Section 3 of the design, step 5, written down a second time.
+/// Sorts what was answered to a presentation. The table of docs/architecture.md, "Outcomes", written
+/// down a second time.
 fn class(presentation: &Presentation) -> Class {
     let Some((answer, _)) = &presentation.told else { return Class::Ambiguous };
     let body: Option<Value> = serde_json::from_slice(&answer.body).ok();

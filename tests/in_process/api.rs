@@ -2,16 +2,13 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use credproxy::{
-    policy::Operation,
-    problem_code::ProblemCode,
-    server::{OPERATIONS, PATHS},
-};
+use credproxy::{policy::Operation, problem_code::ProblemCode, server::OPERATIONS};
 use serde_json::{Value, json};
 
 use crate::support::{
     contract::Contract,
     issuer::{Answer as Scripted, Gate, Raw},
+    world::JSON,
 };
 use world::{Api, World};
 
@@ -20,8 +17,6 @@ mod logins;
 mod outcomes;
 mod sandboxes;
 mod world;
-
-const JSON: (&str, &str) = ("content-type", "application/json");
 
 #[tokio::test]
 async fn a_first_refresh_is_answered_a_second_rate_limited_and_a_dead_grant_needs_a_login() {
@@ -368,10 +363,10 @@ async fn one_hanging_provider_stops_nobody_else() {
 async fn routes_and_document_agree_both_ways() {
     let contract = Contract::load();
     let documented: BTreeSet<String> = contract.operations().into_iter().map(|(_, path, _)| path).collect();
-    assert_eq!(documented, PATHS.iter().map(|path| (*path).to_owned()).collect());
+    assert_eq!(documented, OPERATIONS.iter().map(|operation| operation.path.to_owned()).collect());
     let world = World::new().await;
     let methods = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"];
-    for path in PATHS {
+    for path in &documented {
         let target = path.replace("{provider}", "corp").replace("{id}", &"0".repeat(32)).replace("{name}", "openai");
         let allowed: BTreeSet<String> = contract
             .operations()
@@ -385,7 +380,7 @@ async fn routes_and_document_agree_both_ways() {
         }
     }
     let named: BTreeSet<_> =
-        OPERATIONS.iter().map(|(method, path, id)| [*method, *path, *id].map(str::to_owned)).collect();
+        OPERATIONS.iter().map(|known| [known.method, known.path, known.id].map(str::to_owned)).collect();
     let documented = contract.operations().into_iter().map(|(method, path, id)| [method, path, id]).collect();
     assert_eq!(named, documented);
     let codes: BTreeSet<String> =

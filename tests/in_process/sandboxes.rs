@@ -10,9 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use credproxy::{
-    account::{Account, ItemName, ProviderName},
     clock::{Clock, Monotonic, Timestamp},
-    grant::{Grant, Version},
     item::{Item, ItemKind, ItemTag},
     policy::Allowed,
     sandbox::{
@@ -20,14 +18,13 @@ use credproxy::{
         SandboxRoot, Sandboxes, SocketHost,
     },
     secret::{CapabilityHash, Content},
-    store::{
-        self, Claim, Deleted, Expect, ItemEntry, ItemStore, Presentation, Put, PutGrant, Record, RefreshState, Removed,
-        Renamed, Revision, Store, StoreError, Visitor, memory::MemoryStore,
-    },
+    store::{Expect, ItemStore, StoreError, memory::MemoryStore},
 };
 use futures_util::FutureExt as _;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
+
+use crate::support::store::{Intercepted, Interceptor, StoreCall};
 
 /// Both clocks, as a test sets them.
 #[derive(Debug)]
@@ -65,111 +62,41 @@ enum Writes {
     DoneAndFailed,
 }
 
-/// A store in memory whose writes of items a test stalls.
+/// Stalls the writes of items. A keeper asks for items alone.
 #[derive(Debug)]
-struct Stalling {
-    memory: MemoryStore,
-    writes: watch::Sender<Writes>,
-}
+struct Stalling(watch::Sender<Writes>);
 
 impl Stalling {
-    async fn writes(&self) -> Writes {
-        *self.writes.subscribe().wait_for(|writes| *writes != Writes::Stalled).await.unwrap()
-    }
-
     fn set(&self, writes: Writes) {
-        self.writes.send_replace(writes);
+        self.0.send_replace(writes);
     }
 }
 
-fn failed() -> StoreError {
-    StoreError::Unavailable("a test has it fail".into())
+fn failed() -> Result<(), StoreError> {
+    Err(StoreError::Unavailable("a test has it fail".into()))
 }
 
 #[async_trait]
-impl ItemStore for Stalling {
-    async fn item(&self, kind: ItemKind, name: &ItemName) -> Result<Option<Item>, StoreError> {
-        self.memory.item(kind, name).await
-    }
-
-    async fn items(&self, kind: ItemKind) -> Result<Vec<ItemEntry>, StoreError> {
-        self.memory.items(kind).await
-    }
-
-    async fn put_item(
-        &self,
-        kind: ItemKind,
-        name: &ItemName,
-        item: &Item,
-        expect: &Expect<ItemTag>,
-    ) -> Result<Put, StoreError> {
-        match self.writes().await {
-            Writes::Failed | Writes::Stalled => Err(failed()),
-            Writes::Done => self.memory.put_item(kind, name, item, expect).await,
-            Writes::DoneAndFailed => {
-                self.memory.put_item(kind, name, item, expect).await.unwrap();
-                Err(failed())
+impl Interceptor for Stalling {
+    async fn before(&self, call: StoreCall) -> Result<(), StoreError> {
+        if matches!(call, StoreCall::Item | StoreCall::Items) {
+            return Ok(());
+        }
+        let writes = *self.0.subscribe().wait_for(|writes| *writes != Writes::Stalled).await.unwrap();
+        match (call, writes) {
+            (StoreCall::PutItem, Writes::Done | Writes::DoneAndFailed) | (StoreCall::DeleteItem, Writes::Done) => {
+                Ok(())
             }
+            (StoreCall::PutItem | StoreCall::DeleteItem, _) => failed(),
+            other => unreachable!("{other:?}"),
         }
     }
 
-    async fn delete_item(
-        &self,
-        kind: ItemKind,
-        name: &ItemName,
-        expect: &Expect<ItemTag>,
-    ) -> Result<Removed, StoreError> {
-        match self.writes().await {
-            Writes::Done => self.memory.delete_item(kind, name, expect).await,
-            Writes::Failed | Writes::Stalled | Writes::DoneAndFailed => Err(failed()),
-        }
-    }
-}
-
-/// A keeper asks for items alone.
-#[async_trait]
-impl Store for Stalling {
-    async fn load(&self, _: &Account) -> Result<Option<Record>, StoreError> {
-        unreachable!()
+    async fn after(&self, call: StoreCall) -> Result<(), StoreError> {
+        if call == StoreCall::PutItem && *self.0.borrow() == Writes::DoneAndFailed { failed() } else { Ok(()) }
     }
 
-    async fn names(&self) -> Result<Vec<Account>, StoreError> {
-        unreachable!()
-    }
-
-    async fn visit(&self, _: &store::AccountFilter<'_>, _: &mut Visitor<'_>) -> Result<(), StoreError> {
-        unreachable!()
-    }
-
-    async fn claim(&self, _: &Account, _: Revision, _: Presentation) -> Result<Claim, StoreError> {
-        unreachable!()
-    }
-
-    async fn settle(&self, _: &Account, _: Version, _: &RefreshState) -> Result<bool, StoreError> {
-        unreachable!()
-    }
-
-    async fn save(&self, _: &Account, _: Version, _: &Grant, _: &RefreshState) -> Result<bool, StoreError> {
-        unreachable!()
-    }
-
-    async fn rename(&self, _: &Account, _: &Account) -> Result<Renamed, StoreError> {
-        unreachable!()
-    }
-
-    async fn put(&self, _: &Account, _: &Grant, _: &Expect, _: &[ProviderName]) -> Result<PutGrant, StoreError> {
-        unreachable!()
-    }
-
-    async fn delete(&self, _: &Account, _: &Expect) -> Result<Deleted, StoreError> {
-        unreachable!()
-    }
-
-    async fn probe(&self) -> Result<(), StoreError> {
-        unreachable!()
-    }
-
-    fn epoch(&self) -> u64 {
+    fn epoch(&self, _: u64) -> u64 {
         unreachable!()
     }
 }
@@ -177,7 +104,7 @@ impl Store for Stalling {
 /// Notes what is done, and whether the store had the sandbox then.
 #[derive(Debug, Clone)]
 struct Noted {
-    shelf: Arc<Stalling>,
+    shelf: Arc<Intercepted<Box<MemoryStore>, Stalling>>,
     /// No socket can be made.
     broken: Arc<AtomicBool>,
     notes: Arc<Mutex<Vec<(&'static str, bool)>>>,
@@ -185,7 +112,7 @@ struct Noted {
 
 impl Noted {
     fn note(&self, what: &'static str, id: SandboxId) {
-        let stored = self.shelf.memory.item(ItemKind::Sandbox, &id.into()).now_or_never().unwrap().unwrap().is_some();
+        let stored = self.shelf.inner.item(ItemKind::Sandbox, &id.into()).now_or_never().unwrap().unwrap().is_some();
         self.notes.lock().unwrap().push((what, stored));
     }
 
@@ -233,7 +160,7 @@ struct Daemon {
 
 impl Daemon {
     fn start(times: &Arc<Times>, doors: &Noted, root: &str) -> Self {
-        let shelf: Arc<dyn ItemStore> = Arc::<Stalling>::clone(&doors.shelf);
+        let shelf: Arc<dyn ItemStore> = Arc::<Intercepted<Box<MemoryStore>, Stalling>>::clone(&doors.shelf);
         let clock: Arc<dyn Clock> = Arc::<Times>::clone(times);
         let root = SandboxRoot { name: root.into(), directory: root.into() };
         let (sandboxes, keeper) = SandboxActor::new(shelf, clock, root, doors.clone(), DEFAULT_MAX_SANDBOXES);
@@ -260,7 +187,7 @@ impl Daemon {
 }
 
 fn doors() -> Noted {
-    let shelf = Stalling { memory: MemoryStore::new().unwrap(), writes: watch::Sender::new(Writes::Done) };
+    let shelf = Intercepted::new(Box::new(MemoryStore::new().unwrap()), Stalling(watch::Sender::new(Writes::Done)));
     Noted { shelf: Arc::new(shelf), broken: Arc::default(), notes: Arc::default() }
 }
 

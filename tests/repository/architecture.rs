@@ -1,8 +1,5 @@
-//! The house rules that a compiler does not hold: imports run one way, and some crates have one home.
-//!
-//! It reads the sources as tokens. Comments, strings and characters are no code; `crate`, `self`, `super`, groups,
-//! renamings and paths in the middle of an expression are all followed; code under `#[cfg(test)]` is code.
-//! What a macro puts together out of pieces, or a path inside a string (`#[serde(with = "…")]`), escapes it.
+//! The rules of the sources that a compiler does not hold: imports run one way, some crates have one place, and no file
+//! is longer than its subject.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,14 +7,19 @@ use std::{
     path::Path,
 };
 
-/// How high a room stands; it may import what stands lower. `provider` and `store` are traits, which the coordinator
+use imports::{Module, imports, own_path, words};
+
+mod imports;
+
+/// The rank of a module; it may import modules of a lower rank. `provider` and `store` are traits, which the coordinator
 /// knows; what implements them (`CHILDREN_RANK`) stands above it.
-const RANKS: [(&str, u8); 29] = [
+const RANKS: [(&str, u8); 30] = [
     ("secret", 0),
     ("clock", 0),
     ("private", 0),
     ("timeouts", 0),
     ("problem_code", 0),
+    ("error_chain", 0),
     ("socket_path", 0),
     ("account", 1),
     ("faults", 1),
@@ -46,10 +48,10 @@ const RANKS: [(&str, u8); 29] = [
 const CHILDREN_RANK: [(&str, u8); 2] = [("provider", 6), ("store", 6)];
 
 /// Lower, and still not to be imported: what is printed is not the business of what starts and stops the parts.
-const STRANGERS: [(&str, &str); 1] = [("lifecycle", "cli")];
+const FORBIDDEN_IMPORTS: [(&str, &str); 1] = [("lifecycle", "cli")];
 
 /// Crates and macros, and where alone they may stand: under a folder, or in a file.
-const HOMES: [(&str, &[&str]); 12] = [
+const ONLY_IN: [(&str, &[&str]); 12] = [
     ("axum", &["server/", "server.rs"]),
     ("reqwest", &["provider/"]),
     ("ring", &["provider/"]),
@@ -64,20 +66,17 @@ const HOMES: [(&str, &[&str]); 12] = [
     ("eprintln!", &["cli/", "cli.rs"]),
 ];
 
-/// Past this many lines, its tests not counted, a file has more than one subject.
+/// Past this many lines, its tests not counted, a file under `src/` has more than one subject.
 const LONGEST_FILE: usize = 500;
 
-/// The crate's own name, by which `main.rs` calls the library.
-const OWN_NAME: &str = "credproxy";
+/// The same for a file under `tests/`.
+const LONGEST_TEST_FILE: usize = 600;
 
 /// Sources by their path under `src/` or `tests/`.
 type Sources = BTreeMap<String, String>;
 
-/// A module's path from the crate's root.
-type Module = Vec<String>;
-
 #[test]
-fn the_house_is_in_order() {
+fn the_sources_keep_the_rules() {
     let sources = sources("src");
     assert!(sources.len() > 10, "{:?}", sources.keys());
     let faults = faults(&sources);
@@ -100,14 +99,30 @@ fn no_test_says_by_itself_that_it_is_skipped() {
 }
 
 #[test]
+fn the_map_has_every_module_in_the_order_of_the_ranks() {
+    let (_, map) = include_str!("../../docs/architecture.md").split_once("\n## Modules\n").unwrap();
+    let rows = map.split("\n## ").next().unwrap().lines().filter_map(|line| line.strip_prefix("| `"));
+    let named: Vec<&str> = rows.map(|row| row.split('`').next().unwrap()).collect();
+    assert_eq!(named, RANKS.map(|(module, _)| module));
+}
+
+#[test]
+fn no_file_of_tests_is_too_long() {
+    let tests = sources("tests");
+    let long =
+        tests.iter().map(|(file, text)| (file, text.lines().count())).filter(|(_, lines)| *lines > LONGEST_TEST_FILE);
+    assert_eq!(long.collect::<Vec<_>>(), [], "more than {LONGEST_TEST_FILE} lines: split it by subject");
+}
+
+#[test]
 fn the_imports_that_are_there_are_seen() {
     let sources = sources("src");
     let modules = modules(&sources);
-    let rooms_of = |file: &str| -> BTreeSet<_> {
+    let imported_by = |file: &str| -> BTreeSet<_> {
         imports(file, &sources[file], &modules).into_iter().filter_map(|(_, path)| path.into_iter().next()).collect()
     };
-    assert!(["clock", "secret"].iter().all(|room| rooms_of("grant.rs").contains(*room)));
-    assert!(["account", "clock", "grant"].iter().all(|room| rooms_of("store.rs").contains(*room)));
+    assert!(["clock", "secret"].iter().all(|module| imported_by("grant.rs").contains(*module)));
+    assert!(["account", "clock", "grant"].iter().all(|module| imported_by("store.rs").contains(*module)));
 }
 
 fn sources(folder: &str) -> Sources {
@@ -142,11 +157,11 @@ fn faults(sources: &Sources) -> BTreeSet<String> {
             }
         }
         for (line, word) in words(text) {
-            let home = HOMES.iter().find(|(name, _)| *name == word);
-            if let Some((name, homes)) = home
-                && !homes.iter().any(|home| file == home || home.ends_with('/') && file.starts_with(home))
+            let place = ONLY_IN.iter().find(|(name, _)| *name == word);
+            if let Some((name, places)) = place
+                && !places.iter().any(|place| file == place || place.ends_with('/') && file.starts_with(place))
             {
-                found.insert(format!("{file}:{line}: {name} lives in {} alone", homes.join(" and ")));
+                found.insert(format!("{file}:{line}: {name} belongs in {} alone", places.join(" and ")));
             }
         }
         let lines = lines_without_tests(text);
@@ -159,24 +174,24 @@ fn faults(sources: &Sources) -> BTreeSet<String> {
 
 /// What is wrong with an import of `target` in the module `own`.
 fn import_fault(own: &[String], target: &[String], modules: &BTreeSet<Module>) -> Option<String> {
-    let Some(room) = target.first().filter(|room| modules.contains(std::slice::from_ref(*room))) else {
-        return Some(format!("crate::{} is in no room", target.join("::")));
+    let Some(top) = target.first().filter(|top| modules.contains(std::slice::from_ref(*top))) else {
+        return Some(format!("crate::{} is in no module", target.join("::")));
     };
     let (Some(own_rank), Some(rank)) = (rank(own, modules), rank(target, modules)) else {
         return Some(format!(
-            "{} or {room} has no rank: give it one in tests/repository/architecture.rs",
+            "{} or {top} has no rank: give it one in tests/repository/architecture.rs",
             own.join("::")
         ));
     };
-    let same_room = own.first() == Some(room);
-    let allowed = rank < own_rank || same_room && rank == own_rank;
-    let stranger = own.first().is_some_and(|own| STRANGERS.contains(&(own, room)));
-    (!allowed || stranger).then(|| format!("{} may not import {}", own.join("::"), target.join("::")))
+    let same_module = own.first() == Some(top);
+    let allowed = rank < own_rank || same_module && rank == own_rank;
+    let forbidden = own.first().is_some_and(|own| FORBIDDEN_IMPORTS.contains(&(own, top)));
+    (!allowed || forbidden).then(|| format!("{} may not import {}", own.join("::"), target.join("::")))
 }
 
 fn rank(path: &[String], modules: &BTreeSet<Module>) -> Option<u8> {
-    let room = path.first()?;
-    let of = |ranks: &[(&str, u8)]| ranks.iter().find(|(name, _)| name == room).map(|(_, rank)| *rank);
+    let top = path.first()?;
+    let of = |ranks: &[(&str, u8)]| ranks.iter().find(|(name, _)| name == top).map(|(_, rank)| *rank);
     let child = path.len() > 1 && modules.contains(&path[..2]);
     of(&CHILDREN_RANK).filter(|_| child).or_else(|| of(&RANKS))
 }
@@ -186,292 +201,17 @@ fn modules(sources: &Sources) -> BTreeSet<Module> {
     sources.keys().map(|file| own_path(file)).collect()
 }
 
-fn own_path(file: &str) -> Module {
-    file.trim_end_matches(".rs").split('/').map(str::to_owned).collect()
-}
-
-/// Where the file's code looks from: the crate's root for `lib.rs` and `main.rs`.
-fn module_of(file: &str) -> Module {
-    if ["lib.rs", "main.rs"].contains(&file) { Module::new() } else { own_path(file) }
-}
-
 fn lines_without_tests(text: &str) -> usize {
     let lines: Vec<_> = text.lines().collect();
     let tests = lines.windows(2).position(|pair| pair[0] == "#[cfg(test)]" && pair[1].starts_with("mod tests"));
     tests.unwrap_or(lines.len())
 }
 
-/// The identifiers of a file with their lines; a macro's name with its exclamation mark.
-fn words(text: &str) -> Vec<(usize, String)> {
-    let tokens = tokens(text);
-    let next = |index: usize| tokens.get(index + 1).map_or("", |(_, token)| token.as_str());
-    let word = |(index, (line, token)): (usize, &(usize, String))| {
-        (*line, if next(index) == "!" { format!("{token}!") } else { token.clone() })
-    };
-    tokens.iter().enumerate().map(word).collect()
-}
-
-/// Every path in the file that leads into this crate, from the root, with its line.
-fn imports(file: &str, text: &str, modules: &BTreeSet<Module>) -> Vec<(usize, Vec<String>)> {
-    let mut reader = Reader { tokens: tokens(text), at: 0, inline: Vec::new(), used: Vec::new(), paths: Vec::new() };
-    reader.read();
-    let absolute = |found: &Found| {
-        let module = [module_of(file), found.inline.clone()].concat();
-        absolute(&found.path, &module, modules).map(|path| (found.line, path))
-    };
-    let mut names = BTreeMap::new();
-    let mut seen = Vec::new();
-    for (found, name) in &reader.used {
-        if let Some((line, path)) = absolute(found) {
-            names.insert(name.clone(), path.clone());
-            seen.push((line, path));
-        }
-    }
-    for found in &reader.paths {
-        let renamed = names.get(&found.path[0]).map(|path| [path.clone(), found.path[1..].to_vec()].concat());
-        seen.extend(renamed.map(|path| (found.line, path)).or_else(|| absolute(found)));
-    }
-    seen
-}
-
-/// The path from the crate's root; `None` if it leads elsewhere.
-fn absolute(path: &[String], module: &[String], modules: &BTreeSet<Module>) -> Option<Vec<String>> {
-    let first = path.first()?;
-    let (mut base, mut rest) = match first.as_str() {
-        "crate" | OWN_NAME => (Vec::new(), &path[1..]),
-        "self" => (module.to_vec(), &path[1..]),
-        "super" => (module.to_vec(), path),
-        child if modules.contains(&[module, &[child.to_owned()]].concat()) => (module.to_vec(), path),
-        _ => return None,
-    };
-    while let ["super", ..] = rest.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        base.pop();
-        rest = &rest[1..];
-    }
-    base.extend_from_slice(rest);
-    Some(base)
-}
-
-/// A path as it is written, and where.
-struct Found {
-    line: usize,
-    /// The inline modules around it.
-    inline: Module,
-    path: Vec<String>,
-}
-
-struct Reader {
-    tokens: Vec<(usize, String)>,
-    at: usize,
-    /// The inline modules and nameless braces that are open; a brace is an empty name.
-    inline: Vec<String>,
-    /// What `use` brings in, and under which name.
-    used: Vec<(Found, String)>,
-    /// Paths elsewhere.
-    paths: Vec<Found>,
-}
-
-impl Reader {
-    fn token(&self, ahead: usize) -> &str {
-        self.tokens.get(self.at + ahead).map_or("", |(_, token)| token)
-    }
-
-    fn read(&mut self) {
-        while self.at < self.tokens.len() {
-            match (self.token(0), self.token(1), self.token(2)) {
-                ("mod", name, "{") => {
-                    self.inline.push(name.to_owned());
-                    self.at += 3;
-                }
-                ("{", ..) => {
-                    self.inline.push(String::new());
-                    self.at += 1;
-                }
-                ("}", ..) => {
-                    self.inline.pop();
-                    self.at += 1;
-                }
-                // A visibility (`pub(in crate::server)`) imports nothing.
-                ("pub", "(", _) => {
-                    while !["", ")"].contains(&self.token(0)) {
-                        self.at += 1;
-                    }
-                }
-                ("use", ..) => {
-                    self.at += 1;
-                    self.tree(&[]);
-                }
-                (_, "::", _) if self.starts_path() => self.path(),
-                _ => self.at += 1,
-            }
-        }
-    }
-
-    fn starts_path(&self) -> bool {
-        let before = self.at.checked_sub(1).map_or("", |before| self.tokens[before].1.as_str());
-        is_word(self.token(0)) && !["::", "."].contains(&before)
-    }
-
-    fn found(&self, path: Vec<String>) -> Found {
-        let line = self.tokens.get(self.at).or(self.tokens.last()).map_or(0, |(line, _)| *line);
-        Found { line, inline: self.inline.iter().filter(|name| !name.is_empty()).cloned().collect(), path }
-    }
-
-    fn path(&mut self) {
-        let mut found = self.found(vec![self.token(0).to_owned()]);
-        self.at += 1;
-        while self.token(0) == "::" && is_word(self.token(1)) {
-            found.path.push(self.token(1).to_owned());
-            self.at += 2;
-        }
-        self.at += usize::from(self.token(0) == "::");
-        self.paths.push(found);
-    }
-
-    /// Reads one branch of a `use`, up to the comma, brace or semicolon behind it.
-    fn tree(&mut self, stem: &[String]) {
-        let mut path = stem.to_vec();
-        loop {
-            match self.token(0) {
-                "{" => {
-                    self.at += 1;
-                    while !["}", ""].contains(&self.token(0)) {
-                        self.tree(&path);
-                        self.at += usize::from(self.token(0) == ",");
-                    }
-                    self.at += 1;
-                    return;
-                }
-                "as" => {
-                    let name = self.token(1).to_owned();
-                    self.at += 2;
-                    return self.brought(path, name);
-                }
-                "," | "}" | ";" | "" => {
-                    if path.len() > 1 && path.last().is_some_and(|last| last == "self") {
-                        path.pop();
-                    }
-                    let name = path.last().cloned().unwrap_or_default();
-                    return self.brought(path, name);
-                }
-                "::" if path.is_empty() => {
-                    // `::name` is another crate, whatever its name.
-                    path.push("::".to_owned());
-                    self.at += 1;
-                }
-                "::" => self.at += 1,
-                part => {
-                    path.push(part.to_owned());
-                    self.at += 1;
-                }
-            }
-        }
-    }
-
-    fn brought(&mut self, path: Vec<String>, name: String) {
-        let found = self.found(path);
-        self.used.push((found, name));
-    }
-}
-
-fn is_word(token: &str) -> bool {
-    token.starts_with(|first: char| first.is_alphanumeric() || first == '_')
-}
-
-/// The file's tokens with their lines: words, `::`, and every other character by itself. Comments are left out;
-/// strings, characters and lifetimes as well.
-fn tokens(text: &str) -> Vec<(usize, String)> {
-    let mut found = Vec::new();
-    let (mut rest, mut line) = (text, 1);
-    while let Some(first) = rest.chars().next() {
-        let word = rest.find(|one: char| !one.is_alphanumeric() && one != '_').unwrap_or(rest.len());
-        let length = if rest.starts_with("//") {
-            rest.find('\n').unwrap_or(rest.len())
-        } else if rest.starts_with("/*") {
-            block_comment(rest)
-        } else if let Some(length) = string(rest) {
-            length
-        } else if first == '\'' {
-            character_or_lifetime(rest)
-        } else if rest.starts_with("r#") {
-            2
-        } else if word > 0 {
-            found.push((line, rest[..word].to_owned()));
-            word
-        } else if rest.starts_with("::") {
-            found.push((line, "::".to_owned()));
-            2
-        } else {
-            if !first.is_whitespace() {
-                found.push((line, first.to_string()));
-            }
-            first.len_utf8()
-        };
-        line += rest[..length].matches('\n').count();
-        rest = &rest[length..];
-    }
-    found
-}
-
-/// Block comments nest.
-fn block_comment(rest: &str) -> usize {
-    let (mut depth, mut at) = (0, 0);
-    while at < rest.len() {
-        if rest[at..].starts_with("/*") {
-            (depth, at) = (depth + 1, at + 2);
-        } else if rest[at..].starts_with("*/") {
-            (depth, at) = (depth - 1, at + 2);
-        } else {
-            at += rest[at..].chars().next().map_or(1, char::len_utf8);
-        }
-        if depth == 0 {
-            return at;
-        }
-    }
-    rest.len()
-}
-
-/// The length of the string literal that `rest` begins with, if it does.
-fn string(rest: &str) -> Option<usize> {
-    let marked =
-        ["br", "cr", "b", "c", "r", ""].into_iter().find_map(|prefix| Some((prefix, rest.strip_prefix(prefix)?)));
-    let (prefix, body) = marked?;
-    let hashes = if prefix.ends_with('r') { body.len() - body.trim_start_matches('#').len() } else { 0 };
-    let inside = body[hashes..].strip_prefix('"')?;
-    let start = rest.len() - inside.len();
-    if prefix.ends_with('r') {
-        let end = format!("\"{}", "#".repeat(hashes));
-        return Some(inside.find(&end).map_or(rest.len(), |at| start + at + end.len()));
-    }
-    let mut escaped = false;
-    for (at, one) in inside.char_indices() {
-        match one {
-            _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            '"' => return Some(start + at + 1),
-            _ => {}
-        }
-    }
-    Some(rest.len())
-}
-
-fn character_or_lifetime(rest: &str) -> usize {
-    let mut inside = rest[1..].char_indices();
-    match (inside.next(), inside.next()) {
-        (Some((_, '\\')), Some((escaped, one))) => {
-            let from = 1 + escaped + one.len_utf8();
-            rest[from..].find('\'').map_or(rest.len(), |end| from + end + 1)
-        }
-        (Some(_), Some((at, '\''))) => at + 2,
-        _ => rest[1..].find(|one: char| !one.is_alphanumeric() && one != '_').map_or(rest.len(), |end| 1 + end),
-    }
-}
-
-/// A small house with `text` in one of its files, and what is wrong with it.
+/// A small crate with `text` in one of its files, and what is wrong with it.
 fn faults_of(file: &str, text: &str) -> Vec<String> {
-    let rooms = "secret clock account grant provider provider/wire provider/oauth2 store store/sqlite policy refresh \
+    let modules = "secret clock account grant provider provider/wire provider/oauth2 store store/sqlite policy refresh \
                  refresh/flight server server/problem server/routes/tokens client config cli cli/status lifecycle lib main";
-    let mut sources: Sources = rooms.split(' ').map(|room| (format!("{room}.rs"), String::new())).collect();
+    let mut sources: Sources = modules.split(' ').map(|name| (format!("{name}.rs"), String::new())).collect();
     sources.insert(file.to_owned(), text.to_owned());
     faults(&sources).into_iter().collect()
 }
@@ -487,7 +227,7 @@ fn fine(file: &str, text: &str) {
 }
 
 #[test]
-fn a_lower_room_may_be_imported_and_a_higher_one_may_not() {
+fn a_module_of_a_lower_rank_may_be_imported_and_one_of_a_higher_may_not() {
     fine("grant.rs", "use crate::{clock::Timestamp, secret::AccessToken};");
     fine("refresh/flight.rs", "use crate::{provider::Provider, store::{self, Store}};");
     fine("server/routes/tokens.rs", "use crate::{policy::Policy, refresh::Coordinator};");
@@ -505,7 +245,7 @@ fn a_lower_room_may_be_imported_and_a_higher_one_may_not() {
 }
 
 #[test]
-fn a_room_may_import_its_own_children_and_they_one_another() {
+fn a_module_may_import_its_own_children_and_they_one_another() {
     fine("server.rs", "pub mod problem; use problem::Problem; use self::routes::tokens;");
     fine("server/routes/tokens.rs", "use super::super::{problem::Problem};");
     fine("provider/oauth2.rs", "use super::{wire::Wire, Provider}; use crate::provider::wire::X;");
@@ -553,31 +293,31 @@ fn what_is_no_import_is_not_taken_for_one() {
 }
 
 #[test]
-fn a_room_without_a_rank_and_a_thing_without_a_room_are_refused() {
+fn a_module_without_a_rank_and_an_import_of_no_module_are_refused() {
     refused(
         "attic.rs",
         "use crate::grant::Grant;",
         1,
         "attic or grant has no rank: give it one in tests/repository/architecture.rs",
     );
-    refused("grant.rs", "use crate::Thing;", 1, "crate::Thing is in no room");
-    refused("grant.rs", "use super::*;", 1, "crate::* is in no room");
+    refused("grant.rs", "use crate::Thing;", 1, "crate::Thing is in no module");
+    refused("grant.rs", "use super::*;", 1, "crate::* is in no module");
 }
 
 #[test]
-fn a_crate_or_macro_away_from_its_home_is_refused() {
+fn a_crate_or_macro_outside_its_place_is_refused() {
     fine("server.rs", "use axum::Router;");
     fine("server/routes/tokens.rs", "use axum::{Json, body::Body};");
     fine("provider/wire.rs", "use reqwest::Client;");
     fine("store/sqlite.rs", "use sqlx::SqlitePool; use chacha20poly1305::Key;");
     fine("cli/status.rs", "fn f() { println!(\"axum\"); eprintln!(\"\"); }");
     fine("grant.rs", "/// axum::Router, println!\nfn print() { writer.print(); }");
-    refused("lifecycle.rs", "use tokio::net;\nuse axum::Router;", 2, "axum lives in server/ and server.rs alone");
-    refused("lifecycle.rs", "fn f() -> ::axum::Router {}", 1, "axum lives in server/ and server.rs alone");
-    refused("provider.rs", "use reqwest as r;", 1, "reqwest lives in provider/ alone");
-    refused("store.rs", "use {sqlx::X};", 1, "sqlx lives in store/ alone");
-    refused("secret.rs", "use chacha20poly1305::Key;", 1, "chacha20poly1305 lives in store/ alone");
-    refused("main.rs", "fn main() { eprintln!(\"\") }", 1, "eprintln! lives in cli/ and cli.rs alone");
+    refused("lifecycle.rs", "use tokio::net;\nuse axum::Router;", 2, "axum belongs in server/ and server.rs alone");
+    refused("lifecycle.rs", "fn f() -> ::axum::Router {}", 1, "axum belongs in server/ and server.rs alone");
+    refused("provider.rs", "use reqwest as r;", 1, "reqwest belongs in provider/ alone");
+    refused("store.rs", "use {sqlx::X};", 1, "sqlx belongs in store/ alone");
+    refused("secret.rs", "use chacha20poly1305::Key;", 1, "chacha20poly1305 belongs in store/ alone");
+    refused("main.rs", "fn main() { eprintln!(\"\") }", 1, "eprintln! belongs in cli/ and cli.rs alone");
 }
 
 #[test]

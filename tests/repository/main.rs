@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod architecture;
+mod dependencies;
 mod openapi;
 mod readme;
 #[expect(dead_code, reason = "each test binary uses its own part of the shared code")]

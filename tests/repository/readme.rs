@@ -1,7 +1,9 @@
-//! README.md says what is so: its commands, its configuration, its table of the API, and the lines that `serve --dev`
-//! prints; docs/configuration.md names every key, and docs/providers.md every preset.
+//! README.md and the pages of `docs` say what is so: the lines that `serve --dev` prints and the configuration of the
+//! README; the commands and exit codes of docs/cli.md; the operations and codes of docs/api.md; every key in
+//! docs/configuration.md, and every preset in docs/providers.md. What they link to exists.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs::{DirBuilder, File},
     io::{BufRead as _, BufReader, Write as _},
     os::unix::fs::DirBuilderExt as _,
@@ -15,19 +17,21 @@ use serde_json::Value;
 use crate::support::skip::skip;
 
 const README: &str = include_str!("../../README.md");
+const API: &str = include_str!("../../docs/api.md");
+const CLI: &str = include_str!("../../docs/cli.md");
 const CONFIGURATION: &str = include_str!("../../docs/configuration.md");
 const PROVIDERS: &str = include_str!("../../docs/providers.md");
 const PROGRAM: &str = env!("CARGO_BIN_EXE_credproxy");
 
-/// The section under a heading, up to the next.
-fn section(heading: &str) -> &'static str {
-    let (_, text) = README.split_once(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("no {heading}"));
+/// The section of a page under a heading, up to the next.
+fn section(page: &'static str, heading: &str) -> &'static str {
+    let (_, text) = page.split_once(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("no {heading}"));
     text.split("\n## ").next().unwrap()
 }
 
 /// The cells of a section's tables, their heads left out.
-fn rows(heading: &str) -> Vec<Vec<&'static str>> {
-    let lines = section(heading).lines().filter(|line| line.starts_with("| `") || line.starts_with("| 0"));
+fn rows(page: &'static str, heading: &str) -> Vec<Vec<&'static str>> {
+    let lines = section(page, heading).lines().filter(|line| line.starts_with("| `") || line.starts_with("| 0"));
     lines.map(|line| line.trim_matches('|').split(" | ").map(str::trim).collect()).collect()
 }
 
@@ -55,7 +59,7 @@ fn help(arguments: &[&str]) -> String {
 #[test]
 fn the_commands_and_their_options_are_those_of_the_program() {
     let all = help(&[]);
-    let commands: Vec<&str> = rows("Command line")
+    let commands: Vec<&str> = rows(CLI, "Commands")
         .iter()
         .map(|row| row[0].trim_matches('`'))
         .filter(|usage| usage.starts_with(|letter: char| letter.is_ascii_lowercase()))
@@ -73,7 +77,7 @@ fn the_commands_and_their_options_are_those_of_the_program() {
     for command in offered.into_iter().filter(|command| *command != "help") {
         assert!(
             commands.iter().any(|usage| usage.split(' ').next() == Some(command)),
-            "{command} is not in the README"
+            "{command} is not in docs/cli.md"
         );
     }
 }
@@ -83,15 +87,15 @@ fn the_exit_codes_are_those_of_the_help() {
     let lines = |text: &'static str, prefix: &'static str| {
         text.lines().filter_map(move |line| line.strip_prefix(prefix)?.chars().next()).filter(char::is_ascii_digit)
     };
-    let readme: Vec<char> = lines(section("Command line"), "| ").collect();
+    let page: Vec<char> = lines(section(CLI, "Exit codes"), "| ").collect();
     let help: &'static str = help(&[]).leak();
-    assert_eq!(readme, lines(help.split("Exit codes:").nth(1).unwrap(), "  ").collect::<Vec<_>>());
+    assert_eq!(page, lines(help.split("Exit codes:").nth(1).unwrap(), "  ").collect::<Vec<_>>());
 }
 
 #[test]
 fn the_configuration_is_accepted_and_names_every_key() {
     let written = |text: &'static str| text.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
-    let (toml, short) = (written(CONFIGURATION), written(section("Configuration")));
+    let (toml, short) = (written(CONFIGURATION), written(section(README, "With a real provider")));
     let home = tempfile::tempdir().unwrap();
     // As written it speaks of a home, certificates and a secret that are not here.
     let certificates = home.path().join("ca.pem");
@@ -140,7 +144,7 @@ fn the_configuration_is_accepted_and_names_every_key() {
         let message = String::from_utf8(refused.stderr).unwrap();
         let (_, known) = message.trim_end().split_once("known here: ").unwrap_or_else(|| panic!("{message}"));
         let missing: Vec<&str> = known.split(", ").filter(|key| !named(key)).collect();
-        assert!(missing.is_empty(), "not in the README: {missing:?}");
+        assert!(missing.is_empty(), "not in docs/configuration.md: {missing:?}");
     }
 }
 
@@ -153,6 +157,8 @@ fn the_page_on_providers_has_every_preset_as_it_is() {
         .collect();
     let quoted = |cell: &'static str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
     let names: Vec<&str> = presets().map(|preset| preset.name).collect();
+    // Lines are broken anywhere.
+    let prose = PROVIDERS.replace('\n', " ");
     let (first, second) = rows.split_at(names.len());
     for (preset, row) in presets().zip(first) {
         assert_eq!(quoted(row[0]), [preset.name]);
@@ -161,7 +167,7 @@ fn the_page_on_providers_has_every_preset_as_it_is() {
         assert_eq!(row[2], flows.join(", "), "{}", preset.name);
         assert_eq!(quoted(row[3]), preset.keys, "{}", preset.name);
         for variable in preset.variables.iter().filter(|variable| variable.default.is_some()) {
-            assert!(PROVIDERS.contains(&format!("`{}` of `{}`", variable.name, preset.name)), "{variable:?}");
+            assert!(prose.contains(&format!("`{}` of `{}`", variable.name, preset.name)), "{variable:?}");
         }
     }
     assert_eq!(second.iter().flat_map(|row| quoted(row[0])).collect::<Vec<_>>(), names);
@@ -172,7 +178,7 @@ fn the_page_on_providers_has_every_preset_as_it_is() {
 #[test]
 fn the_table_of_the_api_is_that_of_the_contract() {
     let contract: Value = serde_norway::from_str(include_str!("../../openapi.yaml")).unwrap();
-    let mut told: Vec<(String, String, String)> = rows("API")
+    let mut told: Vec<(String, String, String)> = rows(API, "Operations")
         .iter()
         .map(|row| {
             let (method, path) = row[0].trim_matches('`').split_once(' ').unwrap();
@@ -189,6 +195,74 @@ fn the_table_of_the_api_is_that_of_the_contract() {
     told.sort();
     contained.sort();
     assert_eq!(told, contained);
+}
+
+#[test]
+fn the_codes_and_their_statuses_are_those_of_the_contract() {
+    let contract: Value = serde_norway::from_str(include_str!("../../openapi.yaml")).unwrap();
+    let mut answered = BTreeMap::<String, BTreeSet<u64>>::new();
+    for answer in contract["components"]["responses"].as_object().unwrap().values() {
+        let content = &answer["content"]["application/problem+json"];
+        let several = content["examples"].as_object().into_iter().flatten().map(|(_, example)| &example["value"]);
+        for problem in several.chain(content.get("example")) {
+            let (code, status) = (problem["code"].as_str().unwrap(), problem["status"].as_u64().unwrap());
+            answered.entry(code.to_owned()).or_default().insert(status);
+        }
+    }
+    let mut told = BTreeMap::<String, BTreeSet<u64>>::new();
+    for row in rows(API, "Refusals") {
+        let codes: Vec<&str> = row[0].split(", ").map(|code| code.trim_matches('`')).collect();
+        let statuses: Vec<u64> = row[1].split(", ").map(|status| status.parse().unwrap()).collect();
+        for (at, code) in codes.iter().enumerate() {
+            // Several codes in one row have a status each.
+            let own = if codes.len() == 1 { &statuses[..] } else { &statuses[at..=at] };
+            assert!(told.insert((*code).to_owned(), own.iter().copied().collect()).is_none(), "{code} is there twice");
+        }
+    }
+    assert_eq!(told, answered);
+}
+
+#[test]
+fn what_the_pages_link_to_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages = vec![root.join("README.md")];
+    pages.extend(std::fs::read_dir(root.join("docs")).unwrap().map(|page| page.unwrap().path()));
+    let (mut missing, mut links) = (Vec::new(), 0);
+    for page in pages {
+        let text = std::fs::read_to_string(&page).unwrap();
+        let targets = text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
+        for target in targets.filter(|target| !target.contains("://")) {
+            links += 1;
+            let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+            let linked = if file.is_empty() { page.clone() } else { page.parent().unwrap().join(file) };
+            let found = std::fs::read_to_string(linked).is_ok_and(|text| {
+                heading.is_empty() || text.lines().any(|line| line.starts_with('#') && anchor(line) == heading)
+            });
+            if !found {
+                missing.push(format!("{}: {target}", page.display()));
+            }
+        }
+    }
+    assert!(missing.is_empty() && links > 20, "{links} links, missing: {missing:?}");
+}
+
+/// `NAME`, `TAG` and `COMMAND` stand for what a recipe makes.
+#[test]
+fn the_files_that_the_guides_name_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let guides = [include_str!("../../docs/architecture.md"), include_str!("../../docs/contributing.md")];
+    let quoted = guides.iter().flat_map(|guide| guide.split('`').skip(1).step_by(2));
+    let top = |text: &&str| ["src/", "tests/", "docs/", "fuzz/"].iter().any(|folder| text.starts_with(folder));
+    let made = |text: &&str| ["NAME", "TAG", "COMMAND"].iter().any(|made| text.contains(made));
+    let named: Vec<&str> = quoted.filter(top).filter(|text| !made(text)).collect();
+    let missing: Vec<_> = named.iter().filter(|path| !root.join(path).exists()).collect();
+    assert!(missing.is_empty() && named.len() > 30, "{} named, missing: {missing:?}", named.len());
+}
+
+/// What a heading is linked to by.
+fn anchor(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+    text.chars().filter(|letter| letter.is_alphanumeric() || "-_".contains(*letter)).collect()
 }
 
 /// `serve --dev`; killed with this value.
@@ -238,7 +312,7 @@ impl Answer {
 
 /// The answers in the README, by their requests.
 fn shown() -> Vec<(&'static str, Answer)> {
-    let console = section("A first session").split("```console\n").nth(1).unwrap().split("\n```").next().unwrap();
+    let console = section(README, "Sixty seconds").split("```console\n").nth(1).unwrap().split("\n```").next().unwrap();
     let exchanges = console.split("\n\n$ ").filter(|exchange| exchange.contains("HTTP/1.1 "));
     let answer = |exchange: &'static str| {
         let (line, answer) = exchange.split_once('\n').unwrap();

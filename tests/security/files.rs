@@ -19,9 +19,10 @@ use crate::{
     confinement::{FILTER, runs},
     support::{
         daemon::{Daemon, Home},
+        http::code,
         skip::skip,
     },
-    world::{AT_ONCE, REFRESH, TOKEN, World, access_token, code},
+    world::{AT_ONCE, REFRESH, TOKEN, World, access_token},
 };
 
 /// `serve` must end with a failure, and say this.

@@ -29,15 +29,14 @@ use tokio::{
 use crate::support::{
     audit_log,
     contract::{Contract, Exchange},
-    daemon::{Daemon, Home},
     http::{Connection, Response, Transcript, ask_as, open, raw, request},
     issuer::{Answer, Gate, Issuer},
     skip::skip,
+    world::{JSON, World},
 };
 
 const TOKEN: &str = "/v1/tokens/corp";
 const REFRESH: &str = "/v1/tokens/corp/refresh";
-const JSON: (&str, &str) = ("content-type", "application/json");
 
 /// A living daemon answers within milliseconds; a busy machine takes its time.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -45,39 +44,24 @@ const AT_ONCE: Duration = Duration::from_secs(5);
 /// Long enough to see that somebody waits.
 const A_WHILE: Duration = Duration::from_millis(300);
 
-struct World {
-    issuer: Issuer,
-    home: Arc<Home>,
-    daemon: Daemon,
-}
-
 impl World {
     /// With these keys for the sandbox's socket, and this besides.
     async fn with(socket: &str, provider: &str, more: &str) -> Self {
-        let (issuer, home) = (Issuer::start().await, Home::new());
-        let config = format!(
-            "[refresh]\ncooldown = \"0s\"\n\n{more}\n\n\
-             [sockets.agents]\npath = \"{{home}}/run/agents/s\"\nrole = \"sandbox\"\nallow = [\"corp/*\"]\n\
-             operations = [\"read\", \"refresh\", \"login\"]\n{socket}\n\n\
-             [providers.corp]\ntoken_endpoint = \"{}\"\nauthorization_endpoint = \"{}\"\nclient_id = \"me\"\n{provider}\n",
-            issuer.token_endpoint(),
-            issuer.authorization_endpoint(),
-        );
-        let daemon = Daemon::start(&home, "a", &config, &[]).await;
-        let world = Self { issuer, home, daemon };
-        world.log_in("default").await;
+        let config = |issuer: &Issuer| {
+            format!(
+                "{more}\n\n\
+                 [sockets.agents]\npath = \"{{home}}/run/agents/s\"\nrole = \"sandbox\"\nallow = [\"corp/*\"]\n\
+                 operations = [\"read\", \"refresh\", \"login\"]\n{socket}\n\n{}{provider}\n",
+                issuer.provider("corp"),
+            )
+        };
+        let world = Self::start(config).await;
+        world.log_in("corp").await;
         world
     }
 
-    async fn log_in(&self, bucket: &str) {
-        let (access, refresh) = self.issuer.new_grant();
-        let grant = json!({"access_token": access, "refresh_token": refresh, "expires_in": 3600});
-        let target = format!("{TOKEN}?bucket={bucket}");
-        assert_eq!(self.daemon.request("PUT", &target, &[JSON], grant.to_string()).await.status, 201);
-    }
-
     fn sandbox(&self) -> PathBuf {
-        self.home.path().join("run/agents/s")
+        self.socket("agents")
     }
 
     async fn connect(&self) -> Connection {
@@ -218,7 +202,7 @@ async fn unless_configured_a_sandbox_has_sixty_a_second_and_twice_that_at_once()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sandbox_has_so_many_new_tokens_of_an_account_in_an_hour() {
     let world = World::with("forced_refreshes = 2", "", "").await;
-    world.log_in("other").await;
+    world.log_in("corp?bucket=other").await;
     let first = world.ask("GET", TOKEN, &[]).await.header("etag").unwrap().to_owned();
     for _ in 0..2 {
         assert_eq!(world.ask("POST", REFRESH, &[]).await.status, 200);
@@ -277,7 +261,7 @@ async fn two_busy(world: &World) -> (Gate, Vec<UnixStream>) {
     let gate = Gate::new();
     let mut busy = Vec::new();
     for bucket in ["one", "two"] {
-        world.log_in(bucket).await;
+        world.log_in(&format!("corp?bucket={bucket}")).await;
         world.issuer.script(Answer::HoldAfter(gate.clone()));
         let mut stream = open(&world.sandbox()).await;
         let request = format!("POST {REFRESH}?bucket={bucket} HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -337,7 +321,7 @@ async fn one_user_cannot_take_every_place() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_provider_has_so_many_refreshes_at_once() {
     let world = World::with("", "concurrent_refreshes = 1", "").await;
-    world.log_in("other").await;
+    world.log_in("corp?bucket=other").await;
     let gate = Gate::new();
     world.issuer.script(Answer::HoldAfter(gate.clone()));
     let mut callers = JoinSet::new();

@@ -18,12 +18,12 @@ use tokio::{
 use crate::{
     support::{
         daemon::{Daemon, Home},
-        http::open,
+        http::{code, open},
         issuer::{Answer, Gate, Issuer, Raw},
         mounts::Mounts,
         skip::skip,
     },
-    world::{AT_ONCE, CLIENT_SECRET, JSON, REFRESH, TOKEN, World, access_token, code, log_in, store_key, table},
+    world::{AT_ONCE, CLIENT_SECRET, JSON, REFRESH, TOKEN, World, access_token, log_in, store_key, table},
 };
 
 #[tokio::test(flavor = "multi_thread")]

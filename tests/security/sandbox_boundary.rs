@@ -17,6 +17,7 @@ use crate::support::{
     daemon::{Daemon, Home},
     http::{Connection, Response, Transcript},
     issuer::Issuer,
+    world::JSON,
 };
 
 mod crowd;
@@ -26,8 +27,6 @@ mod operations;
 mod replay;
 mod tricks;
 mod untouched;
-
-const JSON: (&str, &str) = ("content-type", "application/json");
 
 /// What the sandbox sockets are allowed, one as the other; they differ in their operations.
 const ALLOW: [&str; 2] = ["corp", "pool/*"];
@@ -94,15 +93,6 @@ struct World {
 impl World {
     async fn new() -> Self {
         let (issuer, home) = (Issuer::start().await, Home::new());
-        let provider = |name: &str| {
-            format!(
-                "[providers.{name}]\ntoken_endpoint = {:?}\nauthorization_endpoint = {:?}\n\
-                 device_authorization_endpoint = {:?}\nclient_id = \"me\"\n",
-                issuer.token_endpoint(),
-                issuer.authorization_endpoint(),
-                issuer.device_authorization_endpoint(),
-            )
-        };
         let socket = |(name, operations): &(&str, &[&str])| {
             let keys = if operations.contains(&"keys") { format!("keys = {KEYS:?}\n") } else { String::new() };
             format!(
@@ -110,14 +100,14 @@ impl World {
                  operations = {operations:?}\n{keys}connections = 20000\nrate = \"off\"\n"
             )
         };
-        let config: String = ["corp", "pool", "other"].map(provider).concat();
+        let config: String = ["corp", "pool", "other"].map(|name| issuer.provider(name)).concat();
         let config = config + &SOCKETS.iter().map(socket).collect::<String>();
         let daemon = Daemon::start(&home, "a", &format!("[refresh]\ncooldown = \"0s\"\n{config}"), &[]).await;
         let mut world = Self { issuer, home, daemon, forbidden: Vec::new(), asked: AtomicUsize::new(0) };
         for account in ACCOUNTS.iter().filter(|account| account.exists) {
-            let (access, refresh) = world.issuer.new_grant();
-            let grant = json!({"access_token": access, "refresh_token": refresh, "expires_in": 3600});
+            let grant = world.issuer.grant();
             assert_eq!(world.host("PUT", &token(account), &grant).await.status, 201);
+            let access = grant["access_token"].as_str().unwrap().to_owned();
             world.forbidden.extend((!account.allowed).then_some(access));
         }
         for key in API_KEYS.iter().filter(|key| key.exists) {

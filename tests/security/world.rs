@@ -12,9 +12,10 @@ use crate::support::{
     issuer::Issuer,
 };
 
+pub(crate) use crate::support::world::JSON;
+
 pub(crate) const TOKEN: &str = "/v1/tokens/corp";
 pub(crate) const REFRESH: &str = "/v1/tokens/corp/refresh";
-pub(crate) const JSON: (&str, &str) = ("content-type", "application/json");
 
 /// A living daemon answers within milliseconds; a busy machine takes its time.
 pub(crate) const AT_ONCE: Duration = Duration::from_secs(5);
@@ -76,10 +77,6 @@ pub(crate) async fn log_in(daemon: &Daemon, issuer: &Issuer, target: &str) -> St
 
 pub(crate) fn access_token(answer: &Response) -> String {
     answer.json()["access_token"].as_str().unwrap_or_default().to_owned()
-}
-
-pub(crate) fn code(answer: &Response) -> (u16, String) {
-    (answer.status, answer.json()["code"].as_str().unwrap_or_default().to_owned())
 }
 
 /// The digits of the store's key, in both ways to write them.

@@ -53,6 +53,11 @@ impl Response {
     }
 }
 
+/// The status of a refusal, and its code.
+pub(crate) fn code(answer: &Response) -> (u16, String) {
+    (answer.status, answer.json()["code"].as_str().unwrap_or_default().to_owned())
+}
+
 /// All that was answered, headers and bodies, one after the other: for secrets that become known later.
 pub(crate) type Transcript = Arc<Mutex<Vec<u8>>>;
 

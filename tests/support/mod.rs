@@ -12,4 +12,6 @@ pub(crate) mod person;
 pub(crate) mod piped;
 pub(crate) mod server;
 pub(crate) mod skip;
+pub(crate) mod store;
 pub(crate) mod terminal;
+pub(crate) mod world;

@@ -28,7 +28,7 @@ pub(crate) fn accounts(world: &World) -> Fallible<Vec<Row>> {
 /// So many accounts beside a few: the start, memory, the list, memory once each is known, and the answers then.
 fn beside_few(world: &World, accounts: usize) -> Fallible<[Row; 6]> {
     let row =
-        |what: &str, unit, pairs: &Pairs| Row::ratio(format!("{accounts} accounts beside {FEW}: {what}"), unit, pairs);
+        |what: &str, unit, pairs: &Pairs| Row::ratio(format!("{accounts} accounts against {FEW}: {what}"), unit, pairs);
     let (many, few) = (world.home_with(accounts)?, world.home_with(FEW)?);
     let [started, stored] = Pairs::measure(PAIRS, [&many, &few], |home| {
         let (server, millis) = first_answer(|| world.credproxy(home))?;

@@ -34,7 +34,7 @@ pub(crate) fn joined(world: &World) -> Fallible<Vec<Row>> {
         });
         // Fewer are lost in what the allocator keeps.
         if callers >= 1000 {
-            rows.push(row("memory of one who waits, with his connection", "bytes", &bytes));
+            rows.push(row("memory of a waiting caller, with its connection", "bytes", &bytes));
         }
     }
     Ok(rows)

@@ -45,9 +45,9 @@ pub(crate) fn saves(world: &World) -> Fallible<Vec<Row>> {
     let [together] = beside_bare(&|| runtime.block_on(several(&sqlite, TOGETHER)))?;
     let [in_memory] = beside_bare(&|| runtime.block_on(several(&memory, 1)))?;
     Ok(vec![
-        Row::ratio("save in SQLite, one after the other, beside a bare UPDATE", "µs", &alone),
-        Row::ratio("save in SQLite, 8 accounts at once, beside a bare UPDATE", "µs", &together),
-        Row::ratio("save in memory, beside a bare UPDATE on disk", "µs", &in_memory),
+        Row::ratio("save in SQLite, one after the other, against a bare UPDATE", "µs", &alone),
+        Row::ratio("save in SQLite, 8 accounts at once, against a bare UPDATE", "µs", &together),
+        Row::ratio("save in memory, against a bare UPDATE on disk", "µs", &in_memory),
     ])
 }
 

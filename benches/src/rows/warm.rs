@@ -56,7 +56,7 @@ fn beside_bare(what: &str, ours: &Server, bare: &Server, way: (&str, usize, bool
 pub(crate) fn audit(world: &World) -> Fallible<Vec<Row>> {
     let on = world.credproxy(&world.home_with(10)?)?;
     let off = world.credproxy_with(&world.home_with(10)?, "[audit]\npath = \"off\"\n")?;
-    let mut rows = Vec::from(beside("audit log on beside off", &on, &off, WAYS[1])?);
+    let mut rows = Vec::from(beside("audit log on against off", &on, &off, WAYS[1])?);
     on.stop()?;
     let bare = world.bare_like(&off)?;
     for way in [WAYS[1], WAYS[2]] {

@@ -97,7 +97,7 @@ pub(in crate::server) async fn get(
 
 /// `finishLogin`: completes a login with the code that the person brought.
 pub(in crate::server) async fn paste(
-    State(AppState(inner)): State<AppState>,
+    State(AppState(state)): State<AppState>,
     caller: Caller,
     LoginSegment(id): LoginSegment,
     uri: Uri,
@@ -108,9 +108,10 @@ pub(in crate::server) async fn paste(
     let pasted: Pasted = members(&headers, body, MAX_BODY_BYTES, "code").await?;
     let Caller { owner, policy, context } = permitted(caller)?;
     let code = Zeroizing::new(pasted.code);
-    let login = inner.logins.paste(&owner, id, &code).await.inspect(|login| context.set_account(&login.account));
+    let login =
+        state.services.logins.paste(&owner, id, &code).await.inspect(|login| context.set_account(&login.account));
     context.note_provider_called(login.as_ref().map_or_else(asked_provider, |_| true));
-    shown(login, &inner.coordinator, &policy).await
+    shown(login, &state.services.coordinator, &policy).await
 }
 
 /// `cancelLogin`: cancels a login and forgets it.

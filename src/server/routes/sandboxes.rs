@@ -38,7 +38,7 @@ impl FromRequestParts<AppState> for HostOnly {
         }
         let none =
             || Problem::new(ProblemCode::NotFound, "no sandboxes are made here: this API has no sockets of its own");
-        state.0.sandboxes.clone().map(Self).ok_or_else(none)
+        state.0.services.sandboxes.clone().map(Self).ok_or_else(none)
     }
 }
 
@@ -122,25 +122,13 @@ pub(in crate::server) async fn delete(
 /// The largest body: some hundred accounts and keys.
 const MAX_BODY_BYTES: usize = 16 * 1024;
 
-/// The rules of the configuration, except that keys bring their operation along if none is named.
 fn allowed(asked: CreateBody) -> Result<Allowed, Problem> {
-    let allow = asked.allow.iter().map(|text| text.parse::<Pattern>());
-    let allow = allow.collect::<Result<_, _>>();
-    let operations = match &asked.operations {
-        Some(named) => named.iter().map(|text| text.parse::<Operation>()).collect::<Result<Vec<_>, _>>(),
-        None if asked.keys.is_empty() => Ok(vec![Operation::Read, Operation::Refresh]),
-        None => Ok(vec![Operation::Read, Operation::Refresh, Operation::Keys]),
-    };
-    let operations = operations.map_err(|error| Problem::invalid(format!("operations: each {error}")))?;
-    if !asked.keys.is_empty() && !operations.contains(&Operation::Keys) {
-        return Err(Problem::invalid("keys are of no use unless \"keys\" is among the operations"));
-    }
-    Ok(Allowed {
-        allow: allow
-            .map_err(|_| Problem::invalid("allow: each must be \"provider\", \"provider/bucket\" or \"provider/*\""))?,
-        operations,
-        keys: asked.keys,
-    })
+    let allow = asked.allow.iter().map(|text| text.parse::<Pattern>()).collect::<Result<_, _>>();
+    let allow = allow
+        .map_err(|_| Problem::invalid("allow: each must be \"provider\", \"provider/bucket\" or \"provider/*\""))?;
+    let operations = asked.operations.map(|named| named.iter().map(|text| text.parse::<Operation>()).collect());
+    let operations = operations.transpose().map_err(|error| Problem::invalid(format!("operations: each {error}")))?;
+    Ok(Allowed::new(allow, operations, asked.keys))
 }
 
 /// A sandbox in the API's format.

@@ -69,7 +69,7 @@ pub(in crate::server) async fn refresh(
 /// `getToken`: returns a token that is valid for a while. `HEAD` returns the headers of the current one and refreshes
 /// nothing.
 pub(in crate::server) async fn get(
-    State(AppState(inner)): State<AppState>,
+    State(AppState(state)): State<AppState>,
     context: RequestContext,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -78,20 +78,20 @@ pub(in crate::server) async fn get(
     let min_validity = target.query.get("min_validity").map(seconds).transpose()?;
     let headers = request.headers();
     none_match(headers, "")?;
-    permitted(&inner.policy, Operation::Read, account)?;
+    permitted(&state.policy, Operation::Read, account)?;
     if request.method() == Method::HEAD {
-        let (account, coordinator) = (account.into(), &inner.coordinator);
+        let (account, coordinator) = (account.into(), &state.services.coordinator);
         let peeked = Box::pin(coordinator.peek(&account)).await;
         return peeked.map(|snapshot| token(&snapshot)).map_err(|error| Problem::refresh(&account, &error));
     }
     if !headers.contains_key(header::IF_NONE_MATCH)
-        && let Some(snapshot) = inner.coordinator.cached(account, min_validity)
+        && let Some(snapshot) = state.services.coordinator.cached(account, min_validity)
     {
         return Ok(token(&snapshot));
     }
     // Boxed, so that the rare case does not enlarge the future of every request.
     let caller = context.caller();
-    Box::pin(get_waiting(&inner.coordinator, account.into(), min_validity, headers, caller)).await
+    Box::pin(get_waiting(&state.services.coordinator, account.into(), min_validity, headers, caller)).await
 }
 
 /// `getToken` with `Prefer: wait`, or as `HEAD`.
@@ -120,7 +120,7 @@ async fn get_waiting(
 
 /// `putToken`: stores a whole grant, including its refresh token. Host only.
 pub(in crate::server) async fn put(
-    State(AppState(inner)): State<AppState>,
+    State(AppState(state)): State<AppState>,
     context: RequestContext,
     uri: Uri,
     headers: HeaderMap,
@@ -128,17 +128,21 @@ pub(in crate::server) async fn put(
 ) -> Result<Response, Problem> {
     let account = AccountTarget::parse(&uri, &["bucket"])?.account(&context)?;
     let if_match = change_condition(&headers)?;
-    if !inner.policy.may_write() {
+    if !state.policy.may_write() {
         return Err(Problem::unauthorized());
     }
     let issued = grant(&json_body(&headers, body, MAX_GRANT_BYTES).await?)?;
     if let Some(secret) = &issued.refresh_token
-        && inner.keys.reveal(secret).await.map_err(|error| Problem::key(&error))?
+        && state.services.keys.reveal(secret).await.map_err(|error| Problem::key(&error))?
     {
         return Err(Problem::invalid("the refresh token is or is part of a stored API key: delete that key first"));
     }
-    let (put, tag) =
-        inner.coordinator.put(&account, issued, &if_match).await.map_err(|error| Problem::refresh(&account, &error))?;
+    let (put, tag) = state
+        .services
+        .coordinator
+        .put(&account, issued, &if_match)
+        .await
+        .map_err(|error| Problem::refresh(&account, &error))?;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = if put == Put::Created { StatusCode::CREATED } else { StatusCode::NO_CONTENT };
     response.headers_mut().insert(header::ETAG, tag_header(&tag));

@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 
 use super::KEY;
 use crate::{
+    error_chain::error_chain,
     secret::{Passphrase, StoreKey},
     store::StoreError,
 };
@@ -79,14 +80,7 @@ pub enum AskError {
 
 impl From<AskError> for StoreError {
     fn from(error: AskError) -> Self {
-        Self::Unfit { place: PLACE.to_owned(), reason: chain(&error) }
-    }
-}
-
-fn chain(error: &AskError) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
+        Self::Unfit { place: PLACE.to_owned(), reason: error_chain(&error) }
     }
 }
 

@@ -8,15 +8,11 @@ use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
     audit::{REFRESH, SOON, TOKEN, World, numbers, put_key},
-    support::{audit_log, http::Response, mounts::Mounts, skip::skip},
+    support::{audit_log, http::code, mounts::Mounts, skip::skip},
 };
 
 /// The log's disk: there is room on it for all that may wait in memory.
 const TMPFS: &str = "mount -t tmpfs -o size=4m,mode=700 credproxy \"$PLACE\"";
-
-fn code(answer: &Response) -> (u16, String) {
-    (answer.status, answer.json()["code"].as_str().unwrap_or_default().to_owned())
-}
 
 /// A world whose log has a disk of its own; `None` where that cannot be.
 async fn on_a_disk(more: &str) -> Option<(World, Mounts)> {

@@ -244,13 +244,13 @@ async fn a_login_does_not_survive_a_restart() {
     }
 }
 
-/// The lines of the README, run by a shell.
+/// The lines of docs/logins.md, run by a shell.
 #[tokio::test]
 async fn a_sandbox_logs_in_with_curl_alone() {
     let oidc = Oidc::start().await;
     let daemon = daemon(&oidc).await;
-    let readme = include_str!("../../../README.md");
-    let lines = readme.split("<!-- device login -->\n```sh\n").nth(1).unwrap().split("```").next().unwrap();
+    let page = include_str!("../../../docs/logins.md");
+    let lines = page.split("<!-- device login -->\n```sh\n").nth(1).unwrap().split("```").next().unwrap();
     let script =
         lines.replace("anthropic", "op").replace("\"provider\":\"op\"", "\"provider\":\"op\",\"bucket\":\"agent\"");
     let socket = daemon.socket().parent().unwrap().with_file_name("sandbox").join("s");

@@ -4,7 +4,6 @@
 use std::{
     net::TcpListener,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
@@ -15,63 +14,40 @@ use tokio::{
 };
 
 use crate::support::{
-    daemon::{Daemon, Home},
-    http::{Connection, Response, request},
-    issuer::{Answer, Gate, Issuer, Raw},
+    daemon::Daemon,
+    http::{Connection, Response, code, request},
+    issuer::{Answer, Gate, Raw},
+    world::{JSON, World},
 };
-
-const JSON: (&str, &str) = ("content-type", "application/json");
 
 /// A living daemon answers within milliseconds; a busy machine takes its time.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 const LOOK: Duration = Duration::from_millis(10);
 
-struct World {
-    issuer: Issuer,
-    home: Arc<Home>,
-    daemon: Daemon,
-}
-
-impl World {
-    async fn new(more: &str) -> Self {
-        let (issuer, home) = (Issuer::start().await, Home::new());
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let endpoints = format!(
-            "token_endpoint = {:?}\nauthorization_endpoint = {:?}\ndevice_authorization_endpoint = {:?}\n\
-             client_id = \"me\"\n",
-            issuer.token_endpoint(),
-            issuer.authorization_endpoint(),
-            issuer.device_authorization_endpoint(),
-        );
-        let config = format!(
-            "[refresh]\ncooldown = \"0s\"\n{more}\n\
+async fn world(more: &str) -> World {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    World::start(|issuer| {
+        format!(
+            "{more}\n\
              [sockets.box]\npath = \"{{home}}/run/box/s\"\nrole = \"sandbox\"\nallow = [\"op/*\", \"fixed/*\"]\n\
              operations = [\"read\", \"refresh\", \"login\"]\n\
-             [providers.op]\n{endpoints}\
-             [providers.fixed]\n{endpoints}redirect_uri = \"http://127.0.0.1:{port}/callback\"\n",
-        );
-        let daemon = Daemon::start(&home, "a", &config, &[]).await;
-        Self { issuer, home, daemon }
-    }
+             {}{}redirect_uri = \"http://127.0.0.1:{port}/callback\"\n",
+            issuer.provider("op"),
+            issuer.provider("fixed"),
+        )
+    })
+    .await
+}
 
-    fn host(&self) -> PathBuf {
-        self.daemon.socket()
-    }
+async fn put(world: &World, bucket: &str, grant: &Value) {
+    let target = format!("/v1/tokens/op?bucket={bucket}");
+    let put = world.daemon.request("PUT", &target, &[JSON], grant.to_string()).await;
+    assert!([201, 204].contains(&put.status), "{}", put.text());
+}
 
-    fn sandbox(&self) -> PathBuf {
-        self.home.path().join("run/box/s")
-    }
-
-    async fn put(&self, bucket: &str, grant: &Value) {
-        let target = format!("/v1/tokens/op?bucket={bucket}");
-        let put = self.daemon.request("PUT", &target, &[JSON], grant.to_string()).await;
-        assert!([201, 204].contains(&put.status), "{}", put.text());
-    }
-
-    async fn token(&self, bucket: &str) -> Response {
-        self.daemon.request("GET", &format!("/v1/tokens/op?bucket={bucket}"), &[], "").await
-    }
+async fn token(world: &World, bucket: &str) -> Response {
+    world.daemon.request("GET", &format!("/v1/tokens/op?bucket={bucket}"), &[], "").await
 }
 
 async fn begin(socket: &Path, provider: &str, bucket: &str, flow: &str) -> Response {
@@ -88,105 +64,102 @@ async fn bring(socket: PathBuf, login: Value, code: String) -> Response {
     request(&socket, "POST", &format!("{}/code", path(&login)), &[JSON], body).await
 }
 
-fn code(answer: &Response) -> (u16, String) {
-    (answer.status, answer.json()["code"].as_str().unwrap_or_default().to_owned())
-}
-
 fn conflict() -> (u16, String) {
     (409, "GRANT_CONFLICT".to_owned())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sandboxs_login_never_replaces_a_grant_that_is_of_use() {
-    let world = World::new("").await;
-    let (access, refresh) = world.issuer.new_grant();
-    let living = json!({"access_token": access, "refresh_token": refresh, "expires_in": 3600});
-    world.put("kept", &living).await;
+    let world = world("").await;
+    let living = world.issuer.grant();
+    let access = living["access_token"].clone();
+    put(&world, "kept", &living).await;
     for flow in ["paste", "device", "browser"] {
-        let refused = begin(&world.sandbox(), "op", "kept", flow).await;
+        let refused = begin(&world.socket("box"), "op", "kept", flow).await;
         assert_eq!(code(&refused), conflict(), "{}", refused.text());
     }
     assert!(world.issuer.requests().is_empty(), "no provider was asked");
 
     // Nor one that was stored while the person was on the way.
-    let login = begin(&world.sandbox(), "op", "late", "paste").await.json();
-    world.put("late", &json!({"access_token": "at-host", "expires_in": 3600})).await;
+    let login = begin(&world.socket("box"), "op", "late", "paste").await.json();
+    put(&world, "late", &json!({"access_token": "at-host", "expires_in": 3600})).await;
     let back = world.issuer.agree(login["authorization_url"].as_str().unwrap());
-    let refused = bring(world.sandbox(), login.clone(), back.to_string()).await;
+    let refused = bring(world.socket("box"), login.clone(), back.to_string()).await;
     assert_eq!(code(&refused), conflict(), "{}", refused.text());
-    let ended = request(&world.sandbox(), "GET", &path(&login), &[], "").await.json();
+    let ended = request(&world.socket("box"), "GET", &path(&login), &[], "").await.json();
     assert_eq!((&ended["status"], &ended["code"]), (&json!("error"), &json!("GRANT_CONFLICT")));
-    assert_eq!(world.token("late").await.json()["access_token"], "at-host");
-    assert_eq!(world.token("kept").await.json()["access_token"], access);
+    assert_eq!(token(&world, "late").await.json()["access_token"], "at-host");
+    assert_eq!(token(&world, "kept").await.json()["access_token"], access);
 
     // What is of no use any more it does: an access token that has expired, and a grant that the provider calls dead.
-    world.put("over", &json!({"access_token": "at-over", "expiry": 1})).await;
-    world.put("dead", &json!({"access_token": "at-dead", "refresh_token": "canary-rt-dead", "expires_in": 3600})).await;
+    put(&world, "over", &json!({"access_token": "at-over", "expiry": 1})).await;
+    put(&world, "dead", &json!({"access_token": "at-dead", "refresh_token": "canary-rt-dead", "expires_in": 3600}))
+        .await;
     world.issuer.script(Answer::Raw(Raw::error(400, "invalid_grant")));
     let refreshed = world.daemon.request("POST", "/v1/tokens/op/refresh?bucket=dead", &[], "").await;
     assert_eq!(refreshed.status, 401, "{}", refreshed.text());
     for bucket in ["over", "dead", "new"] {
-        let login = begin(&world.sandbox(), "op", bucket, "paste").await;
+        let login = begin(&world.socket("box"), "op", bucket, "paste").await;
         assert_eq!(login.status, 201, "{bucket}: {}", login.text());
         let back = world.issuer.agree(login.json()["authorization_url"].as_str().unwrap());
-        let ended = bring(world.sandbox(), login.json(), back.to_string()).await;
+        let ended = bring(world.socket("box"), login.json(), back.to_string()).await;
         assert_eq!(ended.json()["status"], "complete", "{bucket}");
     }
     // The host's replaces whatever there is.
-    let login = begin(&world.host(), "op", "kept", "paste").await.json();
+    let login = begin(&world.daemon.socket(), "op", "kept", "paste").await.json();
     let back = world.issuer.agree(login["authorization_url"].as_str().unwrap());
-    assert_eq!(bring(world.host(), login, back.to_string()).await.status, 200);
-    assert_ne!(world.token("kept").await.json()["access_token"], access);
+    assert_eq!(bring(world.daemon.socket(), login, back.to_string()).await.status, 200);
+    assert_ne!(token(&world, "kept").await.json()["access_token"], access);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sandbox_begins_so_many_logins_whatever_becomes_of_them() {
-    let world = World::new("").await;
+    let world = world("").await;
     for _ in 0..10 {
-        let begun = begin(&world.sandbox(), "op", "new", "device").await;
+        let begun = begin(&world.socket("box"), "op", "new", "device").await;
         assert_eq!(begun.status, 201, "{}", begun.text());
-        let cancelled = request(&world.sandbox(), "DELETE", &path(&begun.json()), &[], "").await;
+        let cancelled = request(&world.socket("box"), "DELETE", &path(&begun.json()), &[], "").await;
         assert_eq!(cancelled.status, 204);
     }
     let asked = world.issuer.requests().len();
     for flow in ["device", "paste", "browser"] {
-        let refused = begin(&world.sandbox(), "op", "new", flow).await;
+        let refused = begin(&world.socket("box"), "op", "new", flow).await;
         assert_eq!(code(&refused), (429, "RATE_LIMITED".to_owned()), "{}", refused.text());
         let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
         assert!((1..=30).contains(&wait), "{wait}");
     }
     assert_eq!(world.issuer.requests().len(), asked, "the provider is left alone");
     for _ in 0..20 {
-        let begun = begin(&world.host(), "op", "new", "device").await;
+        let begun = begin(&world.daemon.socket(), "op", "new", "device").await;
         assert_eq!(begun.status, 201, "{}", begun.text());
-        assert_eq!(request(&world.host(), "DELETE", &path(&begun.json()), &[], "").await.status, 204);
+        assert_eq!(request(&world.daemon.socket(), "DELETE", &path(&begun.json()), &[], "").await.status, 204);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sandboxes_leave_some_logins_to_the_host() {
-    let world = World::new("[limits]\nlogins = 4\nlogins_per_socket = 4").await;
+    let world = world("[limits]\nlogins = 4\nlogins_per_socket = 4").await;
     for _ in 0..2 {
-        assert_eq!(begin(&world.sandbox(), "op", "new", "paste").await.status, 201);
+        assert_eq!(begin(&world.socket("box"), "op", "new", "paste").await.status, 201);
     }
-    assert_eq!(code(&begin(&world.sandbox(), "op", "new", "paste").await), (429, "RATE_LIMITED".to_owned()));
+    assert_eq!(code(&begin(&world.socket("box"), "op", "new", "paste").await), (429, "RATE_LIMITED".to_owned()));
     for _ in 0..2 {
-        assert_eq!(begin(&world.host(), "op", "new", "paste").await.status, 201);
+        assert_eq!(begin(&world.daemon.socket(), "op", "new", "paste").await.status, 201);
     }
-    assert_eq!(begin(&world.host(), "op", "new", "paste").await.status, 429);
+    assert_eq!(begin(&world.daemon.socket(), "op", "new", "paste").await.status, 429);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_port_of_a_registration_is_the_hosts_to_take() {
-    let world = World::new("").await;
-    let theirs = begin(&world.sandbox(), "fixed", "new", "browser").await;
+    let world = world("").await;
+    let theirs = begin(&world.socket("box"), "fixed", "new", "browser").await;
     assert_eq!(theirs.status, 201, "{}", theirs.text());
-    let ours = begin(&world.host(), "fixed", "new", "browser").await;
+    let ours = begin(&world.daemon.socket(), "fixed", "new", "browser").await;
     assert_eq!(ours.status, 201, "{}", ours.text());
-    let gone = request(&world.sandbox(), "GET", &path(&theirs.json()), &[], "").await;
+    let gone = request(&world.socket("box"), "GET", &path(&theirs.json()), &[], "").await;
     assert_eq!(code(&gone), (404, "SESSION_NOT_FOUND".to_owned()));
     // And it keeps it.
-    let refused = begin(&world.sandbox(), "fixed", "new", "browser").await;
+    let refused = begin(&world.socket("box"), "fixed", "new", "browser").await;
     assert_eq!(refused.status, 429, "{}", refused.text());
     let ours = ours.json();
     let back = world.issuer.agree(ours["authorization_url"].as_str().unwrap());
@@ -208,17 +181,17 @@ async fn logged(daemon: &Daemon, text: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_whose_code_is_at_the_provider_is_finished_before_the_daemons_end() {
     for flow in ["paste", "browser", "device"] {
-        let mut world = World::new("").await;
+        let mut world = world("").await;
         let gate = Gate::new();
         if flow != "device" {
             world.issuer.script(Answer::HoldAfter(gate.clone()));
         }
-        let login = begin(&world.host(), "op", "new", flow).await.json();
+        let login = begin(&world.daemon.socket(), "op", "new", flow).await.json();
         let mut answered = JoinSet::new();
         match flow {
             "paste" => {
                 let back = world.issuer.agree(login["authorization_url"].as_str().unwrap());
-                answered.spawn(bring(world.host(), login, back.to_string()));
+                answered.spawn(bring(world.daemon.socket(), login, back.to_string()));
             }
             "browser" => {
                 let back = world.issuer.agree(login["authorization_url"].as_str().unwrap());
@@ -239,24 +212,24 @@ async fn a_login_whose_code_is_at_the_provider_is_finished_before_the_daemons_en
         }
         assert!(world.daemon.wait().await.success(), "{flow}");
         world.daemon.launch().await;
-        let token = world.token("new").await;
+        let token = token(&world, "new").await;
         assert_eq!(token.status, 200, "{flow}: {}", token.text());
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_that_is_cancelled_once_its_code_is_at_the_provider_is_finished() {
-    let world = World::new("").await;
+    let world = world("").await;
     let gate = Gate::new();
     world.issuer.script(Answer::HoldAfter(gate.clone()));
-    let login = begin(&world.host(), "op", "new", "paste").await.json();
+    let login = begin(&world.daemon.socket(), "op", "new", "paste").await.json();
     let back = world.issuer.agree(login["authorization_url"].as_str().unwrap());
     let mut answered = JoinSet::new();
-    answered.spawn(bring(world.host(), login.clone(), back.to_string()));
+    answered.spawn(bring(world.daemon.socket(), login.clone(), back.to_string()));
     gate.wait_for_arrivals(1).await;
-    assert_eq!(request(&world.host(), "DELETE", &path(&login), &[], "").await.status, 204);
+    assert_eq!(request(&world.daemon.socket(), "DELETE", &path(&login), &[], "").await.status, 204);
     gate.open();
     let answer = timeout(AT_ONCE, answered.join_next()).await.expect("it is answered").unwrap();
     assert_eq!(answer.unwrap().status, 200);
-    assert_eq!(world.token("new").await.status, 200);
+    assert_eq!(token(&world, "new").await.status, 200);
 }

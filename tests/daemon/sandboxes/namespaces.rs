@@ -132,10 +132,10 @@ async fn the_lines_of_the_document_work_as_they_are_written() {
     // A person reads the id off the first answer.
     let lines = documented("by the API")
         .replace("$XDG_RUNTIME_DIR/credproxy/host/credproxy.sock", world.daemon.socket().to_str().unwrap());
-    let (first, rest) = lines.split_once("\n# those").unwrap();
+    let (first, rest) = lines.rsplit_once("\n\n").unwrap();
     let asks = first.split_once("\n\n").unwrap().0;
     let made: Value = serde_json::from_str(&run(&world, first).await).unwrap();
     assert_eq!(world.sandboxes().await, std::slice::from_ref(&made));
-    run(&world, &format!("{asks}\nID={}\n# those{rest}", made["id"].as_str().unwrap())).await;
+    run(&world, &format!("{asks}\nID={}\n{rest}", made["id"].as_str().unwrap())).await;
     world.all_gone().await;
 }

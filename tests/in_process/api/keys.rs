@@ -14,9 +14,10 @@ use credproxy::{
 use futures_util::FutureExt as _;
 use serde_json::json;
 
-use crate::api::world::{Answer, Api, World};
-
-const JSON: (&str, &str) = ("content-type", "application/json");
+use crate::api::{
+    JSON,
+    world::{Answer, Api, World},
+};
 
 impl Api {
     async fn set(&self, name: &str, key: &str) -> Answer {

@@ -8,7 +8,10 @@ use serde_json::{Value, json};
 use url::Url;
 
 use crate::{
-    api::world::{self, Answer, Api, World},
+    api::{
+        JSON,
+        world::{self, Answer, Api, World},
+    },
     support::{
         http::{Connection, Response},
         issuer::{Answer as Scripted, Gate, Raw},
@@ -17,7 +20,6 @@ use crate::{
 
 mod hostile;
 
-const JSON: (&str, &str) = ("content-type", "application/json");
 const PATIENT: Duration = Duration::from_mins(10);
 
 impl Api {

@@ -7,6 +7,7 @@ use axum::Extension;
 use axum_test::TestServer;
 use credproxy::{
     account::Account,
+    audit::Audit,
     clock::{Clock, SystemClock},
     dialect::Dialect,
     keys::Keys,
@@ -17,7 +18,7 @@ use credproxy::{
         oauth2::{Authentication, Endpoints, LoginSettings, OAuth2, Settings, endpoint},
     },
     refresh::Coordinator,
-    server::{AppState, peer::Peer, router},
+    server::{AppState, SocketServices, peer::Peer, router},
     store::{RefreshState, Store as _, memory::MemoryStore},
 };
 use http::{HeaderName, HeaderValue, Method};
@@ -94,8 +95,16 @@ impl Api {
 
     /// The same, as another user meets it.
     pub(crate) fn as_peer(world: &World, logins: &Logins, socket: &str, peer: Peer) -> Self {
-        let state = AppState::new(world.coordinator.clone(), world.keys.clone(), Policy::host());
-        let state = state.beside_others(logins.clone(), socket);
+        let state = AppState::from(SocketServices {
+            coordinator: world.coordinator.clone(),
+            keys: world.keys.clone(),
+            logins: logins.clone(),
+            sandboxes: None,
+            audit: Audit::default(),
+            socket: socket.into(),
+            policy: Policy::host(),
+            capability: None,
+        });
         Self(TestServer::new(router(state).layer(Extension(peer))).unwrap())
     }
 

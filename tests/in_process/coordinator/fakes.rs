@@ -11,18 +11,16 @@ use std::{
 
 use async_trait::async_trait;
 use credproxy::{
-    account::{Account, ProviderName},
     clock::{Clock, Monotonic, Timestamp},
-    grant::{Extra, Grant, Issued, Lifetime, Version},
+    grant::{Extra, Grant, Issued, Lifetime},
     provider::{Body, ErrorCode, Provider, Reply, Rules},
     secret::{AccessToken, RefreshToken},
-    store::{
-        AccountFilter, Claim, Deleted, Expect, Presentation, PutGrant, Record, RefreshState, Renamed, Revision, Store,
-        StoreError, Visitor,
-    },
+    store::StoreError,
 };
 use secrecy::ExposeSecret as _;
 use tokio::sync::Semaphore;
+
+use crate::support::store::{Intercepted, Interceptor, StoreCall};
 
 /// Follows tokio's clock, so that a paused test is in charge of it; the wall can be moved besides.
 #[derive(Debug)]
@@ -204,20 +202,12 @@ impl Provider for Scripted {
     }
 }
 
-/// Something that a store does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum StoreCall {
-    Load,
-    Claim,
-    Save,
-    Put,
-}
-
 /// A store whose kinds of access fail while a test says so.
+pub(crate) type FaultyStore<S> = Intercepted<Box<S>, Faults>;
+
 #[derive(Debug)]
-pub(crate) struct FaultyStore<S> {
-    pub(crate) inner: S,
-    /// The next of these calls are done, and do not return before [`FaultyStore::release`].
+pub(crate) struct Faults {
+    /// The next of these calls are done, and do not return before [`Faults::release`].
     held: Mutex<Vec<StoreCall>>,
     released: Semaphore,
     pub(crate) no_reads: AtomicBool,
@@ -231,43 +221,34 @@ pub(crate) struct FaultyStore<S> {
     pub(crate) usurped: AtomicBool,
 }
 
-impl<S> FaultyStore<S> {
-    pub(crate) fn new(inner: S) -> Arc<Self> {
-        let off = AtomicBool::default;
-        Arc::new(Self {
-            inner,
-            held: Mutex::default(),
-            released: Semaphore::new(0),
-            no_reads: off(),
-            no_claims: off(),
-            no_saves: off(),
-            denied_claims: off(),
-            deaf: off(),
-            usurped: off(),
-        })
+/// A store that works until a test says otherwise.
+pub(crate) fn faulty<S>(inner: S) -> Arc<FaultyStore<S>> {
+    let off = AtomicBool::default;
+    let faults = Faults {
+        held: Mutex::default(),
+        released: Semaphore::new(0),
+        no_reads: off(),
+        no_claims: off(),
+        no_saves: off(),
+        denied_claims: off(),
+        deaf: off(),
+        usurped: off(),
+    };
+    Arc::new(Intercepted::new(Box::new(inner), faults))
+}
+
+impl Faults {
+    pub(crate) fn hold(&self, call: StoreCall) {
+        self.held.lock().unwrap().push(call);
     }
 
-    pub(crate) fn hold(&self, step: StoreCall) {
-        self.held.lock().unwrap().push(step);
-    }
-
-    /// Whether every step to be held is.
+    /// Whether every call to be held is.
     pub(crate) fn holds(&self) -> bool {
         self.held.lock().unwrap().is_empty()
     }
 
     pub(crate) fn release(&self) {
         self.released.add_permits(1);
-    }
-
-    async fn after(&self, step: StoreCall) {
-        let held = {
-            let mut held = self.held.lock().unwrap();
-            held.iter().position(|of| *of == step).map(|place| held.remove(place)).is_some()
-        };
-        if held {
-            self.released.acquire().await.unwrap().forget();
-        }
     }
 }
 
@@ -280,88 +261,35 @@ fn unless(switch: &AtomicBool) -> Result<(), StoreError> {
 }
 
 #[async_trait]
-impl<S: Store> Store for FaultyStore<S> {
-    async fn load(&self, account: &Account) -> Result<Option<Record>, StoreError> {
-        unless(&self.no_reads)?;
-        let loaded = self.inner.load(account).await;
-        self.after(StoreCall::Load).await;
-        loaded
-    }
-
-    async fn names(&self) -> Result<Vec<Account>, StoreError> {
-        unless(&self.no_reads)?;
-        self.inner.names().await
-    }
-
-    async fn visit(&self, wanted: &AccountFilter<'_>, each: &mut Visitor<'_>) -> Result<(), StoreError> {
-        unless(&self.no_reads)?;
-        self.inner.visit(wanted, each).await
-    }
-
-    async fn claim(&self, account: &Account, expected: Revision, presented: Presentation) -> Result<Claim, StoreError> {
-        unless(&self.no_claims)?;
-        let claimed = self.inner.claim(account, expected, presented).await;
-        self.after(StoreCall::Claim).await;
-        unless(&self.denied_claims)?;
-        claimed
-    }
-
-    async fn settle(
-        &self,
-        account: &Account,
-        version: Version,
-        refresh_state: &RefreshState,
-    ) -> Result<bool, StoreError> {
-        unless(&self.no_saves)?;
-        if self.usurped.load(Ordering::SeqCst) {
-            return Ok(false);
+impl Interceptor for Faults {
+    async fn before(&self, call: StoreCall) -> Result<(), StoreError> {
+        match call {
+            StoreCall::Load | StoreCall::Names | StoreCall::Visit => unless(&self.no_reads),
+            StoreCall::Claim => unless(&self.no_claims),
+            StoreCall::Probe => unless(&self.no_claims).and_then(|()| unless(&self.no_saves)),
+            StoreCall::Settle | StoreCall::Save | StoreCall::Put | StoreCall::Rename | StoreCall::Delete => {
+                unless(&self.no_saves)
+            }
+            StoreCall::Item | StoreCall::Items | StoreCall::PutItem | StoreCall::DeleteItem => Ok(()),
         }
-        self.inner.settle(account, version, refresh_state).await
     }
 
-    async fn save(
-        &self,
-        account: &Account,
-        version: Version,
-        next: &Grant,
-        refresh_state: &RefreshState,
-    ) -> Result<bool, StoreError> {
-        unless(&self.no_saves)?;
-        let saved = self.inner.save(account, version, next, refresh_state).await;
-        self.after(StoreCall::Save).await;
-        saved
+    async fn after(&self, call: StoreCall) -> Result<(), StoreError> {
+        let held = {
+            let mut held = self.held.lock().unwrap();
+            held.iter().position(|of| *of == call).map(|place| held.remove(place)).is_some()
+        };
+        if held {
+            self.released.acquire().await.unwrap().forget();
+        }
+        if call == StoreCall::Claim { unless(&self.denied_claims) } else { Ok(()) }
     }
 
-    async fn put(
-        &self,
-        account: &Account,
-        grant: &Grant,
-        expect: &Expect,
-        siblings: &[ProviderName],
-    ) -> Result<PutGrant, StoreError> {
-        unless(&self.no_saves)?;
-        let put = self.inner.put(account, grant, expect, siblings).await;
-        self.after(StoreCall::Put).await;
-        put
+    fn lease_is_lost(&self) -> bool {
+        self.usurped.load(Ordering::SeqCst)
     }
 
-    async fn rename(&self, from: &Account, to: &Account) -> Result<Renamed, StoreError> {
-        unless(&self.no_saves)?;
-        self.inner.rename(from, to).await
-    }
-
-    async fn delete(&self, account: &Account, expect: &Expect) -> Result<Deleted, StoreError> {
-        unless(&self.no_saves)?;
-        self.inner.delete(account, expect).await
-    }
-
-    async fn probe(&self) -> Result<(), StoreError> {
-        unless(&self.no_claims)?;
-        unless(&self.no_saves)?;
-        self.inner.probe().await
-    }
-
-    fn epoch(&self) -> u64 {
-        if self.deaf.load(Ordering::SeqCst) { 0 } else { self.inner.epoch() }
+    fn epoch(&self, epoch: u64) -> u64 {
+        if self.deaf.load(Ordering::SeqCst) { 0 } else { epoch }
     }
 }

@@ -9,6 +9,7 @@ use credproxy::{
     provider::{Provider, Rules},
     refresh::{CallerContext, Coordinator, RefreshError, condition::IfMatch},
     store::{Store as _, memory::MemoryStore},
+    timeouts::PROVIDER_PERMIT_TIMEOUT,
 };
 use tokio::task::JoinSet;
 
@@ -103,7 +104,7 @@ async fn a_provider_that_hangs_keeps_its_own_accounts_waiting_and_no_other() {
 
     let refused = pair.refresh("slow/b", &CallerContext::default()).await;
     assert!(matches!(refused, Err(RefreshError::ProviderBusy)), "{refused:?}");
-    assert_eq!(elapsed(), SECOND * 10);
+    assert_eq!(elapsed(), PROVIDER_PERMIT_TIMEOUT);
     assert!(!pair.marked("slow/b").await);
     pair.coordinator.token(&"slow/b".parse().unwrap(), None).await.expect("the valid token is served");
 

@@ -10,9 +10,12 @@ use credproxy::{
 };
 use tokio::task::JoinSet;
 
-use crate::coordinator::{
-    SECOND, World, access, account, all,
-    fakes::{StoreCall, lost, set},
+use crate::{
+    coordinator::{
+        SECOND, World, access, account, all,
+        fakes::{lost, set},
+    },
+    support::store::StoreCall,
 };
 
 /// Good for so long that a reader wants it refreshed, and can use it.

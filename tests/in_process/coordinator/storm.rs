@@ -12,19 +12,18 @@ use std::{
 
 use async_trait::async_trait;
 use credproxy::{
-    account::{Account, ProviderName},
+    account::Account,
     clock::{SystemClock, Timestamp},
-    grant::{Grant, Issued, Lifetime, Version},
+    grant::{Grant, Issued, Lifetime},
     provider::{Body, Provider, Providers, Reply, Rules},
     refresh::{Coordinator, RefreshError, Snapshot, condition::IfMatch},
     secret::{AccessToken, RefreshToken, StoreKey},
-    store::{
-        AccountFilter, Claim, Deleted, Expect, Presentation, PutGrant, Record, RefreshState, Renamed, Revision, Store,
-        StoreError, Visitor, memory::MemoryStore, sqlite::Sqlite,
-    },
+    store::{Store, StoreError, memory::MemoryStore, sqlite::Sqlite},
 };
 use secrecy::ExposeSecret as _;
 use tokio::task::JoinSet;
+
+use crate::support::store::{Intercepted, Interceptor, StoreCall};
 
 /// Numbers that differ from run to run as the threads do; which ones does not matter.
 #[derive(Debug, Default)]
@@ -116,86 +115,31 @@ impl Provider for Strict {
     }
 }
 
-/// A store that takes its time before and after, and fails to save now and then.
+/// Takes its time before and after, and fails to save now and then.
 #[derive(Debug)]
-struct Slow {
-    inner: Arc<dyn Store>,
-    dice: Dice,
-}
+struct Slow(Dice);
 
 impl Slow {
-    async fn around<T>(&self, work: impl Future<Output = T>) -> T {
-        self.dice.hold_up().await;
-        let done = work.await;
-        self.dice.hold_up().await;
-        done
+    async fn hold_up(&self, call: StoreCall) {
+        if !matches!(call, StoreCall::Names | StoreCall::Visit | StoreCall::Probe) {
+            self.0.hold_up().await;
+        }
     }
 }
 
 #[async_trait]
-impl Store for Slow {
-    async fn load(&self, account: &Account) -> Result<Option<Record>, StoreError> {
-        self.around(self.inner.load(account)).await
-    }
-
-    async fn names(&self) -> Result<Vec<Account>, StoreError> {
-        self.inner.names().await
-    }
-
-    async fn visit(&self, wanted: &AccountFilter<'_>, each: &mut Visitor<'_>) -> Result<(), StoreError> {
-        self.inner.visit(wanted, each).await
-    }
-
-    async fn claim(&self, account: &Account, expected: Revision, presented: Presentation) -> Result<Claim, StoreError> {
-        self.around(self.inner.claim(account, expected, presented)).await
-    }
-
-    async fn settle(
-        &self,
-        account: &Account,
-        version: Version,
-        refresh_state: &RefreshState,
-    ) -> Result<bool, StoreError> {
-        self.around(self.inner.settle(account, version, refresh_state)).await
-    }
-
-    async fn save(
-        &self,
-        account: &Account,
-        version: Version,
-        next: &Grant,
-        refresh_state: &RefreshState,
-    ) -> Result<bool, StoreError> {
-        if self.dice.below(60) == 0 {
+impl Interceptor for Slow {
+    async fn before(&self, call: StoreCall) -> Result<(), StoreError> {
+        if call == StoreCall::Save && self.0.below(60) == 0 {
             return Err(StoreError::Unavailable("disk full".into()));
         }
-        self.around(self.inner.save(account, version, next, refresh_state)).await
+        self.hold_up(call).await;
+        Ok(())
     }
 
-    async fn put(
-        &self,
-        account: &Account,
-        grant: &Grant,
-        expect: &Expect,
-        siblings: &[ProviderName],
-    ) -> Result<PutGrant, StoreError> {
-        self.around(self.inner.put(account, grant, expect, siblings)).await
-    }
-
-    async fn rename(&self, from: &Account, to: &Account) -> Result<Renamed, StoreError> {
-        self.around(self.inner.rename(from, to)).await
-    }
-
-    async fn delete(&self, account: &Account, expect: &Expect) -> Result<Deleted, StoreError> {
-        self.around(self.inner.delete(account, expect)).await
-    }
-
-    async fn probe(&self) -> Result<(), StoreError> {
-        self.inner.probe().await
-    }
-
-    fn epoch(&self) -> u64 {
-        self.inner.epoch()
+    async fn after(&self, call: StoreCall) -> Result<(), StoreError> {
+        self.hold_up(call).await;
+        Ok(())
     }
 }
 
@@ -204,7 +148,7 @@ fn account() -> Account {
 }
 
 fn daemon(inner: Arc<dyn Store>, provider: &Arc<Strict>, seed: u64) -> Coordinator {
-    let store = Arc::new(Slow { inner, dice: Dice(AtomicU64::new(seed)) });
+    let store = Arc::new(Intercepted::new(inner, Slow(Dice(AtomicU64::new(seed)))));
     let provider: Arc<dyn Provider> = Arc::<Strict>::clone(provider);
     let providers: Providers = [("corp".parse().unwrap(), provider)].into_iter().collect();
     Coordinator::new(store, providers, Arc::new(SystemClock::new()), Duration::ZERO)

@@ -328,7 +328,7 @@ async fn a_proxy_sees_no_token_whatever_it_does() {
     let mut tasks = JoinSet::new();
     let (proxy, asked) = refusing_proxy(&mut tasks).await;
     let output = tokio::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "connections::child_behind_a_proxy", "--ignored", "--nocapture"])
+        .args(["--exact", "provider_wire::connections::child_behind_a_proxy", "--ignored", "--nocapture"])
         .env("HTTPS_PROXY", format!("http://{proxy}"))
         .env("HTTP_PROXY", format!("http://{proxy}"))
         .env_remove("NO_PROXY")

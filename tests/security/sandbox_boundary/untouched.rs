@@ -13,144 +13,51 @@ use std::{
 use async_trait::async_trait;
 use axum_test::TestServer;
 use credproxy::{
-    account::{Account, ItemName, ProviderName},
     clock::{Clock, SystemClock},
-    grant::{Grant, Version},
-    item::{Item, ItemKind, ItemTag},
     keys::Keys,
     policy::{Allowed, Operation, Policy},
     refresh::Coordinator,
     server::{AppState, router},
-    store::{
-        AccountFilter, Claim, Deleted, Expect, ItemEntry, ItemStore, Presentation, Put, PutGrant, Record, RefreshState,
-        Removed, Renamed, Revision, Store, StoreError, Visitor, memory::MemoryStore,
-    },
+    store::{StoreError, memory::MemoryStore},
 };
 use http::Method;
 use serde_json::json;
 
 use crate::{
     sandbox_boundary::World,
-    support::http::{Connection, Transcript},
+    support::{
+        http::{Connection, Transcript},
+        store::{Intercepted, Interceptor, StoreCall},
+    },
 };
 
 /// How often each account is asked for.
 const ROUNDS: usize = 500;
 
 /// Counts what a store is asked for.
-#[derive(Debug)]
-struct Counting {
-    store: MemoryStore,
-    asked: AtomicUsize,
-}
-
-impl Counting {
-    fn asked(&self) -> &MemoryStore {
-        self.asked.fetch_add(1, Ordering::SeqCst);
-        &self.store
-    }
-}
+#[derive(Debug, Default)]
+struct Counting(AtomicUsize);
 
 #[async_trait]
-impl Store for Counting {
-    async fn load(&self, account: &Account) -> Result<Option<Record>, StoreError> {
-        self.asked().load(account).await
+impl Interceptor for Counting {
+    async fn before(&self, _: StoreCall) -> Result<(), StoreError> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Ok(())
     }
 
-    async fn names(&self) -> Result<Vec<Account>, StoreError> {
-        self.asked().names().await
-    }
-
-    async fn visit(&self, wanted: &AccountFilter<'_>, each: &mut Visitor<'_>) -> Result<(), StoreError> {
-        self.asked().visit(wanted, each).await
-    }
-
-    async fn claim(&self, account: &Account, expected: Revision, presented: Presentation) -> Result<Claim, StoreError> {
-        self.asked().claim(account, expected, presented).await
-    }
-
-    async fn settle(
-        &self,
-        account: &Account,
-        version: Version,
-        refresh_state: &RefreshState,
-    ) -> Result<bool, StoreError> {
-        self.asked().settle(account, version, refresh_state).await
-    }
-
-    async fn save(
-        &self,
-        account: &Account,
-        version: Version,
-        next: &Grant,
-        refresh_state: &RefreshState,
-    ) -> Result<bool, StoreError> {
-        self.asked().save(account, version, next, refresh_state).await
-    }
-
-    async fn put(
-        &self,
-        account: &Account,
-        grant: &Grant,
-        expect: &Expect,
-        siblings: &[ProviderName],
-    ) -> Result<PutGrant, StoreError> {
-        self.asked().put(account, grant, expect, siblings).await
-    }
-
-    async fn rename(&self, from: &Account, to: &Account) -> Result<Renamed, StoreError> {
-        self.asked().rename(from, to).await
-    }
-
-    async fn delete(&self, account: &Account, expect: &Expect) -> Result<Deleted, StoreError> {
-        self.asked().delete(account, expect).await
-    }
-
-    async fn probe(&self) -> Result<(), StoreError> {
-        self.asked().probe().await
-    }
-
-    fn epoch(&self) -> u64 {
-        self.asked().epoch()
-    }
-}
-
-#[async_trait]
-impl ItemStore for Counting {
-    async fn item(&self, kind: ItemKind, name: &ItemName) -> Result<Option<Item>, StoreError> {
-        self.asked().item(kind, name).await
-    }
-
-    async fn items(&self, kind: ItemKind) -> Result<Vec<ItemEntry>, StoreError> {
-        self.asked().items(kind).await
-    }
-
-    async fn put_item(
-        &self,
-        kind: ItemKind,
-        name: &ItemName,
-        item: &Item,
-        expect: &Expect<ItemTag>,
-    ) -> Result<Put, StoreError> {
-        self.asked().put_item(kind, name, item, expect).await
-    }
-
-    async fn delete_item(
-        &self,
-        kind: ItemKind,
-        name: &ItemName,
-        expect: &Expect<ItemTag>,
-    ) -> Result<Removed, StoreError> {
-        self.asked().delete_item(kind, name, expect).await
+    fn epoch(&self, epoch: u64) -> u64 {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        epoch
     }
 }
 
 #[tokio::test]
 async fn a_refusal_asks_the_store_for_nothing() {
-    let store = Arc::new(Counting { store: MemoryStore::new().unwrap(), asked: AtomicUsize::new(0) });
+    let store = Arc::new(Intercepted::new(Box::new(MemoryStore::new().unwrap()), Counting::default()));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let keys = Keys::new(Arc::<Counting>::clone(&store), Arc::clone(&clock));
-    let coordinator = Coordinator::new(Arc::<Counting>::clone(&store), [].into_iter().collect(), clock, Duration::ZERO);
+    let keys = Keys::new(Arc::<Intercepted<_, _>>::clone(&store), Arc::clone(&clock));
+    let coordinator =
+        Coordinator::new(Arc::<Intercepted<_, _>>::clone(&store), [].into_iter().collect(), clock, Duration::ZERO);
     let api = |policy| TestServer::new(router(AppState::new(coordinator.clone(), keys.clone(), policy))).unwrap();
     let host = api(Policy::host());
     let sandbox = api(Policy::sandbox(Allowed {
@@ -166,7 +73,7 @@ async fn a_refusal_asks_the_store_for_nothing() {
     }
     assert_eq!(host.put("/v1/api-keys/deploy").json(&json!({"api_key": "k"})).await.status_code(), 201);
 
-    let before = store.asked.load(Ordering::SeqCst);
+    let before = store.0.load(Ordering::SeqCst);
     for name in ["other", "nowhere"] {
         for (method, target) in [
             ("GET", format!("/v1/tokens/{name}")),
@@ -188,10 +95,10 @@ async fn a_refusal_asks_the_store_for_nothing() {
             assert_eq!(refused.status_code(), 403, "{name}");
         }
     }
-    assert_eq!(store.asked.load(Ordering::SeqCst), before);
+    assert_eq!(store.0.load(Ordering::SeqCst), before);
     // What is allowed asks it.
     assert_eq!(sandbox.get("/v1/api-keys/openai").await.status_code(), 404);
-    assert!(store.asked.load(Ordering::SeqCst) > before);
+    assert!(store.0.load(Ordering::SeqCst) > before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
