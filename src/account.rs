@@ -23,8 +23,18 @@ pub enum NameError {
     )]
     Malformed,
     /// Contains the text of invariant 2.
-    #[error("a name must not hold the text that never leaves over a socket")]
+    #[error("a name must not contain \"refresh_token\"")]
     Forbidden,
+}
+
+impl NameError {
+    /// The text for an answer over a socket, which must not contain `refresh_token` itself.
+    pub(crate) fn for_socket(self) -> String {
+        match self {
+            Self::Malformed => self.to_string(),
+            Self::Forbidden => "a name must not contain a reserved word; see docs/configuration.md".into(),
+        }
+    }
 }
 
 /// Whether the text is a name.

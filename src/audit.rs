@@ -189,10 +189,10 @@ pub enum AuditError {
     #[error("cannot write the audit log")]
     Unfit(#[source] io::Error),
     /// There is no disk space, and the policy is [`OnFailure::Closed`].
-    #[error("there is no room for the audit log")]
+    #[error("no disk space for the audit log")]
     NoRoom(#[source] io::Error),
     /// The operating system said no.
-    #[error("cannot begin the audit log")]
+    #[error("cannot start the audit writer")]
     Io(#[from] io::Error),
 }
 

@@ -80,7 +80,7 @@ pub enum ClientError {
         retry_after: Option<Duration>,
     },
     /// The connection broke before the answer was whole: the request may have been carried out.
-    #[error("the daemon hung up")]
+    #[error("the daemon closed the connection without an answer")]
     Interrupted(#[source] Box<dyn Error + Send + Sync>),
     /// No answer within [`REQUEST_TIMEOUT`]: the request may have been carried out.
     #[error("the daemon did not answer within {} s", REQUEST_TIMEOUT.as_secs())]

@@ -151,7 +151,7 @@ pub enum ConfigError {
         problem: Cow<'static, str>,
     },
     /// A default path is below the home directory, and HOME is not set.
-    #[error("there is no place for {what}: HOME is not set to an absolute path, and {key} is not given")]
+    #[error("no default path for {what}: HOME is not set to an absolute path, and {key} is not given")]
     NoDefaultPath {
         /// What the path is for.
         what: &'static str,
@@ -165,7 +165,7 @@ pub enum ConfigError {
         name: &'static str,
     },
     /// Others could have written what an environment variable names.
-    #[error("what the environment variable {name} names is not to be trusted")]
+    #[error("the path in the environment variable {name} is not safe")]
     UntrustedVariable {
         /// The variable.
         name: &'static str,

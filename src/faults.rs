@@ -33,7 +33,7 @@ pub(crate) async fn reach(step: &str) {
     let Ok(steps) = fs::read_to_string(directory.join("stop")) else { return };
     if steps.lines().any(|line| line == step) {
         if let Err(error) = announce(&directory.join(format!("{step}.at"))) {
-            tracing::error!(step, %error, "the test will wait in vain");
+            tracing::error!(step, %error, "the test's failure point is broken");
         }
         let go = directory.join(format!("{step}.go"));
         while !go.exists() {
@@ -47,7 +47,7 @@ pub(crate) fn joined() {
     if let Some(directory) = &*DIRECTORY
         && let Err(error) = announce(&directory.join("joined"))
     {
-        tracing::error!(%error, "the test will wait in vain");
+        tracing::error!(%error, "the test's failure point is broken");
     }
 }
 

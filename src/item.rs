@@ -105,10 +105,10 @@ pub struct Item {
 #[derive(Debug, thiserror::Error)]
 pub enum ItemError {
     /// A random tag cannot be generated.
-    #[error("the generator of random numbers fails")]
+    #[error("the random number generator failed")]
     Random(#[from] getrandom::Error),
     /// The content cannot be serialized.
-    #[error("the content cannot be written")]
+    #[error("the content cannot be serialized")]
     Json(#[from] serde_json::Error),
 }
 

@@ -69,7 +69,7 @@ pub enum LifecycleError {
     )]
     ForeignKey,
     /// A socket cannot be bound.
-    #[error("cannot offer the socket {name}")]
+    #[error("cannot bind the socket {name}")]
     Bind {
         /// The socket's name in the configuration.
         name: String,
@@ -114,10 +114,10 @@ pub enum LifecycleError {
     #[error("cannot make the accounts of --dev")]
     Dev(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The store was not closed in time. Committed changes are in the write-ahead log, which the next start reads.
-    #[error("ended without closing the store: the disk does not answer")]
+    #[error("stopped without closing the store: the disk does not answer")]
     StoreNotClosed,
     /// Work was still under way when the shutdown timed out.
-    #[error("ended with work under way, after {} s", SHUTDOWN_WORK_TIMEOUT.as_secs())]
+    #[error("stopped with work still under way, after {} s", SHUTDOWN_WORK_TIMEOUT.as_secs())]
     Unfinished,
 }
 
@@ -135,7 +135,7 @@ pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Res
     if store.is_copied() {
         tracing::warn!(
             store = %config.store.path.display(),
-            "the store is not in the place where it was used last: it was copied, moved or restored. A refresh token is \
+            "the store is not where it was last used: it was copied, moved or restored. A refresh token is \
              good in one place only: stop every daemon that uses another copy. Tokens that are good are served; a grant \
              that was refreshed elsewhere since needs a new login"
         );
@@ -144,9 +144,9 @@ pub async fn serve(config: &Config, mut confined: Confined, ask: Ask<'_>) -> Res
     let providers = providers(&config.providers, environment, config.refresh.request_timeout, &clock).await?;
     confined.close();
     if confined.extent.is_lacking() {
-        tracing::warn!(confined = %confined.extent, "what a break-in could reach is not bounded as it should be");
+        tracing::warn!(confined = %confined.extent, "not fully sandboxed");
     } else {
-        tracing::info!(confined = %confined.extent);
+        tracing::info!(confined = %confined.extent, "sandboxed");
     }
     let item_store: Arc<dyn ItemStore> = Arc::<Sqlite>::clone(&store);
     let keys = Keys::new(Arc::clone(&item_store), Arc::clone(&clock));
@@ -369,7 +369,7 @@ async fn run<T>(
     let served = async { while serving.join_next().await.is_some() {} };
     let mut served = pin!(served);
     if tokio::time::timeout(FINAL_RESPONSES_TIMEOUT, &mut served).await.is_err() {
-        tracing::warn!("some connections were close_now off");
+        tracing::warn!("some connections were closed before their requests were finished");
         // Tasks that still run hold the sockets open.
         shutdown.immediate.cancel();
         if tokio::time::timeout(FINAL_RESPONSES_TIMEOUT, &mut served).await.is_err() {

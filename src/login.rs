@@ -7,14 +7,14 @@
 //! 1. A login belongs to the socket and the user that started it. To everybody else it does not exist.
 //! 2. A login takes one answer. Its verifier and device code go to the provider alone; its state goes there and back by
 //!    the person's browser.
-//! 3. What an answer sets off is carried to its end by the login's own task, whoever hangs up, cancels it or ends the
-//!    daemon: a code is spent once the provider has it. It is a new grant: the account's cooldown and latch end with the
-//!    old one.
+//! 3. Once the provider's response has arrived, the login's own task processes it to the end, even if the login is
+//!    cancelled, the client disconnects or the daemon stops: a code is spent once the provider has it. A login brings a
+//!    new grant: the account's cooldown and its dead mark end with the old one.
 //! 4. A login that failed has stored nothing, and none outlives its lifetime or the process.
-//! 5. A login of a sandbox's never replaces a grant that is of use still, and takes neither the host's last places nor
-//!    the port of a registration from it.
+//! 5. A sandbox's login never replaces a grant that is still usable, and takes neither the permits reserved for the
+//!    host nor a registered redirect port from the host.
 //!
-//! Must not know: the API's form, what an exchange looks like on the wire, SQL.
+//! Must not know: the format of the API, the exchange on the wire, SQL.
 
 use std::{
     collections::HashMap,
@@ -51,10 +51,10 @@ use session::{Session, SessionSetup, Work};
 
 pub use session::LoginId;
 
-/// Logins remembered after their end, so that whoever began them learns of it.
+/// Ended logins that are remembered, so that their owners learn the result.
 const MAX_ENDED_LOGINS: usize = 100;
 
-/// Who began a login (invariant 1).
+/// The owner of a login (invariant 1).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
     /// The socket's name in the configuration.
@@ -68,26 +68,26 @@ pub struct Owner {
 /// A login as its owner may see it.
 #[derive(Debug, Clone)]
 pub struct Login {
-    /// Its name in the API.
+    /// Its id in the API.
     pub id: LoginId,
-    /// What it logs in to.
+    /// The account that it logs in to.
     pub account: Account,
-    /// How.
+    /// Its flow.
     pub flow: Flow,
-    /// What the person is to do.
+    /// What the person has to do.
     pub prompt: Prompt,
-    /// When it gives up waiting.
+    /// When it expires.
     pub expires_at: Timestamp,
-    /// How far it is.
+    /// Its status.
     pub progress: Progress,
 }
 
-/// What the person is to do.
+/// What the person has to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Prompt {
-    /// Open this address, and for [`Flow::Paste`] bring back the code.
+    /// Open this address and, for [`Flow::Paste`], bring back the code.
     Visit(String),
-    /// Open the address and type the code in.
+    /// Open the address and enter the code.
     Confirm {
         /// The address.
         verification_uri: String,
@@ -95,82 +95,82 @@ pub enum Prompt {
         user_code: String,
         /// The address with the code in it.
         complete: Option<String>,
-        /// How often the provider is asked.
+        /// The interval between two polls of the provider.
         interval: Duration,
     },
 }
 
-/// How far a login is.
+/// The status of a login.
 #[derive(Debug, Clone)]
 pub enum Progress {
-    /// It waits for the person, or for the provider's answer.
+    /// It waits for the person or for the provider's response.
     Pending,
     /// The grant is stored.
     Complete,
-    /// It ended without one.
+    /// It failed.
     Failed(LoginError),
 }
 
-/// Why there is no login, or none any more. Everything in it may be shown to the caller.
+/// Why there is no login, or no longer one. Everything in it may be shown to the caller.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LoginError {
     /// The configuration has no such provider.
     #[error("no provider of this name is configured")]
     NotConfigured,
-    /// The provider has no such flow, or none at all.
+    /// The provider does not support this flow, or no flow at all.
     #[error("the provider does not offer this login flow; see /v1/providers")]
     NotOffered,
-    /// As many wait as may, altogether or on this socket.
+    /// Too many logins are pending, in total or on this socket.
     #[error("too many logins are under way: finish or cancel one")]
     TooMany {
         /// When to try again.
         wait: Duration,
     },
-    /// This socket has begun as many as it may for now, whatever became of them.
+    /// This socket has started too many logins lately, whatever became of them.
     #[error("this socket has begun too many logins: wait before the next one")]
     TooOften {
         /// When to try again.
         wait: Duration,
     },
-    /// The port that the registration names cannot be listened on.
+    /// The port of the registered redirect URI cannot be bound.
     #[error("the port of the provider's redirect_uri is in use: end the other login, or use another flow")]
     PortTaken {
         /// When to try again.
         wait: Duration,
     },
-    /// Never begun, forgotten, cancelled, or another's.
+    /// Unknown id, forgotten, cancelled, or another owner's.
     #[error("there is no such login: it was cancelled, is long over, or was begun on another socket")]
     NotFound,
-    /// The person took too long.
+    /// The login expired.
     #[error("the login took too long: begin a new one")]
     Expired,
-    /// It has had its answer.
-    #[error("this login has had its answer: begin a new one")]
+    /// The login has had its response already.
+    #[error("this login was already completed: begin a new one")]
     AlreadyUsed,
-    /// A device login.
+    /// A device login takes no code.
     #[error("a device login takes no code: the person types one in at the provider's page")]
     TakesNoCode,
-    /// What was pasted is no code, no `code#state` and no redirect address.
-    #[error("this is no authorization code")]
+    /// The pasted text is no code, no `code#state` and no redirect address.
+    #[error("not a valid authorization code")]
     Malformed,
     /// The person or the provider refused, or the provider failed.
     #[error("{reason}{}", code.as_ref().map(|code| format!(" ({code})")).unwrap_or_default())]
     Exchange {
-        /// In words of ours.
+        /// A description in our own words.
         reason: &'static str,
-        /// The provider's error code, if it has one that may be shown.
+        /// The provider's error code, if there is one that may be shown.
         code: Option<String>,
     },
-    /// The provider agreed, and what is stored was left as it is.
+    /// The provider agreed, but the stored grant was kept.
     #[error("{0}")]
     GrantConflict(&'static str),
-    /// The provider agreed, and the grant could not be stored.
+    /// The provider agreed, but the grant could not be stored.
     #[error(transparent)]
     Store(RefreshError),
-    /// The daemon is about to end.
+    /// The daemon is stopping.
     #[error("the daemon is shutting down")]
     ShuttingDown,
-    /// A fault of ours.
+    /// An internal error.
     #[error("internal error")]
     Internal,
 }
@@ -203,14 +203,14 @@ struct Inner {
 }
 
 impl Logins {
-    /// Logins whose grants the coordinator stores. Each waits for its person for `lifetime`, and is remembered for as
-    /// long after its end.
+    /// Logins whose grants are stored by the coordinator. Each one waits for its person for `lifetime`, and is
+    /// remembered for as long after its end.
     #[must_use]
     pub fn new(coordinator: Coordinator, lifetime: Duration) -> Self {
         Self::within(coordinator, lifetime, LoginLimits::default())
     }
 
-    /// The same, no more of them at once than the limits say.
+    /// [`Logins::new`] with limits on the number of pending logins.
     #[must_use]
     pub fn within(coordinator: Coordinator, lifetime: Duration, limits: LoginLimits) -> Self {
         Self(Arc::new(Inner {
@@ -223,7 +223,7 @@ impl Logins {
         }))
     }
 
-    /// Begins a login; without a flow, with the first that the provider offers of device, browser and paste.
+    /// Starts a login. The default flow is the first one that the provider offers of device, browser and paste.
     pub async fn start(&self, owner: Owner, account: Account, flow: Option<Flow>) -> Result<Login, LoginError> {
         let inner = &self.0;
         if inner.stopping.is_cancelled() {
@@ -231,7 +231,7 @@ impl Logins {
         }
         let provider = inner.coordinator.providers().get(&account.provider).ok_or(LoginError::NotConfigured)?;
         if owner.role == Role::Sandbox {
-            // It is looked at again when the grant is to be stored.
+            // Checked again when the grant is stored.
             inner.coordinator.refuse_if_usable(&account).await.map_err(LoginError::Store)?;
         }
         let clock = inner.coordinator.clock();
@@ -256,21 +256,21 @@ impl Logins {
         Ok(login)
     }
 
-    /// How the login stands.
+    /// Returns the status of the login.
     pub fn status(&self, owner: &Owner, id: LoginId) -> Result<Login, LoginError> {
         self.0.find(owner, id)?.current_status()
     }
 
-    /// The same, once it stands otherwise than pending or `limit` has passed.
+    /// Returns the status of the login once it is no longer pending, or after `limit`.
     pub async fn wait(&self, owner: &Owner, id: LoginId, limit: Duration) -> Result<Login, LoginError> {
         let session = self.0.find(owner, id)?;
-        // A time that is up is no error: the login is pending still.
+        // A timeout is not an error: the login is still pending.
         timeout(limit, session.ended()).await.ok();
         session.current_status()
     }
 
-    /// Brings the answer of a browser or paste login: a code, `code#state`, or the whole address that the browser was
-    /// sent to. Waits for what comes of it.
+    /// Completes a browser or paste login with a code, `code#state`, or the whole address that the browser was sent to.
+    /// Waits for the result.
     pub async fn paste(&self, owner: &Owner, id: LoginId, text: &str) -> Result<Login, LoginError> {
         let session = self.0.find(owner, id)?;
         session.current_status()?;
@@ -283,7 +283,7 @@ impl Logins {
         }
     }
 
-    /// Ends the login at once unless it has had its answer, and forgets it.
+    /// Cancels the login, unless its response has arrived, and forgets it.
     pub fn cancel(&self, owner: &Owner, id: LoginId) -> Result<(), LoginError> {
         let session = self.0.find(owner, id)?;
         self.0.sessions().remove(&id);
@@ -291,7 +291,7 @@ impl Logins {
         Ok(())
     }
 
-    /// Ends and forgets what was begun on a socket that is gone.
+    /// Cancels and forgets the logins of a socket that has been removed.
     pub fn cancel_all_of_socket(&self, socket: &str) {
         self.0.sessions().retain(|_, session| {
             let stays = &*session.owner.socket != socket;
@@ -302,8 +302,8 @@ impl Logins {
         });
     }
 
-    /// Begins no login any more and ends those under way; waits for those that have had their answer, and until the last
-    /// of the tasks is gone.
+    /// Accepts no more logins and cancels the pending ones. Waits for those that have had their response, and until all
+    /// tasks have ended.
     pub async fn shut_down(&self) {
         self.0.stopping.cancel();
         self.0.tasks.close();
@@ -312,7 +312,7 @@ impl Logins {
 }
 
 impl Inner {
-    /// The life of one login, from its beginning until it is forgotten.
+    /// The life of one login, from its start until it is forgotten.
     async fn drive(
         self: Arc<Self>,
         session: Arc<Session>,
@@ -339,12 +339,12 @@ impl Inner {
         drop(forgotten);
     }
 
-    /// Ends the logins of sandboxes that listen there: the host's own comes first.
+    /// Cancels the logins of sandboxes that listen on this address: the host's own logins take precedence.
     fn cancel_sandbox_logins_at(&self, place: SocketAddr) {
         self.sessions().retain(|_, session| {
             let stays = session.owner.role == Role::Host || session.port != Some(place) || session.has_ended();
             if !stays {
-                tracing::info!(account = %session.account, socket = %session.owner.socket, "a login makes room for the host's");
+                tracing::info!(account = %session.account, socket = %session.owner.socket, "cancelled a sandbox's login in favour of the host's");
                 session.cancelled.cancel();
             }
             stays
@@ -361,7 +361,7 @@ impl Inner {
         };
         match put {
             Ok(_) => Ok(()),
-            // Whose it is may not be for whoever began the login to know.
+            // The owner of the other login may not be disclosed to this one.
             Err(RefreshError::GrantConflict(_)) => Err(LoginError::GrantConflict(
                 "the provider issued a refresh token that this daemon has used before or holds for another account; \
                  nothing was changed",
@@ -379,7 +379,7 @@ impl Inner {
         sessions.get(&id).filter(|session| session.owner == *owner).cloned().ok_or(LoginError::NotFound)
     }
 
-    /// Takes a login in; of those that have ended, the one that began first makes room.
+    /// Adds a login. If too many ended ones are remembered, the one that was started first is dropped.
     fn remember(&self, session: &Arc<Session>) {
         let mut sessions = self.sessions();
         let ended = sessions.values().filter(|session| session.has_ended());
@@ -393,7 +393,7 @@ impl Inner {
     }
 }
 
-/// Sees to it that a login is gone when its task is, whatever ended it.
+/// Removes the login when its task ends, however it ends.
 struct ForgetOnDrop<'a> {
     inner: &'a Inner,
     session: &'a Session,

@@ -41,11 +41,11 @@ fn harden_process() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whatever matters was waited for by then. What is left may never end: a name server that does not answer, a terminal
-/// that is still being read from.
+/// The time that threads have to end. Whatever matters has been waited for by then; the rest may never end: a name
+/// server that does not answer, a terminal that is still being read from.
 const THREAD_SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Does the work on a runtime of its own, and leaves behind what does not end with it.
+/// Runs the command on its own runtime and abandons what does not end with it.
 fn block_on<T>(builder: &mut Builder, work: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = builder.enable_all().build().map_err(|error| Failure::new(Exit::Failure, error))?;
     let done = runtime.block_on(work);

@@ -1,8 +1,8 @@
 //! What a socket may do.
 //!
-//! Owns: roles, operations, the lists of what is allowed, and the decisions made of them. Pure: no state, no time.
+//! Owns: roles, operations, allow-lists, and the decisions that follow from them. Pure: no state, no time.
 //!
-//! Invariant: what is not allowed is refused. A sandbox socket without a list sees nothing.
+//! Invariant: what is not allowed is refused. A sandbox socket without an allow-list sees nothing.
 
 use std::{fmt, str::FromStr};
 
@@ -20,11 +20,11 @@ pub enum Role {
 /// What a sandbox socket may be allowed to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
-    /// Get its token, which includes the refresh that this may cause; see how it stands.
+    /// Get a token, including the refresh that this may cause, and see its status.
     Read,
     /// Ask for a new token.
     Refresh,
-    /// Begin a login, and see it through.
+    /// Start and complete a login.
     Login,
     /// Get an API key.
     Keys,
@@ -34,7 +34,7 @@ impl Operation {
     /// Every operation.
     pub const ALL: [Self; 4] = [Self::Read, Self::Refresh, Self::Login, Self::Keys];
 
-    /// Its name in a configuration.
+    /// Its name in the configuration.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -46,7 +46,7 @@ impl Operation {
     }
 }
 
-/// The text names no operation. It is not repeated: it may be anything.
+/// The text is not the name of an operation. It is not repeated: it may contain anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be \"read\", \"refresh\", \"login\" or \"keys\"")]
 pub struct OperationError;
@@ -96,7 +96,7 @@ impl Pattern {
         }
     }
 
-    /// The provider that it names.
+    /// The provider of the entry.
     #[must_use]
     pub const fn provider(&self) -> &ProviderName {
         match self {
@@ -106,12 +106,12 @@ impl Pattern {
     }
 }
 
-/// What a sandbox is allowed: what is on no list here is refused.
+/// What a sandbox is allowed. Everything else is refused.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Allowed {
     /// The accounts.
     pub allow: Vec<Pattern>,
-    /// What may be done with them, and with the keys.
+    /// The operations on the accounts and API keys.
     pub operations: Vec<Operation>,
     /// The API keys.
     pub keys: Vec<KeyName>,
@@ -134,7 +134,7 @@ impl Allowed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     role: Role,
-    /// For a sandbox alone.
+    /// The policy of a sandbox.
     allowed: Allowed,
 }
 
@@ -145,7 +145,7 @@ impl Policy {
         Self { role: Role::Host, allowed: Allowed { allow: Vec::new(), operations: Vec::new(), keys: Vec::new() } }
     }
 
-    /// This much.
+    /// What these lists allow.
     #[must_use]
     pub const fn sandbox(allowed: Allowed) -> Self {
         Self { role: Role::Sandbox, allowed }
@@ -157,13 +157,13 @@ impl Policy {
         self.role
     }
 
-    /// Whether `operation` may be done with `account`.
+    /// Whether `operation` is allowed on `account`.
     #[must_use]
     pub fn permits<'a>(&self, operation: Operation, account: impl Into<AccountRef<'a>>) -> bool {
         self.may(operation) && self.sees(account)
     }
 
-    /// Whether `operation` may be done with any account at all.
+    /// Whether `operation` is allowed on any account at all.
     #[must_use]
     pub fn may(&self, operation: Operation) -> bool {
         match self.role {
@@ -178,7 +178,7 @@ impl Policy {
         self.role == Role::Host
     }
 
-    /// Whether the account may be known of.
+    /// Whether the account's existence may be disclosed.
     #[must_use]
     pub fn sees<'a>(&self, account: impl Into<AccountRef<'a>>) -> bool {
         let account = account.into();
@@ -188,7 +188,7 @@ impl Policy {
         }
     }
 
-    /// Whether the provider may be known of.
+    /// Whether the provider's existence may be disclosed.
     #[must_use]
     pub fn sees_provider(&self, provider: &ProviderName) -> bool {
         match self.role {
@@ -197,7 +197,7 @@ impl Policy {
         }
     }
 
-    /// Whether the API key may be had, or so much as known of.
+    /// Whether the API key may be read. Otherwise its existence is not disclosed either.
     #[must_use]
     pub fn permits_key(&self, key: &KeyName) -> bool {
         match self.role {

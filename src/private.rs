@@ -1,13 +1,14 @@
-//! Files and directories that only this user may open.
+//! Files and directories that only this user may access.
 //!
-//! Owns: how they are made and what makes an existing one unfit, for the key, the database, the owner files and the
-//! audit log; in [`trust`], which files may be believed that others may read.
+//! Owns: how they are created and what makes an existing one unsafe, for the key, the database, the owner files and the
+//! audit log; in [`trust`], which files that others may read can be trusted.
 //!
 //! Invariants:
-//! 1. What is made here is private from its first byte: the mode is given to the call that makes it.
-//! 2. What was there before is judged and left as it is: who opened it to others had a reason, or a fault to know of.
+//! 1. A file or directory created here is private from its first byte: the mode is given to the call that creates it.
+//! 2. An existing file or directory is checked and left as it is: whoever opened it to others had a reason, or made a
+//!    mistake that has to be reported.
 //!
-//! Must not know: what the files hold.
+//! Must not know: what the files contain.
 
 use std::{
     borrow::Cow,
@@ -23,7 +24,7 @@ mod trust;
 
 pub(crate) use trust::{check_trusted, open_trusted};
 
-/// An error of the file system, with the place that the standard library's leaves out.
+/// An error of the file system, with the path that the standard library leaves out.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {}", .place.display())]
 pub(crate) struct FileError {
@@ -34,7 +35,7 @@ pub(crate) struct FileError {
 }
 
 impl FileError {
-    /// For `map_err`: names what was tried, and where.
+    /// For `map_err`: adds the operation and the path.
     pub(crate) fn at(action: &'static str, place: &Path) -> impl FnOnce(io::Error) -> Self {
         let place = place.to_owned();
         move |cause| Self { action, place, cause }
@@ -44,15 +45,15 @@ impl FileError {
 /// Why a file or directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PrivateError {
-    /// As it is, it is not private, or not ours.
+    /// It is not private, or owned by another user.
     #[error("{}: {reason}", .place.display())]
     Unfit {
-        /// Which.
+        /// The path.
         place: PathBuf,
-        /// What is wrong and what to do.
+        /// What is wrong and how to fix it.
         reason: Cow<'static, str>,
     },
-    /// The operating system said no.
+    /// The operating system reported an error.
     #[error(transparent)]
     File(#[from] FileError),
 }
@@ -61,9 +62,9 @@ fn unfit(place: &Path, reason: impl Into<Cow<'static, str>>) -> PrivateError {
     PrivateError::Unfit { place: place.to_owned(), reason: reason.into() }
 }
 
-/// Makes the directory and its missing parents with mode 0700. One that exists must belong to this user or to root,
-/// and neither group nor others may write to it: they could put other files in the place of ours. Who may write to a
-/// directory above it could put another directory there.
+/// Creates the directory and its missing parents with mode 0700. An existing one must be owned by this user or root,
+/// and not be writable for group or others: they could replace our files. Whoever may write to a directory above it
+/// could replace the directory itself.
 pub(crate) fn private_directory(path: &Path) -> Result<(), PrivateError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(FileError::at("make the directory", path))?;
     trust::check_path(path)?;
@@ -71,7 +72,7 @@ pub(crate) fn private_directory(path: &Path) -> Result<(), PrivateError> {
     if trust::others_may_write(&found) { Err(unfit(path, trust::writable(path))) } else { Ok(()) }
 }
 
-/// Refuses what is not a regular file of this user's, closed to all others.
+/// Refuses anything but a regular file that is owned by this user and closed to all others.
 pub(crate) fn check_private_file(path: &Path, found: &Metadata) -> Result<(), PrivateError> {
     if !found.is_file() {
         Err(unfit(path, "is not a regular file; move it away"))
@@ -84,17 +85,17 @@ pub(crate) fn check_private_file(path: &Path, found: &Metadata) -> Result<(), Pr
     }
 }
 
-/// Makes a new file of mode 0600, open for writing; an existing one is an error.
+/// Creates a new file with mode 0600, open for writing. An existing file is an error.
 pub(crate) fn create_private_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// What an open must not do with a file it does not know: follow a link, or wait for the other end of a pipe.
+/// Flags for opening a file that is not trusted: do not follow a link, do not wait for the other end of a pipe.
 pub(crate) fn no_follow_flags() -> i32 {
     (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed()
 }
 
-/// Makes the names in a directory durable.
+/// Makes the entries of a directory durable.
 pub(crate) fn sync_directory(path: &Path) -> Result<(), FileError> {
     let synced = File::open(path).and_then(|directory| directory.sync_all());
     synced.map_err(FileError::at("write out the directory", path))

@@ -11,7 +11,7 @@ use serde::{Serialize, Serializer};
 /// Declares the enum, its list and its names from one table.
 macro_rules! problem_codes {
     ($($(#[$doc:meta])+ $variant:ident = $name:literal,)+) => {
-        /// The `code` of a problem (RFC 9457): what a program decides by.
+        /// The `code` of a problem (RFC 9457), for programs to act on.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum ProblemCode {
             $($(#[$doc])+ $variant,)+
@@ -47,13 +47,13 @@ problem_codes! {
     GrantConflict = "GRANT_CONFLICT",
     /// `If-Match` or `If-None-Match` does not hold.
     PreconditionFailed = "PRECONDITION_FAILED",
-    /// The request came inside the cooldown or a backoff, or at a limit.
+    /// Inside the cooldown or a backoff, or at a limit.
     RateLimited = "RATE_LIMITED",
-    /// The daemon has a fault.
+    /// The daemon has an internal error.
     InternalError = "INTERNAL_ERROR",
     /// A grant is stored, but its provider is not configured.
     ProviderNotConfigured = "PROVIDER_NOT_CONFIGURED",
-    /// The provider failed or answered nonsense.
+    /// The provider failed or gave an invalid answer.
     RefreshFailed = "REFRESH_FAILED",
     /// The store failed before the refresh token was presented, or another owner holds the lease.
     StoreUnavailable = "STORE_UNAVAILABLE",
@@ -67,7 +67,7 @@ problem_codes! {
     ExchangeFailed = "EXCHANGE_FAILED",
 }
 
-/// The text names no code that this version knows.
+/// The text is not a code known to this version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not one of the problem codes of this version")]
 pub struct UnknownCode;

@@ -5,12 +5,12 @@
 //! registry [`Providers`].
 //!
 //! Invariants:
-//! 1. One call of [`Provider::refresh`] sends the refresh token at most once; so it is with [`Provider::exchange`] and
-//!    the authorization code.
-//! 2. A [`Reply`] holds no text of the provider's but a filtered error code: providers quote secrets in prose.
+//! 1. One call of [`Provider::refresh`] sends the refresh token at most once. The same holds for [`Provider::exchange`]
+//!    and the authorization code.
+//! 2. A [`Reply`] contains no text of the provider's except a filtered error code: providers quote secrets in prose.
 //! 3. [`Reply::NotSent`] means that no byte of the request left.
 //!
-//! Must not know: cooldowns, stores, HTTP (its children do).
+//! Must not know: cooldowns, stores, HTTP (except for its children).
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, num::NonZeroUsize, str::FromStr, sync::Arc, time::Duration};
 
@@ -27,8 +27,8 @@ pub mod discovery;
 pub mod oauth2;
 pub mod wire;
 
-/// The `error` member of a provider's answer (RFC 6749 section 5.2), kept as it came for sorting. Only
-/// [`ErrorCode::shown`] may reach an answer or a log.
+/// The `error` member of a provider's answer (RFC 6749 section 5.2), unchanged for classification. Only
+/// [`ErrorCode::shown`] may be put in an answer or a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ErrorCode {
     text: String,
@@ -39,7 +39,8 @@ pub struct ErrorCode {
 const MAX_CODE_BYTES: usize = 64;
 
 impl ErrorCode {
-    /// Keeps `text` if it has the form of a code and does not quote `secret`; otherwise an anonymous code.
+    /// Keeps `text` if it has the form of an error code and does not quote `secret`; otherwise returns an anonymous
+    /// code.
     #[must_use]
     pub fn new(text: &str, secret: Option<&RefreshToken>) -> Self {
         let well_formed = !text.is_empty()
@@ -52,13 +53,13 @@ impl ErrorCode {
         }
     }
 
-    /// The same, anonymous if its text is one that `quotes` a secret.
+    /// Returns an anonymous code if its text satisfies `quotes`.
     #[must_use]
     pub fn unless(self, quotes: impl FnOnce(&str) -> bool) -> Self {
         if quotes(&self.text) { Self { text: String::new(), safe: false } } else { self }
     }
 
-    /// The code, for comparing; empty when it had no form of one.
+    /// The code for comparisons; empty if anonymous.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
@@ -71,55 +72,55 @@ impl ErrorCode {
     }
 }
 
-/// What a token endpoint's answer held.
+/// The content of a token endpoint's answer.
 #[derive(Debug)]
 pub enum Body {
     /// Tokens, and no error beside them.
     Issued(Box<Issued>),
     /// An error code, or an error of another form (`"ok": false`, an object).
     Error(ErrorCode),
-    /// Neither: empty, HTML, too large, broken off.
+    /// Neither: empty, HTML, too large, or incomplete.
     Unreadable,
 }
 
-/// What came of presenting a refresh token.
+/// The result of presenting a refresh token.
 #[derive(Debug)]
 pub enum Reply {
-    /// Nothing was sent; the text says why and holds nothing of the provider's.
+    /// Nothing was sent. The text gives the reason, and contains nothing of the provider's.
     NotSent(&'static str),
-    /// The request left, and no answer came back whole.
+    /// The request was sent, but no complete answer arrived.
     Lost {
-        /// The time was up, as against a broken connection.
+        /// Whether the time limit was reached, as opposed to a broken connection.
         timed_out: bool,
     },
     /// The provider answered.
     Answered {
         /// The HTTP status.
         status: u16,
-        /// What the body held.
+        /// What the body contained.
         body: Body,
         /// The provider's `Retry-After` (RFC 9110 section 10.2.3), from now.
         retry_after: Option<Duration>,
     },
 }
 
-/// What differs from provider to provider in the handling of a reply.
+/// How a provider's replies differ from the standard.
 #[derive(Debug, Clone)]
 pub struct Rules {
-    /// Error codes beside `invalid_grant` that mean a dead grant.
+    /// Error codes other than `invalid_grant` that mean a dead grant.
     pub dead_grant_codes: Vec<String>,
     /// Statuses that mean a dead grant, whatever the body says.
     pub dead_grant_statuses: Vec<u16>,
-    /// For this long the provider accepts a refresh token again after it was spent.
+    /// How long the provider accepts a refresh token again after it was spent.
     pub reuse_grace: Duration,
-    /// Members of an answer, beside the standard ones, that a caller may see.
+    /// Non-standard members of an answer that a caller may see.
     pub expose: Vec<String>,
-    /// How many of its accounts may be refreshed at once; 1 for a provider at which sibling accounts of one registration
-    /// revoke each other.
+    /// How many accounts of the provider may be refreshed at once; 1 for a provider at which accounts of one
+    /// registration revoke each other.
     pub concurrent_refreshes: NonZeroUsize,
 }
 
-/// More than a person has accounts at one provider, and no more than a small one's rate limit can bear at a moment.
+/// More than a person has accounts at one provider, and within the rate limit of a small provider.
 const CONCURRENT_REFRESHES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(15);
 
 impl Default for Rules {
@@ -135,7 +136,7 @@ impl Default for Rules {
 }
 
 impl Rules {
-    /// Whether an answer that brought no tokens says that the grant is dead.
+    /// Whether an answer without tokens means that the grant is dead.
     #[must_use]
     pub fn is_dead(&self, status: u16, code: Option<&ErrorCode>) -> bool {
         let code = code.map_or("", ErrorCode::as_str);
@@ -148,9 +149,9 @@ impl Rules {
 /// A way to log in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
-    /// The authorization code comes back by the browser, to a listener on loopback (RFC 8252 section 7.3).
+    /// The authorization code arrives through the browser, at a loopback listener (RFC 8252 section 7.3).
     Browser,
-    /// The person brings the authorization code back.
+    /// The person pastes the authorization code.
     Paste,
     /// The person confirms a code on any device (RFC 8628).
     Device,
@@ -160,7 +161,7 @@ impl Flow {
     /// Every flow.
     pub const ALL: [Self; 3] = [Self::Browser, Self::Paste, Self::Device];
 
-    /// Those on offer where there is an authorization endpoint (`code`) or a device authorization endpoint (`device`).
+    /// The flows that an authorization endpoint (`code`) and a device authorization endpoint (`device`) allow.
     #[must_use]
     pub fn offered(code: bool, device: bool, redirect_uri: &RedirectUri) -> Vec<Self> {
         let on_offer = |flow: &Self| match flow {
@@ -182,7 +183,7 @@ impl Flow {
     }
 }
 
-/// The text names no flow.
+/// The text is not the name of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a flow is browser, paste or device")]
 pub struct FlowError;
@@ -195,7 +196,7 @@ impl FromStr for Flow {
     }
 }
 
-/// Where the browser is sent after the person agreed (RFC 6749 section 3.1.2), letter by letter as it is registered.
+/// The redirect URI (RFC 6749 section 3.1.2), exactly as registered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RedirectUri {
     text: String,
@@ -208,13 +209,13 @@ struct Loopback {
     address: IpAddr,
 }
 
-/// The text is no address to be sent back to.
+/// The text is not a valid redirect URI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be an https, loopback http or urn address without a fragment")]
 pub struct RedirectUriError;
 
 impl Default for RedirectUri {
-    /// `http://127.0.0.1/callback`, on whichever port is free.
+    /// `http://127.0.0.1/callback`, on any free port.
     fn default() -> Self {
         let text = "http://127.0.0.1/callback";
         text.parse().unwrap_or(Self { text: text.to_owned(), loopback: None })
@@ -247,20 +248,21 @@ impl FromStr for RedirectUri {
 }
 
 impl RedirectUri {
-    /// Where to listen for the browser, port 0 for any that is free; `None` when it is sent to a page elsewhere.
+    /// The address to listen on, with port 0 for any free one; `None` when the browser is redirected to a page
+    /// elsewhere.
     #[must_use]
     pub fn listener(&self) -> Option<(IpAddr, u16)> {
         self.loopback.as_ref().map(|loopback| (loopback.address, loopback.url.port().unwrap_or(0)))
     }
 
-    /// The path that the browser will ask a listener for.
+    /// The path that the browser requests from the listener.
     #[must_use]
     pub fn path(&self) -> &str {
         self.loopback.as_ref().map_or("/", |loopback| loopback.url.path())
     }
 
-    /// The address as the provider is told it. `port` is put in where the registration leaves the port open, as RFC 8252
-    /// section 7.3 has it.
+    /// The redirect URI as sent to the provider. `port` is filled in where the registration leaves the port open (RFC
+    /// 8252 section 7.3).
     #[must_use]
     pub fn at_port(&self, port: u16) -> String {
         let Some(Loopback { url, .. }) = self.loopback.as_ref().filter(|loopback| loopback.url.port().is_none()) else {
@@ -274,27 +276,27 @@ impl RedirectUri {
     }
 }
 
-/// What a provider says when a device login begins (RFC 8628 section 3.2).
+/// The answer to a device authorization request (RFC 8628 section 3.2).
 #[derive(Debug)]
 pub struct DeviceAuthorization {
-    /// What to ask with; never shown.
+    /// The device code; never shown.
     pub device_code: DeviceCode,
-    /// What the person types in.
+    /// The code that the person enters.
     pub user_code: String,
-    /// Where.
+    /// The address to open.
     pub verification_uri: String,
-    /// The same with the code in it.
+    /// The address with the code in it.
     pub verification_uri_complete: Option<String>,
-    /// How long to wait between two questions.
+    /// The interval between two polls.
     pub interval: Duration,
-    /// How long the codes are good for; `None` when the provider does not say.
+    /// How long the codes are valid; `None` when the provider does not say.
     pub lifetime: Option<Duration>,
 }
 
-/// Why a login could not begin; nothing of it is the provider's text but the filtered code.
+/// Why a login could not start. It contains no text of the provider's except the filtered code.
 #[derive(Debug, Clone)]
 pub struct Refusal {
-    /// In words of ours.
+    /// A description in our own words.
     pub reason: &'static str,
     /// The provider's error code, if it gave one.
     pub code: Option<ErrorCode>,
@@ -306,46 +308,45 @@ impl From<&'static str> for Refusal {
     }
 }
 
-/// The answer to a device's question (RFC 8628 section 3.5).
+/// The answer to a device poll (RFC 8628 section 3.5).
 #[derive(Debug)]
 pub enum DevicePoll {
     /// The person has not decided yet.
     Pending {
-        /// How long to wait between two questions from now on, if the provider says so.
+        /// The new polling interval, if the provider names one.
         interval: Option<Duration>,
     },
-    /// The person has not decided yet, and the questions come too fast.
+    /// The person has not decided yet, and the polls come too fast.
     SlowDown {
-        /// How long to wait between two questions from now on, if the provider says so.
+        /// The new polling interval, if the provider names one.
         interval: Option<Duration>,
     },
     /// The person agreed.
     Issued(Box<Issued>),
     /// The person refused.
     Denied,
-    /// The person took too long.
+    /// The device code expired.
     Expired,
-    /// The provider will not answer otherwise, however often it is asked.
+    /// Polling cannot succeed any more.
     Failed(ErrorCode),
-    /// No answer, or none that says anything.
+    /// No answer, or one that cannot be understood.
     Unreachable,
 }
 
-/// What a provider without logins says.
+/// The error of a provider without logins.
 const NO_LOGIN: &str = "the provider offers no login";
 
 /// One client registration at one authorization server.
 #[async_trait]
 pub trait Provider: fmt::Debug + Send + Sync {
-    /// Presents the grant's refresh token, once (RFC 6749 section 6). Ends within the provider's own time limit.
+    /// Presents the grant's refresh token, once (RFC 6749 section 6). Returns within the provider's own time limit.
     async fn refresh(&self, grant: &Grant) -> Reply;
 
-    /// Tells the provider that the grant is no longer wanted (RFC 7009). `false` when it has no way to be told, or
-    /// did not agree.
+    /// Revokes the grant (RFC 7009). Returns `false` if the provider has no revocation endpoint, or did not agree.
     async fn revoke(&self, grant: &Grant) -> bool;
 
-    /// Which token endpoint its refresh tokens are good at: that address, or the issuer's. Two providers of one text
-    /// are two names for one registration, or two registrations at one server.
+    /// Identifies the token endpoint at which its refresh tokens are valid: its address, or the issuer's. Two providers
+    /// with the same text are two names for one registration, or two registrations at one server.
     fn token_authority(&self) -> Option<&str> {
         None
     }
@@ -353,29 +354,29 @@ pub trait Provider: fmt::Debug + Send + Sync {
     /// How to read its replies.
     fn rules(&self) -> &Rules;
 
-    /// The flows on offer, by what is known without asking anybody: one that only the issuer's metadata can tell of is
-    /// on offer until the metadata says otherwise.
+    /// The flows on offer, as far as known without a request: a flow that depends on the issuer's metadata is on offer
+    /// until the metadata says otherwise.
     fn flows(&self) -> Vec<Flow> {
         Vec::new()
     }
 
-    /// Finds out what a login needs to know; [`Provider::flows`] is exact afterwards.
+    /// Fetches what a login needs to know; [`Provider::flows`] is exact afterwards.
     async fn prepare_login(&self) -> Result<(), &'static str> {
         Ok(())
     }
 
-    /// Where its registration has the browser sent.
+    /// The registered redirect URI.
     fn redirect_uri(&self) -> RedirectUri {
         RedirectUri::default()
     }
 
-    /// Whether an authorization response with this `iss` may come from here (RFC 9207 section 2.4).
+    /// Whether an authorization response with this `iss` may come from this provider (RFC 9207 section 2.4).
     fn accepts_issuer(&self, iss: Option<&str>) -> bool {
         let _ = iss;
         true
     }
 
-    /// The address at which a person agrees (RFC 6749 section 4.1.1).
+    /// The address at which the person agrees (RFC 6749 section 4.1.1).
     async fn authorization_url(
         &self,
         redirect_uri: &str,
@@ -392,13 +393,13 @@ pub trait Provider: fmt::Debug + Send + Sync {
         Reply::NotSent(NO_LOGIN)
     }
 
-    /// Asks for the codes of a device login (RFC 8628 section 3.1).
+    /// Requests the codes of a device login (RFC 8628 section 3.1).
     async fn start_device(&self, verifier: &CodeVerifier) -> Result<DeviceAuthorization, Refusal> {
         let _ = verifier;
         Err(NO_LOGIN.into())
     }
 
-    /// Asks once whether the person has agreed (RFC 8628 section 3.4).
+    /// Polls once whether the person has agreed (RFC 8628 section 3.4).
     async fn poll_device(&self, device_code: &DeviceCode, verifier: &CodeVerifier) -> DevicePoll {
         let _ = (device_code, verifier);
         DevicePoll::Failed(ErrorCode::new("", None))
@@ -410,13 +411,13 @@ pub trait Provider: fmt::Debug + Send + Sync {
 pub struct Providers(Arc<BTreeMap<ProviderName, Arc<dyn Provider>>>);
 
 impl Providers {
-    /// The provider of that name, if one is configured.
+    /// Returns the provider of that name, if configured.
     #[must_use]
     pub fn get(&self, name: &ProviderName) -> Option<&Arc<dyn Provider>> {
         self.0.get(name)
     }
 
-    /// The configured providers whose refresh tokens are good at the same endpoint as those of `name`.
+    /// Returns the configured providers whose refresh tokens are valid at the same endpoint as those of `name`.
     #[must_use]
     pub fn siblings(&self, name: &ProviderName) -> Vec<ProviderName> {
         let Some(authority) = self.get(name).and_then(|provider| provider.token_authority()) else { return Vec::new() };
@@ -424,7 +425,7 @@ impl Providers {
         self.0.iter().filter(same).map(|(name, _)| name.clone()).collect()
     }
 
-    /// The configured names, in order.
+    /// The configured names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &ProviderName> {
         self.0.keys()
     }

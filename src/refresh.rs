@@ -1,15 +1,16 @@
-//! The refresh coordinator: joins callers, paces attempts, and sees that no refresh token is lost or spent twice.
+//! The refresh coordinator: joins callers into one flight, paces attempts, and ensures that no refresh token is lost or
+//! spent twice.
 //!
-//! Owns: [`Coordinator`], through which every reading and changing of a grant goes, one flight per account, and the
-//! order of checks before a flight.
+//! Owns: [`Coordinator`], through which every read and change of a grant goes, one flight per account, and the order of
+//! checks before a flight.
 //!
 //! Invariants:
-//! 1. A flight belongs to the coordinator. A caller that goes away, even the first, cancels nothing; so it is with
-//!    puts and deletes.
-//! 2. Before a refresh token is sent, its presentation is durable; before an answer is given, its successor is.
+//! 1. A flight belongs to the coordinator. A caller that disconnects, even the first one, cancels nothing. The same
+//!    holds for puts and deletes.
+//! 2. A presentation is durable before the refresh token is sent; the successor is durable before it is answered.
 //! 3. A refresh token is presented again only after an outcome that did not spend it, or by the rule for ambiguity
 //!    (`flight.rs`).
-//! 4. A token not known to be expired is served, whatever stopped its refresh.
+//! 4. A token that is not known to be expired is served, whatever prevented its refresh.
 //!
 //! Must not know: HTTP, SQL. It knows the traits `Provider`, `Store` and `Clock`.
 
@@ -68,7 +69,7 @@ struct Inner {
     provider_permits: ProviderPermits,
     clock: Arc<dyn Clock>,
     cooldown: Duration,
-    /// When the configuration was read.
+    /// When the configuration was loaded.
     configured_at: Timestamp,
     slots: RwLock<HashMap<Account, Arc<Slot>>>,
     tasks: TaskTracker,
@@ -77,14 +78,15 @@ struct Inner {
     unwritable: AtomicBool,
 }
 
-/// `min_validity` unless told: a minute covers the longest common request; a fifth of a short life leaves most of it.
+/// The default `min_validity`: a minute covers the longest common request; for a short-lived token, a fifth of its
+/// life.
 #[must_use]
 pub fn default_validity(lifetime: Duration) -> Duration {
     Duration::from_mins(1).min(lifetime / 5)
 }
 
 impl Coordinator {
-    /// A coordinator for these parts; `cooldown` zero switches the cooldown off.
+    /// A coordinator of these parts. A `cooldown` of zero disables the cooldown.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, providers: Providers, clock: Arc<dyn Clock>, cooldown: Duration) -> Self {
         Self(Arc::new(Inner {
@@ -101,8 +103,8 @@ impl Coordinator {
         }))
     }
 
-    /// The account's token, refreshed first when less than `min_validity` of its life is left (half the life at most,
-    /// [`default_validity`] when `None`). Fails only where there is no token but expired ones (invariant 4).
+    /// Returns the account's token, refreshing it first if less than `min_validity` of its life is left (half the life
+    /// at most; [`default_validity`] if `None`). Fails only if the only token is expired (invariant 4).
     pub async fn token(
         &self,
         account: &Account,
@@ -111,7 +113,7 @@ impl Coordinator {
         self.token_with(account, min_validity, &CallerContext::default()).await
     }
 
-    /// The same for a caller with a context.
+    /// [`Coordinator::token`] with a caller's context: its quota and audit details.
     pub async fn token_with(
         &self,
         account: &Account,
@@ -134,24 +136,25 @@ impl Coordinator {
         }
     }
 
-    /// What [`Coordinator::token`] gives, if it is in memory and lasts: without waiting for anything.
+    /// The result of [`Coordinator::token`] if the token is in memory and valid for long enough, without waiting for
+    /// anything.
     #[must_use]
     pub fn cached(&self, account: AccountRef<'_>, min_validity: Option<Duration>) -> Option<Arc<Snapshot>> {
         let (_, known) = self.0.slots().get(&account)?.cached(self.0.store.epoch());
         known.filter(|snapshot| self.0.has_enough_validity(snapshot, min_validity))
     }
 
-    /// The account's token as it is, expired or not.
+    /// Returns the account's current token, expired or not.
     pub async fn peek(&self, account: &Account) -> Result<Arc<Snapshot>, RefreshError> {
         self.0.lookup(account, Staleness::Tolerated).await.map(|(_, snapshot)| snapshot)
     }
 
-    /// A new token, or the one that replaced what `if_match` names.
+    /// Returns a new token, or the one that has already replaced the token that `if_match` names.
     pub async fn refresh(&self, account: &Account, if_match: &IfMatch) -> Result<Arc<Snapshot>, RefreshError> {
         self.refresh_with(account, if_match, &CallerContext::default()).await
     }
 
-    /// The same for a caller with a context.
+    /// [`Coordinator::refresh`] with a caller's context: its quota and audit details.
     pub async fn refresh_with(
         &self,
         account: &Account,
@@ -169,9 +172,9 @@ impl Coordinator {
         self.0.renew(account, &slot, &snapshot, true, caller).await
     }
 
-    /// Waits until the account's token is another than the one tagged `tag`, or `limit` has passed.
+    /// Waits until the account's token differs from the one tagged `tag`, or `limit` has passed.
     pub async fn changed(&self, account: &Account, tag: &str, limit: Duration) {
-        // What other processes change shows in the store's epoch, which nobody rings a bell for.
+        // Changes by other processes send no notification: the store's epoch has to be polled.
         const EPOCH_POLL_INTERVAL: Duration = Duration::from_millis(250);
         let start = self.0.clock.monotonic();
         while let Ok((slot, snapshot)) = self.0.lookup(account, Staleness::Tolerated).await {
@@ -189,12 +192,12 @@ impl Coordinator {
         }
     }
 
-    /// The accounts that have a grant, in the order of their names.
+    /// Returns the accounts that have a grant, sorted by name.
     pub async fn accounts(&self) -> Result<Vec<Account>, RefreshError> {
         Ok(self.0.store.names().await?)
     }
 
-    /// How the accounts that are `wanted` stand, one after the other in the order of their names.
+    /// Returns the statuses of the accounts that are `wanted`, one after the other, sorted by name.
     pub async fn overview(
         &self,
         wanted: &AccountFilter<'_>,
@@ -209,13 +212,13 @@ impl Coordinator {
         &self.0.providers
     }
 
-    /// The clock that grants are dated by.
+    /// The clock that grants are dated with.
     #[must_use]
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.0.clock
     }
 
-    /// What is wrong with the daemon as a whole; empty when nothing is.
+    /// The problems of the daemon as a whole; empty if it is healthy.
     pub async fn health_problems(&self) -> Vec<&'static str> {
         let mut health_problems = Vec::new();
         if self.0.slots().values().any(|slot| slot.lock().unsaved.is_some()) {
@@ -232,8 +235,8 @@ impl Coordinator {
         health_problems
     }
 
-    /// Starts no attempt any more, and waits for what is under way. It may be called before callers have their
-    /// answers; they will get them.
+    /// Starts no more attempts, and waits for those under way. It may be called before callers have their answers; they
+    /// will still get them.
     pub async fn shut_down(&self) {
         self.0.stopping.cancel();
         self.0.tasks.close();
@@ -255,23 +258,23 @@ impl Inner {
         Arc::new(Snapshot::of(account, grant, refresh_state, expose))
     }
 
-    /// The same of what was read, for which its slot may have all but the marks.
+    /// Returns the snapshot of a grant that was read, from the slot's cache if only the refresh state differs.
     fn snapshot_in(&self, slot: &Slot, account: &Account, grant: &Grant, refresh_state: RefreshState) -> Arc<Snapshot> {
         let known = slot.lock().with_state(grant.version, &refresh_state);
         known.unwrap_or_else(|| self.snapshot(account, grant, refresh_state))
     }
 
-    /// Whether so much of the token's life is left that nothing needs to be done.
+    /// Whether the token is valid for long enough that no refresh is needed.
     fn has_enough_validity(&self, snapshot: &Snapshot, min_validity: Option<Duration>) -> bool {
         let (Some(left), Some(lifetime)) = (snapshot.left(&*self.clock), snapshot.token.lifetime()) else {
             return true;
         };
         let wanted = min_validity.map_or_else(|| default_validity(lifetime), |asked| asked.min(lifetime / 2));
-        // More than its whole life: it was issued while the clock was ahead, and nobody knows when it ends.
+        // More than its whole life is left: it was issued while the clock was ahead, and its end is unknown.
         !left.is_zero() && left >= wanted && left <= lifetime
     }
 
-    /// Whether the grant could be refreshed at all.
+    /// Whether the grant can be refreshed at all.
     fn check_refreshable(&self, account: &Account, token: &SanitizedToken) -> Result<&Arc<dyn Provider>, RefreshError> {
         if !token.refreshable {
             return Err(RefreshError::NotRefreshable);
@@ -279,7 +282,7 @@ impl Inner {
         self.providers.get(&account.provider).ok_or(RefreshError::NotConfigured)
     }
 
-    /// Notes whether the store takes writes, and logs the change.
+    /// Records whether the store accepts writes, and logs a change.
     fn noted<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
         match &result {
             Ok(_) => {
@@ -297,14 +300,14 @@ impl Inner {
         result
     }
 
-    /// Whether a store that refused the last write takes one now; nobody else may want to write for hours.
+    /// After a failed write, tests whether the store accepts one now: there may be no other write for hours.
     async fn writable_again(&self) -> bool {
         let probed = tokio::time::timeout(HEALTH_CHECK_TIMEOUT, self.store.probe()).await;
         probed.is_ok_and(|probed| self.noted(probed).is_ok())
     }
 
-    /// Whether the store answers. No provider can have this name's grant unless a person put one; the answer does not
-    /// matter, that there is one does.
+    /// Whether the store answers. This name has no grant unless a person stored one; only the fact of an answer
+    /// matters.
     async fn readable(&self) -> bool {
         let Ok(probe) = "health-probe".parse::<Account>() else { return true };
         let loaded = tokio::time::timeout(HEALTH_CHECK_TIMEOUT, self.store.load(&probe)).await;

@@ -1,17 +1,17 @@
-//! Sandboxes: sockets that are made at run time, each in a directory of its own, with a policy of its own and an end.
+//! Sandboxes: sockets created at run time, each with its own directory, policy and end.
 //!
-//! Owns: [`Sandboxes`], what a sandbox is, how many there may be and how long they live. Its children own the form in
-//! the store, the task that keeps them, and the watch over the process that one may be tied to.
+//! Owns: [`Sandboxes`], what a sandbox is, how many there may be and how long they live. Its children own the stored
+//! form, the actor that manages them, and the watch over a process that one may be tied to.
 //!
 //! Invariants:
-//! 1. A socket never exists without its directory, which is closed to others and holds nothing else of ours: the
-//!    directory is what a container mounts.
-//! 2. A sandbox is in the store before its socket answers, and gone from it before its deletion is answered. One whose
-//!    socket cannot be made is never in the store.
-//! 3. A sandbox ends by request, with its time, or with its process, whichever comes first. Its connections are cut
+//! 1. A socket never exists without its directory, which is closed to others and contains nothing else of ours: a
+//!    container mounts the directory.
+//! 2. A sandbox is in the store before its socket answers, and removed from it before its deletion is answered. A
+//!    sandbox whose socket cannot be created is never in the store.
+//! 3. A sandbox ends by request, at its expiry, or with its process, whichever comes first. Its connections are closed
 //!    before anything else is done, whatever the store says and however long it takes.
-//! 4. The daemon's end is no sandbox's end: its directory stays, and the next start opens the socket in it again.
-//! 5. What was asked for is carried out, whoever hangs up.
+//! 4. A sandbox outlives the daemon: its directory stays, and the next start opens the socket in it again.
+//! 5. A request is carried out even if its caller disconnects.
 //!
 //! Must not know: HTTP, how a socket is opened and served ([`SocketHost`]), SQL.
 
@@ -33,43 +33,43 @@ mod process;
 
 pub use actor::SandboxActor;
 
-/// Sandboxes at once: some for each of a person's agents. Each holds a share of the open files.
+/// The default limit on sandboxes: several for each of a person's agents. Each one takes a share of the open files.
 pub const DEFAULT_MAX_SANDBOXES: usize = 64;
 
-/// How long one lives unless told: a day's work.
+/// The default lifetime: a working day.
 pub const DEFAULT_LIFETIME: Duration = Duration::from_hours(24);
 
-/// The longest life, and that of one which is tied to a process unless told. What is to live longer belongs in the
+/// The longest lifetime, and the default of a sandbox that is tied to a process. What must live longer belongs in the
 /// configuration.
 pub const MAX_LIFETIME: Duration = Duration::from_hours(30 * 24);
 
 /// The socket's name in its directory.
 const SOCKET: &str = "credproxy.sock";
 
-/// So many digits of its id are the name of a sandbox's directory: the path of a socket has little room, and a directory
-/// that is ours alone needs no name that cannot be guessed.
+/// The length of a directory's name, as a prefix of the id: the path of a socket is limited, and a directory that only
+/// this user can enter needs no unguessable name.
 const DIRECTORY_DIGITS: usize = 10;
 
-/// How much longer a sandbox's socket's path is than that of the directory for all of them.
+/// How much longer the path of a sandbox's socket is than that of the directory of all sandboxes.
 pub const PATH_ROOM: usize = 1 + DIRECTORY_DIGITS + 1 + SOCKET.len();
 
 /// Where a daemon keeps its sandboxes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SandboxRoot {
-    /// Which daemon of those on one store: what belongs to another name is another daemon's. It stays the same when the
-    /// daemon is started again.
+    /// The name of this daemon among those that share the store: sandboxes with another name belong to another daemon.
+    /// It does not change at a restart.
     pub name: PathBuf,
-    /// Where the directories of new sandboxes are made.
+    /// The parent of new sandboxes' directories.
     pub directory: PathBuf,
 }
 
-/// When there are too many. One may end at any moment, or in a month.
+/// `Retry-After` at the limit. A sandbox may end at any moment, or in a month.
 const TOO_MANY_RETRY_AFTER: Duration = Duration::from_secs(10);
 
-/// How many requests wait for the task that keeps the sandboxes, before the next ones wait with their senders.
+/// How many requests may wait for the actor before further senders wait.
 const COMMAND_QUEUE_LENGTH: usize = 16;
 
-/// A sandbox's name: 32 hexadecimal digits, of 128 bits that nobody can guess.
+/// A sandbox's id: 128 random bits as 32 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SandboxId(u128);
 
@@ -79,7 +79,7 @@ impl fmt::Display for SandboxId {
     }
 }
 
-/// The text is the name of no sandbox.
+/// The text is not a sandbox id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not the id of a sandbox")]
 pub struct SandboxIdError;
@@ -111,101 +111,101 @@ impl From<SandboxId> for ItemName {
     }
 }
 
-/// How long a sandbox may live: from a second to [`MAX_LIFETIME`].
+/// The lifetime of a sandbox: from a second to [`MAX_LIFETIME`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SandboxLifetime(Duration);
 
-/// No sandbox lives this long.
+/// The lifetime is out of range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a sandbox lives for 1 to {} seconds", MAX_LIFETIME.as_secs())]
 pub struct LifetimeError;
 
 impl SandboxLifetime {
-    /// So many seconds.
+    /// A lifetime in seconds.
     pub fn of_secs(seconds: u64) -> Result<Self, LifetimeError> {
         let lifetime = Duration::from_secs(seconds);
         if seconds > 0 && lifetime <= MAX_LIFETIME { Ok(Self(lifetime)) } else { Err(LifetimeError) }
     }
 }
 
-/// What somebody wants a sandbox for.
+/// A request to create a sandbox.
 #[derive(Debug)]
 pub struct SandboxRequest {
-    /// What it is allowed.
+    /// Its policy.
     pub allowed: Allowed,
-    /// Whether its peers are to show a capability.
+    /// Whether its peers must present a capability.
     pub capability: bool,
-    /// How long it is to live; [`DEFAULT_LIFETIME`], or [`MAX_LIFETIME`] when it is tied, unless told.
+    /// Its lifetime. Defaults to [`DEFAULT_LIFETIME`], or to [`MAX_LIFETIME`] if it is tied to a process.
     pub lifetime: Option<SandboxLifetime>,
-    /// The process with which it ends, as the daemon's machine numbers it.
+    /// The process it is tied to, by its number on the daemon's machine.
     pub process: Option<i32>,
 }
 
 /// A sandbox as the host may see it.
 #[derive(Debug, Clone)]
 pub struct Sandbox {
-    /// Its name.
+    /// Its id.
     pub id: SandboxId,
-    /// What a container mounts: the socket is in it, and nothing else of the daemon's.
+    /// The directory for a container to mount: it contains the socket and nothing else of the daemon's.
     pub directory: PathBuf,
-    /// What it is allowed.
+    /// Its policy.
     pub allowed: Allowed,
-    /// When its time is up.
+    /// When it expires.
     pub expires_at: Timestamp,
-    /// Whether it ends with a process.
+    /// Whether it is tied to a process.
     pub tied: bool,
 }
 
 impl Sandbox {
-    /// Where it listens.
+    /// The path of its socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.directory.join(SOCKET)
     }
 
-    /// Its socket's name in logs. No socket of the configuration has a colon in its name.
+    /// Its socket's name in logs. Configured sockets have no colon in their names.
     #[must_use]
     pub fn socket_name(&self) -> String {
         format!("sandbox:{}", self.id)
     }
 }
 
-/// A sandbox that was just made.
+/// A sandbox that was just created.
 #[derive(Debug)]
 pub struct Created {
     /// The sandbox.
     pub sandbox: Sandbox,
-    /// What its peers are to show. It is told this once.
+    /// The capability that its peers must present. It is returned only here.
     pub capability: Option<Capability>,
 }
 
-/// Why there is no sandbox. Everything in it may be shown to the host.
+/// Why a sandbox request failed. Everything in it may be shown to the host.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// As many are there as may be.
-    #[error("{max} sandboxes are there, as many as may be: delete one")]
+    /// The limit is reached.
+    #[error("the limit of {max} sandboxes is reached: delete one")]
     TooMany {
-        /// How many.
+        /// The limit.
         max: usize,
         /// When to try again.
         wait: Duration,
     },
-    /// Never made, deleted, or ended.
+    /// Unknown, deleted, or expired.
     #[error("there is no such sandbox: it was deleted, or its time or its process has ended")]
     NotFound,
-    /// The process that it is to be tied to cannot be watched.
+    /// The process cannot be watched.
     #[error("a sandbox cannot be tied to this process: it has ended, or the daemon cannot see it")]
     NoProcess,
     /// The store cannot be written.
     #[error(transparent)]
     Store(Arc<StoreError>),
-    /// Its socket cannot be made.
+    /// Its socket cannot be created.
     #[error("the socket cannot be made: {0}")]
     NoSocket(String),
-    /// The daemon is about to end.
+    /// The daemon is stopping.
     #[error("the daemon is shutting down")]
     ShuttingDown,
-    /// A fault of ours.
+    /// An internal error.
     #[error("internal error")]
     Internal,
 }
@@ -216,30 +216,30 @@ impl From<StoreError> for SandboxError {
     }
 }
 
-/// Opens and closes the sockets: all that a sandbox needs of the rest of the daemon.
+/// Opens and closes sockets: all that sandboxes need of the rest of the daemon.
 pub trait SocketHost: Send + Sync + 'static {
-    /// A socket that does not answer yet.
+    /// A socket that does not serve yet.
     type Bound: Send + 'static;
-    /// A socket that answers.
+    /// A socket that serves.
     type OpenSocket: Send + 'static;
 
-    /// Makes the sandbox's directory, unless it is there, and a socket in it. The error is for a person.
+    /// Creates the sandbox's directory, unless it exists, and a socket in it. The error is for a person.
     fn bind(&self, sandbox: &Sandbox) -> impl Future<Output = Result<Self::Bound, String>> + Send;
 
-    /// Answers on it from now on.
+    /// Starts serving.
     fn open(&self, bound: Self::Bound, sandbox: &Sandbox, capability: Option<CapabilityHash>) -> Self::OpenSocket;
 
-    /// Cuts its connections, and ends what was begun on them; the socket is gone afterwards, and the directory is not.
+    /// Closes its connections, cancels the logins begun on them and removes the socket, but not the directory.
     fn close_now(&self, socket: Self::OpenSocket) -> impl Future<Output = ()> + Send;
 
-    /// Lets the requests under way finish, as the daemon ends: [`SocketHost::close_now`] without haste.
+    /// Lets the requests under way finish when the daemon stops: a graceful [`SocketHost::close_now`].
     fn drain(&self, socket: Self::OpenSocket) -> impl Future<Output = ()> + Send;
 
-    /// Removes a sandbox's directory, if it is there, with the socket that a killed daemon left in it.
+    /// Removes a sandbox's directory, if it exists, with the socket that a killed daemon left in it.
     fn remove_files(&self, sandbox: &Sandbox) -> impl Future<Output = ()> + Send;
 }
 
-/// The sandboxes of this daemon, as its routes ask for them. Clones share them.
+/// The handle through which routes manage the sandboxes of this daemon. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Sandboxes(mpsc::Sender<Command>);
 
@@ -251,22 +251,22 @@ enum Command {
 }
 
 impl Sandboxes {
-    /// Makes one.
+    /// Creates one.
     pub async fn create(&self, request: SandboxRequest) -> Result<Created, SandboxError> {
         self.ask(|answer| Command::Create(request, answer)).await?
     }
 
-    /// All of them, in the order of their ids.
+    /// Returns all of them, sorted by id.
     pub async fn list(&self) -> Result<Vec<Sandbox>, SandboxError> {
         self.ask(Command::List).await
     }
 
-    /// One of them.
+    /// Returns one of them.
     pub async fn get(&self, id: SandboxId) -> Result<Sandbox, SandboxError> {
         self.list().await?.into_iter().find(|sandbox| sandbox.id == id).ok_or(SandboxError::NotFound)
     }
 
-    /// Ends one.
+    /// Deletes one.
     pub async fn delete(&self, id: SandboxId) -> Result<(), SandboxError> {
         self.ask(|answer| Command::Delete(id, answer)).await?
     }

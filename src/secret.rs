@@ -1,15 +1,15 @@
-//! One type per secret, and the only ways to look inside.
+//! One type per secret, with the only ways to read it.
 //!
-//! Owns: the newtypes over [`secrecy::SecretString`], and the questions that can be answered without handing the
-//! text out (does it occur in this answer, is it equal to that one).
+//! Owns: the newtypes over [`secrecy::SecretString`], and the queries that do not disclose the text (whether it occurs
+//! in an answer, whether it equals another one).
 //!
 //! Invariants:
 //! 1. No secret implements `Display`, `Serialize`, `Deref` or `PartialEq`; `Debug` prints a placeholder. Any struct
-//!    that holds one may therefore derive `Debug`.
+//!    that contains one may therefore derive `Debug`.
 //! 2. The text is wiped from memory when the value is dropped.
-//! 3. What may be spent only once ([`RefreshToken`], and all that one login is made of) is not `Clone`: a copy is a
-//!    second chance to spend it.
-//! 4. `expose_secret` is a disallowed method; each use carries `#[expect]` and a reason.
+//! 3. Single-use secrets ([`RefreshToken`], and those of a login) are not `Clone`: a copy is a second chance to spend
+//!    it.
+//! 4. `expose_secret` is a disallowed method; each use has `#[expect]` with a reason.
 //!
 //! Must not know: what the secrets are for on the wire or on disk.
 
@@ -26,33 +26,43 @@ mod fingerprint;
 
 pub use fingerprint::{FINGERPRINT_KEY_BYTES, FingerprintKey, TokenFingerprint};
 
-/// The text that never leaves over a socket, in any case of letters.
+/// The text that never leaves over a socket, in upper or lower case.
 pub const FORBIDDEN_TEXT: &str = "refresh_token";
 
-/// Whether `text` holds [`FORBIDDEN_TEXT`], whatever the case of its letters.
+/// Whether `text` contains [`FORBIDDEN_TEXT`], in upper or lower case.
 #[must_use]
 pub fn holds_forbidden_text(text: &str) -> bool {
     text.as_bytes().windows(FORBIDDEN_TEXT.len()).any(|window| window.eq_ignore_ascii_case(FORBIDDEN_TEXT.as_bytes()))
 }
 
-/// Why a text is not accepted as a secret. It never holds the text.
+/// Why a text is not accepted as a secret. It never contains the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SecretError {
     /// The text is empty.
     #[error("is empty")]
     Empty,
-    /// RFC 6749 appendix A.12 allows printable ASCII only; anything else could not travel in an HTTP header.
+    /// RFC 6749 appendix A.12 allows printable ASCII only; anything else could not be sent in an HTTP header.
     #[error("holds a character outside printable ASCII")]
     NotPrintable,
-    /// An API key is a line, or some lines as in PEM (RFC 7468); anything else in it is an accident.
+    /// An API key is one line, or several as in PEM (RFC 7468). Other control characters are a mistake.
     #[error("holds a control character other than a newline or a tab")]
     ControlCharacter,
     /// The text is longer than [`MAX_LENGTH`].
     #[error("is longer than 64 KiB")]
     TooLong,
-    /// An access token or API key with the text `refresh_token` in it cannot be handed out.
-    #[error("holds a text that never leaves over a socket")]
+    /// An access token or API key that contains the text `refresh_token` cannot be returned.
+    #[error("contains \"refresh_token\", which never leaves over a socket")]
     Forbidden,
+}
+
+impl SecretError {
+    /// The text for an answer over a socket, which must not contain `refresh_token` itself.
+    pub(crate) fn for_socket(self) -> String {
+        match self {
+            Self::Forbidden => "contains a reserved word; see docs/configuration.md".into(),
+            Self::Empty | Self::NotPrintable | Self::ControlCharacter | Self::TooLong => self.to_string(),
+        }
+    }
 }
 
 /// The longest secret accepted, in bytes. JWT access tokens with many claims reach some 10 KiB; a header of 64 KiB is
@@ -75,16 +85,16 @@ macro_rules! secret {
 }
 
 secret! {
-    /// A bearer token that opens a resource for a short while (RFC 6749 section 1.4). It may leave over a socket.
+    /// A bearer token for a resource, valid for a short time (RFC 6749 section 1.4). It may leave over a socket.
     AccessToken
 }
 secret! {
-    /// The credential that buys new access tokens (RFC 6749 section 1.5). It never leaves the daemon but to its
-    /// provider, and may be good for one use only.
+    /// The credential for new access tokens (RFC 6749 section 1.5). It is sent to its provider only, and may be
+    /// single-use.
     RefreshToken
 }
 secret! {
-    /// What the client authenticates with at the token endpoint (RFC 6749 section 2.3.1).
+    /// The client's secret at the token endpoint (RFC 6749 section 2.3.1).
     ClientSecret
 }
 secret! {
@@ -92,39 +102,39 @@ secret! {
     ClientKey
 }
 secret! {
-    /// What opens a resource until its owner changes it. It may leave over a socket, as it is.
+    /// A static credential for a resource, valid until its owner changes it. It may leave over a socket, unchanged.
     ApiKey
 }
 secret! {
-    /// What a person types to open the store.
+    /// The passphrase that a person enters to open the store.
     Passphrase
 }
 secret! {
-    /// What a person's consent is handed over in (RFC 6749 section 1.3.1), good for one exchange.
+    /// The authorization code (RFC 6749 section 1.3.1), good for one exchange.
     AuthorizationCode
 }
 secret! {
-    /// What proves that a code is exchanged by the one who had it issued (RFC 7636 section 4.1).
+    /// Proves that a code is exchanged by the client that requested it (RFC 7636 section 4.1).
     CodeVerifier
 }
 secret! {
-    /// What a device asks with whether the person has agreed (RFC 8628 section 3.2).
+    /// The code with which a device polls (RFC 8628 section 3.2).
     DeviceCode
 }
 secret! {
-    /// What tells the answer to this login from any other (RFC 6749 section 10.12).
+    /// Distinguishes the response to this login from any other (RFC 6749 section 10.12).
     LoginState
 }
 
 secret! {
-    /// What a program behind a sandbox's socket shows that it is the one the socket was made for (RFC 6750).
+    /// The bearer token of a program behind a sandbox's socket, which shows that the socket was made for it (RFC 6750).
     Capability
 }
 
-/// How many random bytes a [`CodeVerifier`] and a [`LoginState`] are made of. RFC 7636 section 7.1 recommends 256 bits.
+/// The number of random bytes of a [`CodeVerifier`] and a [`LoginState`]. RFC 7636 section 7.1 recommends 256 bits.
 pub const LOGIN_BYTES: usize = 32;
 
-/// How many random bytes a [`Capability`] is made of: nobody guesses 256 bits.
+/// The number of random bytes of a [`Capability`]: 256 bits cannot be guessed.
 pub const CAPABILITY_BYTES: usize = 32;
 
 macro_rules! searchable {
@@ -156,7 +166,7 @@ impl AuthorizationCode {
 }
 
 impl DeviceCode {
-    /// Accepts what could stand in a form and in a log of the provider's: printable ASCII.
+    /// Accepts what can be sent in a form and may appear in a provider's log: printable ASCII.
     pub fn new(mut text: String) -> Result<Self, SecretError> {
         match printable(&text) {
             Ok(()) => Ok(Self(SecretString::from(text))),
@@ -169,7 +179,7 @@ impl DeviceCode {
 }
 
 impl CodeVerifier {
-    /// A verifier of 43 letters, digits, `-` and `_`, from bytes that nobody can guess.
+    /// Returns a verifier of 43 letters, digits, `-` and `_`, from random bytes.
     #[must_use]
     pub fn from_bytes(mut bytes: [u8; LOGIN_BYTES]) -> Self {
         let verifier = Self(SecretString::from(URL_SAFE_NO_PAD.encode(bytes)));
@@ -177,7 +187,7 @@ impl CodeVerifier {
         verifier
     }
 
-    /// What the provider may see of it beforehand: `S256` of RFC 7636 section 4.2.
+    /// The code challenge: `S256` of RFC 7636 section 4.2.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "hashes the secret; the hash is made to be shown")]
     pub fn challenge(&self) -> String {
@@ -186,7 +196,7 @@ impl CodeVerifier {
 }
 
 impl LoginState {
-    /// A state of 43 letters, digits, `-` and `_`, from bytes that nobody can guess.
+    /// Returns a state of 43 letters, digits, `-` and `_`, from random bytes.
     #[must_use]
     pub fn from_bytes(mut bytes: [u8; LOGIN_BYTES]) -> Self {
         let state = Self(SecretString::from(URL_SAFE_NO_PAD.encode(bytes)));
@@ -203,7 +213,7 @@ impl LoginState {
 }
 
 impl Capability {
-    /// A capability of 43 letters, digits, `-` and `_`, from bytes that nobody can guess.
+    /// Returns a capability of 43 letters, digits, `-` and `_`, from random bytes.
     #[must_use]
     pub fn from_bytes(mut bytes: [u8; CAPABILITY_BYTES]) -> Self {
         let capability = Self(SecretString::from(URL_SAFE_NO_PAD.encode(bytes)));
@@ -211,7 +221,7 @@ impl Capability {
         capability
     }
 
-    /// Accepts what can travel in a header: printable ASCII.
+    /// Accepts what can be sent in a header: printable ASCII.
     pub fn new(mut text: String) -> Result<Self, SecretError> {
         match printable(&text) {
             Ok(()) => Ok(Self(SecretString::from(text))),
@@ -222,7 +232,7 @@ impl Capability {
         }
     }
 
-    /// What the daemon keeps of it.
+    /// The hash that the daemon keeps.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "hashes the secret; nobody gets from the hash to it")]
     pub fn hash(&self) -> CapabilityHash {
@@ -230,18 +240,18 @@ impl Capability {
     }
 }
 
-/// What a [`Capability`] is known again by: its SHA-256. A slow hash would guard it no better, for it is not guessed.
+/// The SHA-256 of a [`Capability`], to verify it. A slow hash would add nothing: a capability cannot be guessed.
 #[derive(Debug, Clone, Copy)]
 pub struct CapabilityHash([u8; CAPABILITY_BYTES]);
 
 impl CapabilityHash {
-    /// Takes a hash that was kept.
+    /// A stored hash.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; CAPABILITY_BYTES]) -> Self {
         Self(bytes)
     }
 
-    /// The bytes to keep.
+    /// The bytes to store.
     #[must_use]
     pub const fn to_bytes(self) -> [u8; CAPABILITY_BYTES] {
         self.0
@@ -324,15 +334,15 @@ impl ClientSecret {
 }
 
 impl ClientKey {
-    /// Accepts any text that is not empty; whether it is a key is for whom it signs to find out.
+    /// Accepts any text that is not empty; whether it is a key is checked when it is parsed.
     pub fn new(text: String) -> Result<Self, SecretError> {
         any_text(text).map(Self)
     }
 }
 
 impl ApiKey {
-    /// Accepts text of at most 64 KiB without control characters but newline and tab, for keys of several lines. A
-    /// carriage return is refused: it comes from an editor, and breaks the header that the key is meant for.
+    /// Accepts text of at most 64 KiB without control characters except newline and tab, for keys of several lines. A
+    /// carriage return is refused: it comes from an editor, and breaks the header that the key is sent in.
     pub fn new(mut text: String) -> Result<Self, SecretError> {
         let reason = if text.is_empty() {
             SecretError::Empty
@@ -368,7 +378,7 @@ impl Passphrase {
         self.expose_secret().as_bytes().ct_eq(other.expose_secret().as_bytes()).into()
     }
 
-    /// How many characters it has.
+    /// Its length in characters.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "counts the characters")]
     pub fn characters(&self) -> usize {
@@ -388,7 +398,8 @@ fn printable(text: &str) -> Result<(), SecretError> {
     }
 }
 
-/// Counts what is written, so that the buffer for a secret is made in one piece: one that grows leaves copies behind.
+/// Counts the bytes written, so that the buffer for a secret is allocated at its final size: growing would leave copies
+/// behind.
 #[derive(Debug, Default)]
 pub(crate) struct Length(pub(crate) usize);
 
@@ -403,7 +414,7 @@ impl io::Write for Length {
     }
 }
 
-/// The value as JSON, for what holds a secret.
+/// Serializes a value that contains a secret as JSON.
 pub(crate) fn json(value: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
     let mut length = Length::default();
     serde_json::to_writer(&mut length, value)?;
@@ -412,12 +423,12 @@ pub(crate) fn json(value: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, serde_j
     Ok(bytes)
 }
 
-/// What an item of the store holds, in a form that only the item's owner reads: a secret, or what has one in it.
+/// The content of a store item, in a format of the item's owner: a secret, or something that contains one.
 #[derive(Debug)]
 pub struct Content(SecretSlice<u8>);
 
 impl Content {
-    /// Takes the bytes over. A vector with room to spare is copied once more, and its old place not wiped.
+    /// Takes the bytes. A vector with spare capacity is copied once more, and the old allocation is not wiped.
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Self {
         Self(SecretSlice::from(bytes))
@@ -435,7 +446,7 @@ impl ExposeSecret<[u8]> for Content {
 pub struct StoreKey(SecretBox<[u8; 32]>);
 
 impl StoreKey {
-    /// Takes the key over; the caller's copy should be wiped.
+    /// Takes the key; the caller should wipe its copy.
     #[must_use]
     pub fn new(bytes: [u8; 32]) -> Self {
         Self(SecretBox::new(Box::new(bytes)))

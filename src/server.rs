@@ -1,15 +1,15 @@
-//! The HTTP side: routes, what they accept and what they answer.
+//! The HTTP API: routes, request parsing and responses.
 //!
-//! Owns: [`router`] and [`Api`], their state, and the one form of every refusal. Its children own the sockets and the
+//! Owns: [`router`] and [`Api`], their state, and the single format of refusals. Its children own the sockets and the
 //! built-in authorization server of `serve --dev`.
 //!
 //! Invariants:
-//! 1. Every answer has `Cache-Control: no-store` (`finalize.rs`); every refusal is a problem of the contract.
-//! 2. Nothing leaves but sanitized views, statuses and problems.
-//! 3. Policy is asked before the coordinator, so that a refusal touches nothing and tells nothing.
-//! 4. Every request passes the admission first (`admission.rs`): limits, and one line in the audit log.
+//! 1. Every response has `Cache-Control: no-store` (`finalize.rs`); every refusal is a problem of the contract.
+//! 2. Responses contain only sanitized views, statuses and problems.
+//! 3. The policy is checked before the coordinator is called, so that a refusal changes nothing and discloses nothing.
+//! 4. Every request first passes the admission layer (`admission.rs`): rate limits, and one line in the audit log.
 //!
-//! Must not know: SQL, a provider's wire form, how a refresh is made. It is the only home of axum.
+//! Must not know: SQL, a provider's wire format, how a refresh is made. Only this module uses axum.
 
 use std::{sync::Arc, time::Duration};
 
@@ -44,7 +44,7 @@ pub use operations::{OPERATIONS, Operation};
 use admission::{AdmissionLayer, AdmissionService};
 use problem::Problem;
 
-/// What one socket offers: the services behind it, and what its peers may do.
+/// The services that one socket offers, and what its peers may do.
 #[derive(Debug, Clone)]
 pub struct SocketServices {
     /// The grants.
@@ -53,7 +53,7 @@ pub struct SocketServices {
     pub keys: Keys,
     /// The logins under way. Sockets may share them; whoever made them shuts them down.
     pub logins: Logins,
-    /// The sandboxes; `None` where none can be made.
+    /// The sandboxes; `None` if none can be created.
     pub sandboxes: Option<Sandboxes>,
     /// The audit log, in which every request has a line.
     pub audit: Audit,
@@ -61,11 +61,11 @@ pub struct SocketServices {
     pub socket: Arc<str>,
     /// What its peers may see and do.
     pub policy: Policy,
-    /// What its peers must show with every request; `None` for nothing.
+    /// The capability that its peers must present with every request, if any.
     pub capability: Option<CapabilityHash>,
 }
 
-/// The state of a router. It is cloned several times per request, so it is one pointer.
+/// The state of a router. It is cloned several times per request, so it is a single pointer.
 #[derive(Debug, Clone)]
 pub struct AppState(Arc<Shared>);
 
@@ -136,18 +136,18 @@ impl FromRef<AppState> for Arc<Policy> {
     }
 }
 
-/// The whole API, as one socket offers it, to be driven in process.
+/// The whole API of one socket, for use in process.
 pub fn router(state: AppState) -> Router {
     let admission = state.0.admission.clone();
     routes(state).layer(admission)
 }
 
-/// The whole API, as a listener serves it.
+/// The API of one socket, for a listener.
 #[derive(Debug, Clone)]
 pub struct Api(AdmissionService<Router>);
 
 impl Api {
-    /// What a socket in that state offers.
+    /// The API that a socket with this state offers.
     #[must_use]
     pub fn new(state: AppState) -> Self {
         let admission = state.0.admission.clone();

@@ -1,9 +1,9 @@
-//! The paths of Unix sockets: how long one may be, and whether somebody else can change where it leads.
+//! The paths of Unix sockets: their maximum length, and whether another user can change where they lead.
 //!
-//! Owns: the limit of the platform, and the check of the directories above a socket's: who owns one of them, or may write
-//! to it, can put another directory in the place of ours.
+//! Owns: the limit of the platform, and the check of the directories above a socket: whoever owns one of them, or may
+//! write to it, can replace our directory.
 //!
-//! Must not know: whose socket it is.
+//! Must not know: which socket it is.
 
 use std::{
     fs, io,
@@ -11,17 +11,17 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// The room for a path in `sockaddr_un`, less the closing zero byte: 108 bytes on Linux (`unix(7)`), 104 on macOS and
-/// the BSDs.
+/// The size of the path in `sockaddr_un`, less the terminating zero byte: 108 bytes on Linux (`unix(7)`), 104 on macOS
+/// and the BSDs.
 pub const MAX_PATH_BYTES: usize = if cfg!(any(target_os = "linux", target_os = "android")) { 107 } else { 103 };
 
 /// As many as the kernel follows in one path (`path_resolution(7)`).
 const MAX_LINKS: usize = 40;
 
-/// The user that stands for those who have no number in this user namespace (`user_namespaces(7)`).
+/// The user that represents those without a number in this user namespace (`user_namespaces(7)`).
 const UNMAPPED: u32 = 65_534;
 
-/// Why a path leads through a place that is not safe.
+/// Why a path is not safe.
 #[derive(Debug, thiserror::Error)]
 pub enum AncestorError {
     /// Its owner is neither this user nor root.
@@ -32,26 +32,26 @@ pub enum AncestorError {
         /// Its owner.
         uid: u32,
     },
-    /// Others may rename what is in it.
+    /// Other users may rename its entries.
     #[error("{} is writable by group or others; run chmod go-w on it, or choose another path", .place.display())]
     Writable {
         /// The directory.
         place: PathBuf,
     },
-    /// The operating system said no.
-    #[error("cannot look at {}", .place.display())]
+    /// The operating system reported an error.
+    #[error("cannot examine {}", .place.display())]
     Io {
         /// The directory or link.
         place: PathBuf,
-        /// What it said.
+        /// The error.
         #[source]
         source: io::Error,
     },
 }
 
-/// Checks every directory and every symbolic link on the way to `path`, itself included, as `sshd` does (`StrictModes`):
-/// each belongs to this user or to root, and group and others may not write to it unless it is sticky. What is not
-/// there yet is not looked at.
+/// Checks every directory and every symbolic link on the way to `path`, itself included, as `sshd` does
+/// (`StrictModes`): each is owned by this user or root, and group and others may not write to it unless it is sticky.
+/// Components that do not exist yet are skipped.
 pub(crate) fn check_ancestors(path: &Path) -> Result<(), AncestorError> {
     check(path, MAX_LINKS)
 }
@@ -90,7 +90,7 @@ fn is_trusted(uid: u32) -> bool {
     uid == 0 || uid == rustix::process::geteuid().as_raw() || (uid == UNMAPPED && is_partial_namespace())
 }
 
-/// Whether some users have no number here, as in a container without privileges: root of the machine is one of them.
+/// Whether some users have no number here, as in an unprivileged container: the machine's root is one of them.
 fn is_partial_namespace() -> bool {
     let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     let fields: Vec<&str> = map.split_ascii_whitespace().collect();

@@ -1,16 +1,16 @@
-//! Stores: where grants live, and the lease that makes this daemon's flight the only one.
+//! Stores: where grants are kept, and the lease that makes this daemon's flight the only one.
 //!
-//! Owns: the trait [`Store`], the [`Record`] it keeps, its [`RefreshState`], and its errors; and the trait [`ItemStore`], for what
-//! is kept beside the grants.
+//! Owns: the trait [`Store`], its [`Record`] with the [`RefreshState`], and its errors; and the trait [`ItemStore`],
+//! for everything else that is stored.
 //!
 //! Invariants:
 //! 1. A call that returned `Ok` is durable: it survives the loss of the process, and on disk the loss of power.
 //! 2. Every change is one commit, and a compare-and-set: on the [`Revision`] before a flight sends, on the [`Version`]
 //!    after. A caller that was overtaken changes nothing.
-//! 3. At most one living owner holds an account's lease. No clock decides whether an owner is alive.
-//! 4. One unreadable record or item does not hide the others, and is never written over but by a put and a delete.
+//! 3. At most one live owner holds an account's lease. Whether an owner is alive is never decided by a clock.
+//! 4. One unreadable record or item does not hide the others, and only a put or a delete replaces it.
 //!
-//! Must not know: what a refresh is, HTTP. Its children are the only home of SQL and of encryption.
+//! Must not know: what a refresh is, HTTP. Only its children use SQL and encryption.
 
 use std::{fmt, path::Path};
 
@@ -30,8 +30,8 @@ pub mod memory;
 pub mod seal;
 pub mod sqlite;
 
-/// By which a person knows a store key again. It may be shown; six bytes are as many as a person compares, and more
-/// than enough to tell the keys of one person apart.
+/// Identifies a store key to a person. It may be shown; six bytes are as many as a person compares, and more than
+/// enough to distinguish one person's keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyId(pub(crate) [u8; 6]);
 
@@ -41,102 +41,105 @@ impl fmt::Display for KeyId {
     }
 }
 
-/// Counts every write to one account's record, marks and lease included.
+/// Counts every write to one account's record, including its refresh state and lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Revision(pub u64);
 
-/// "The refresh token was presented": written durably before it is sent, gone when the outcome is known.
+/// A record that the refresh token is being presented: durable before the token is sent, removed when the outcome is
+/// known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Presentation {
     /// When the last presentation began.
     pub at: Timestamp,
-    /// For the how manyth time this generation's refresh token is presented; the first is 1.
+    /// The attempt number of this generation's refresh token, from 1.
     pub count: u32,
 }
 
-/// How an attempt to refresh ended. `refresh/outcome.rs` sorts into these.
+/// The outcome of a refresh attempt, as classified by `refresh/outcome.rs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// New tokens came.
+    /// New tokens were received.
     Success,
-    /// The provider called the grant dead.
+    /// The provider reported the grant dead.
     Final,
-    /// The provider does not accept this client as it is configured.
+    /// The provider does not accept this client's configuration.
     Configuration,
-    /// The refresh token was not spent, and another try may help.
+    /// The refresh token was not spent, and a retry may help.
     NotSpent,
-    /// The provider said no without saying why.
+    /// The provider refused without a known reason.
     Refused,
-    /// The refresh token was sent, and nobody knows whether it was spent.
+    /// The refresh token was sent, and it is unknown whether it was spent.
     Ambiguous,
 }
 
-/// The last attempt on this grant: what the cooldown and the backoffs are reckoned from.
+/// The last attempt on this grant, from which the cooldown and the backoffs are calculated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     /// When it ended.
     pub ended_at: Timestamp,
-    /// How.
+    /// Its outcome.
     pub outcome: Outcome,
     /// The provider's error code, if it may be shown.
     pub code: Option<String>,
-    /// How many attempts in a row ended like this one.
+    /// The number of consecutive attempts with this outcome.
     #[serde(rename = "streak")]
     pub consecutive: u32,
-    /// No further attempt before this point.
+    /// The earliest time of the next attempt.
     pub not_before: Timestamp,
 }
 
-/// The grant is dead: no further call until it is replaced.
+/// The grant is dead: no more calls until it is replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadGrant {
     /// Since when.
     pub at: Timestamp,
-    /// An answer to an earlier presentation was lost, and with it, it may be, the successor.
+    /// The answer to an earlier presentation was lost, perhaps with the successor in it.
     pub answer_lost: bool,
-    /// The store may be a copy ([`RefreshState::copied_at`]), and the refresh token have been presented from another one.
+    /// The store may be a copy ([`RefreshState::copied_at`]), and the refresh token may have been presented from
+    /// another one.
     #[serde(default)]
     pub copied: bool,
 }
 
-/// What is written beside a grant, in clear. A change of it changes neither the grant's id nor its generation.
+/// The refresh state of a grant, stored in clear beside it. Changing it changes neither the grant's id nor its
+/// generation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RefreshState {
-    /// A presentation whose outcome is not known.
+    /// A presentation with an unknown outcome.
     pub presented: Option<Presentation>,
     /// The last attempt.
     pub attempt: Option<Attempt>,
     /// Set once the grant is known to be dead.
     pub dead: Option<DeadGrant>,
-    /// The store was found in another place than it was left in: it may be a copy, and the refresh token may have been
-    /// presented from the original, or the other way round.
+    /// The store was found in another place than before: it may be a copy, and the refresh token may have been
+    /// presented from the other one.
     pub copied_at: Option<Timestamp>,
 }
 
-/// One account's grant, with what is written beside it.
+/// One account's grant and its refresh state.
 #[derive(Debug)]
 pub struct Record {
     /// The grant.
     pub grant: Grant,
-    /// Its marks.
+    /// Its refresh state.
     pub refresh_state: RefreshState,
-    /// Which write this is.
+    /// The revision of the last write.
     pub revision: Revision,
 }
 
-/// The answer to [`Store::claim`].
+/// The result of [`Store::claim`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claim {
-    /// The lease is this owner's and the mark is durable; the record is now at this revision.
+    /// The lease is this owner's and the presentation is durable; the record is now at this revision.
     Taken(Revision),
-    /// Another living owner holds the lease.
+    /// Another live owner holds the lease.
     Held,
-    /// The record is not at the revision asked for: read it again.
+    /// The record is at another revision: read it again.
     Changed,
 }
 
-/// What must be there for a `put` or `delete` to be carried out. Items have an [`ItemTag`] for a version.
+/// The precondition of a put or delete. For items the version is an [`ItemTag`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expect<V = Version> {
     /// Anything, or nothing.
@@ -150,7 +153,7 @@ pub enum Expect<V = Version> {
 }
 
 impl<V: PartialEq> Expect<V> {
-    /// Whether a record that is there will do; its version is `None` when damage made it unreadable.
+    /// Whether an existing record satisfies it; `version` is `None` if the record is unreadable.
     pub(crate) fn allows(&self, found: Option<V>) -> bool {
         match self {
             Self::Whatever | Self::Present => true,
@@ -159,31 +162,32 @@ impl<V: PartialEq> Expect<V> {
         }
     }
 
-    /// Whether it will do that there is none.
+    /// Whether the absence of a record satisfies it.
     pub(crate) fn allows_none(&self) -> bool {
         matches!(self, Self::Whatever | Self::Absent)
     }
 }
 
-/// The answer to [`ItemStore::put_item`], and the part of that to [`Store::put`] that is the same.
+/// The result of [`ItemStore::put_item`], and a part of that of [`Store::put`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Put {
     /// There was no record.
     Created,
-    /// There was one, and it is gone.
+    /// There was one, which has been replaced.
     Replaced,
-    /// The expectation was not met; nothing changed.
+    /// The precondition failed; nothing changed.
     Conflict,
 }
 
-/// The answer to [`Store::put`].
+/// The result of [`Store::put`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PutGrant {
-    /// As asked for, or not because of the expectation.
+    /// Stored, or the precondition failed.
     Done(Put),
-    /// The account holds this refresh token already. It has the rest of the grant now; version, marks and lease are kept.
+    /// The account has this refresh token already. The rest of the grant was updated; version, refresh state and lease
+    /// are kept.
     Held(Version),
-    /// The refresh token was spent, or another account holds it. Nothing changed.
+    /// The refresh token was spent, or belongs to another account. Nothing changed.
     Known(KnownToken),
 }
 
@@ -193,83 +197,83 @@ impl From<Put> for PutGrant {
     }
 }
 
-/// How many spent refresh tokens of an account are remembered at least.
+/// The minimum number of an account's spent refresh tokens that are remembered.
 pub(crate) const SPENT_TOKENS: usize = 64;
 
-/// A refresh token that the store knows already.
+/// A refresh token that the store recognises.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownToken {
-    /// Whose it is or was.
+    /// The account that has or had it.
     pub account: Account,
-    /// Whether it has been presented and replaced; else the account holds it.
+    /// Whether it is spent; otherwise the account still has it.
     pub spent: bool,
 }
 
-/// The answer to [`Store::rename`].
+/// The result of [`Store::rename`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Renamed {
-    /// The record has the other name, and nothing else of it is changed.
+    /// The record was renamed; nothing else changed.
     Done,
     /// There is no such record.
     Missing,
-    /// There is a record of the other name already.
+    /// The new name has a record already.
     Occupied,
-    /// Another living owner holds the lease.
+    /// Another live owner holds the lease.
     LeaseHeld,
 }
 
-/// The answer to [`Store::delete`].
+/// The result of [`Store::delete`].
 #[derive(Debug)]
 pub enum Deleted {
-    /// The record is gone. It held this grant, unless it was unreadable.
+    /// The record was deleted. It held this grant, unless it was unreadable.
     Gone(Option<Box<Grant>>),
-    /// There was none, whatever was expected.
+    /// There was no record, whatever the precondition.
     Missing,
-    /// The expectation was not met; nothing changed.
+    /// The precondition failed; nothing changed.
     Conflict,
 }
 
-/// What [`Store::visit`] finds.
+/// An entry passed to the visitor of [`Store::visit`].
 #[derive(Debug)]
 pub struct Entry {
-    /// Whose.
+    /// The account.
     pub account: Account,
     /// The record, or why it cannot be read.
     pub record: Result<Record, StoreError>,
 }
 
-/// The answer to [`ItemStore::delete_item`].
+/// The result of [`ItemStore::delete_item`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removed {
-    /// The item is gone.
+    /// The item was deleted.
     Gone,
-    /// There was none, whatever was expected.
+    /// There was no item, whatever the precondition.
     Missing,
-    /// The expectation was not met; nothing changed.
+    /// The precondition failed; nothing changed.
     Conflict,
 }
 
-/// One line of [`ItemStore::items`].
+/// An entry of [`ItemStore::items`].
 #[derive(Debug)]
 pub struct ItemEntry {
-    /// What it is called.
+    /// Its name.
     pub name: ItemName,
     /// The item, or why it cannot be read.
     pub item: Result<Item, StoreError>,
 }
 
-/// What goes wrong with a store. No variant holds a secret.
+/// The errors of a store. No variant contains a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The store cannot be read or written now; it may heal.
+    /// The store cannot be read or written now; it may recover.
     #[error("the store is not available")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// This one record does not open: damaged, or moved here from elsewhere.
+    /// This one record cannot be opened: it is damaged, or was moved here from another account.
     #[error(
         "the record of {account} cannot be read: it is damaged, or was sealed with another key; delete it and log in again"
     )]
     Unreadable {
-        /// Whose record.
+        /// The account.
         account: Account,
     },
     /// This one record was written by a later version of the program.
@@ -277,27 +281,27 @@ pub enum StoreError {
         "the record of {account} has format {format}, which this version does not know; use the version that wrote it"
     )]
     NewerRecord {
-        /// Whose record.
+        /// The account.
         account: Account,
         /// The format found.
         format: u32,
     },
-    /// This one item does not open: damaged, or moved here from elsewhere.
+    /// This one item cannot be opened: it is damaged, or was moved here from another name.
     #[error(
         "the {kind} {name} cannot be read: it is damaged, or was sealed with another key; remove it and make it again"
     )]
     UnreadableItem {
-        /// What it is.
+        /// Its kind.
         kind: ItemKind,
-        /// What it is called.
+        /// Its name.
         name: ItemName,
     },
     /// This one item was written by a later version of the program.
     #[error("the {kind} {name} has format {format}, which this version does not know; use the version that wrote it")]
     NewerItem {
-        /// What it is.
+        /// Its kind.
         kind: ItemKind,
-        /// What it is called.
+        /// Its name.
         name: ItemName,
         /// The format found.
         format: u32,
@@ -305,7 +309,7 @@ pub enum StoreError {
     /// The store was written by a later version of the program.
     #[error("{place} has format {format}, which this version does not know; use the version that wrote it")]
     NewerStore {
-        /// Where the store is.
+        /// The store's path.
         place: String,
         /// The format found.
         format: u32,
@@ -317,27 +321,27 @@ pub enum StoreError {
     WrongKey {
         /// Where the key is.
         key: String,
-        /// Where the store is.
+        /// The store's path.
         place: String,
     },
-    /// Somebody has the store open, and what was asked for needs it alone.
+    /// Another process has the store open, and the operation needs exclusive access.
     #[error("{place} is in use: stop the daemon that uses it first")]
     InUse {
-        /// Where the store is.
+        /// The store's path.
         place: String,
     },
-    /// The key, its file or the store's directory is not fit for use.
+    /// The key, its file or the store's directory cannot be used.
     #[error("{place}: {reason}")]
     Unfit {
         /// The file or directory.
         place: String,
-        /// What is wrong and what to do.
+        /// What is wrong and how to fix it.
         reason: String,
     },
 }
 
 impl StoreError {
-    /// Whether another try may help, as against a record or store that stays as it is.
+    /// Whether a retry may help, as opposed to an error that stays.
     #[must_use]
     pub const fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_))
@@ -368,38 +372,38 @@ impl From<PrivateError> for StoreError {
 pub(crate) fn unfit(place: &Path, reason: impl Into<String>) -> StoreError {
     StoreError::Unfit { place: place.display().to_string(), reason: reason.into() }
 }
-/// Whose records are asked for.
+/// Selects accounts.
 pub type AccountFilter<'a> = dyn Fn(&Account) -> bool + Sync + 'a;
 
-/// What is done with each.
+/// The visitor of records.
 pub type Visitor<'a> = dyn FnMut(Entry) + Send + 'a;
 
-/// A keeper of records. One value is one owner of leases.
+/// A store of records. One value is one owner of leases.
 #[async_trait]
 pub trait Store: fmt::Debug + Send + Sync {
     /// Reads one account's record.
     async fn load(&self, account: &Account) -> Result<Option<Record>, StoreError>;
 
-    /// Whose records there are, in order. Opens none of them.
+    /// Returns the accounts that have a record, sorted, without opening any.
     async fn names(&self) -> Result<Vec<Account>, StoreError>;
 
-    /// Reads the records of the accounts that are `wanted`, in order, and hands over one after the other: together they
-    /// may be more than the memory that is there for them.
+    /// Reads the records of the accounts that are `wanted`, sorted, and passes them to the visitor one by one: together
+    /// they may be too large for memory.
     async fn visit(&self, wanted: &AccountFilter<'_>, each: &mut Visitor<'_>) -> Result<(), StoreError>;
 
-    /// Reads all records, in the order of their accounts.
+    /// Reads all records, sorted by account.
     async fn list(&self) -> Result<Vec<Entry>, StoreError> {
         let mut all = Vec::new();
         self.visit(&|_| true, &mut |entry| all.push(entry)).await?;
         Ok(all)
     }
 
-    /// Takes the lease and marks the presentation, in one commit, if the record is still at `expected`. An owner that
-    /// holds the lease may claim again, to mark the next presentation.
+    /// Takes the lease and records the presentation, in one commit, if the record is still at `expected`. An owner that
+    /// holds the lease may claim again, to record the next presentation.
     async fn claim(&self, account: &Account, expected: Revision, presented: Presentation) -> Result<Claim, StoreError>;
 
-    /// Writes the marks and releases the lease, in one commit, if the grant is still at `version`. `false` when not, or
-    /// when another owner has taken the lease: its mark must stand.
+    /// Saves the refresh state and releases the lease, in one commit, if the grant is still at `version`. Returns
+    /// `false` if it is not, or if another owner has taken the lease, whose presentation must be kept.
     async fn settle(
         &self,
         account: &Account,
@@ -407,8 +411,9 @@ pub trait Store: fmt::Debug + Send + Sync {
         refresh_state: &RefreshState,
     ) -> Result<bool, StoreError>;
 
-    /// Replaces the grant at `version` by its next generation, writes the marks and releases the lease, whoever has it,
-    /// in one commit: `next` holds the only living successor. `false` when the grant is not at `version` any more.
+    /// Replaces the grant at `version` by its next generation, saves the refresh state and releases the lease, whoever
+    /// has it, in one commit: `next` contains the only copy of the successor. Returns `false` if the grant is no longer
+    /// at `version`.
     async fn save(
         &self,
         account: &Account,
@@ -417,10 +422,10 @@ pub trait Store: fmt::Debug + Send + Sync {
         refresh_state: &RefreshState,
     ) -> Result<bool, StoreError>;
 
-    /// Stores a whole grant: no marks, no lease. A refresh token is in the store once: one that an account of the
-    /// providers `siblings` (those with the same token endpoint) holds or has spent is not stored again. One that the
-    /// account itself holds keeps its marks, lest it be presented again, unless it is latched: a dead grant has nothing
-    /// to lose, and whoever brings it again wants another try.
+    /// Stores a whole grant, with an empty refresh state and no lease. A refresh token is in the store only once: one
+    /// that an account of the providers `siblings` (those with the same token endpoint) has or had is refused. If the
+    /// account itself has it, the refresh state is kept, so that it is not presented again, unless the grant is dead:
+    /// then there is nothing to lose, and whoever stores it again wants another try.
     async fn put(
         &self,
         account: &Account,
@@ -429,29 +434,29 @@ pub trait Store: fmt::Debug + Send + Sync {
         siblings: &[ProviderName],
     ) -> Result<PutGrant, StoreError>;
 
-    /// Gives a record another name. Version and marks stay, and so does what is known of its refresh tokens.
+    /// Renames a record. Version and refresh state are kept, and so is what is known of its refresh tokens.
     async fn rename(&self, from: &Account, to: &Account) -> Result<Renamed, StoreError>;
 
-    /// Deletes the record, an unreadable one too.
+    /// Deletes the record, even if it is unreadable.
     async fn delete(&self, account: &Account, expect: &Expect) -> Result<Deleted, StoreError>;
 
-    /// Whether a write would be durable now. Makes one, which changes nothing that a caller sees.
+    /// Tests whether a write would be durable now, with one that changes nothing visible.
     async fn probe(&self) -> Result<(), StoreError>;
 
-    /// Grows whenever another owner may have changed anything; what was read before is then to be read again.
+    /// Grows whenever another owner may have changed anything; what was read before must then be read again.
     fn epoch(&self) -> u64;
 }
 
-/// A store that keeps other things beside the grants, each sealed for itself: its kind, name and tag.
+/// A store for everything but grants. Each item is sealed individually, with its kind, name and tag.
 #[async_trait]
 pub trait ItemStore: Store {
     /// Reads one item.
     async fn item(&self, kind: ItemKind, name: &ItemName) -> Result<Option<Item>, StoreError>;
 
-    /// Reads all items of a kind, in the order of their names.
+    /// Reads all items of a kind, sorted by name.
     async fn items(&self, kind: ItemKind) -> Result<Vec<ItemEntry>, StoreError>;
 
-    /// Stores a whole item, in the place of the one of that name.
+    /// Stores a whole item, replacing the one of that name.
     async fn put_item(
         &self,
         kind: ItemKind,
@@ -460,7 +465,7 @@ pub trait ItemStore: Store {
         expect: &Expect<ItemTag>,
     ) -> Result<Put, StoreError>;
 
-    /// Deletes an item, an unreadable one too.
+    /// Deletes an item, even if it is unreadable.
     async fn delete_item(
         &self,
         kind: ItemKind,
@@ -469,7 +474,7 @@ pub trait ItemStore: Store {
     ) -> Result<Removed, StoreError>;
 }
 
-/// A grant id from the operating system's generator.
+/// A grant id from the operating system's random generator.
 pub fn random_grant_id() -> Result<GrantId, getrandom::Error> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes)?;

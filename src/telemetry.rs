@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! 1. No secret, body, header or query is ever logged, at any level. The libraries below log what passes through them
-//!    once asked to, so their events are cut off above `info`.
-//! 2. Nobody waits for the reader of a log: a line that a full pipe or a stopped terminal does not take is dropped.
+//!    at low levels, so their events above `info` are suppressed.
+//! 2. Nobody waits for the reader of the log: a line that a full pipe or a stopped terminal does not accept is dropped.
 
 use std::{
     io::{self, IsTerminal as _, Write},
@@ -24,7 +24,7 @@ const WRITE_TIMEOUT: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
-/// Sends events to standard error; `filter` as in `CREDPROXY_LOG`: `info`, `credproxy=trace`, and the like. A second
+/// Sends events to standard error. `filter` is as in `CREDPROXY_LOG`: `info`, `credproxy=trace`, and the like. A second
 /// call does nothing.
 pub fn start(filter: &str) {
     let ours = Targets::new().with_target(env!("CARGO_PKG_NAME"), LevelFilter::TRACE).with_default(LevelFilter::INFO);
@@ -34,11 +34,11 @@ pub fn start(filter: &str) {
         .with_filter(wanted(filter))
         .with_filter(ours);
     if tracing_subscriber::registry().with(lines).try_init().is_err() {
-        tracing::debug!("logs are on their way already");
+        tracing::debug!("logging is already set up");
     }
 }
 
-/// What a filter lets through; one that is none, `info`.
+/// The events that a filter selects; `info` if it is invalid.
 fn wanted(filter: &str) -> Targets {
     filter.parse().unwrap_or_else(|_| Targets::new().with_default(LevelFilter::INFO))
 }
@@ -46,7 +46,7 @@ fn wanted(filter: &str) -> Targets {
 /// Standard error, line by line.
 #[derive(Default)]
 struct StderrWriter {
-    /// The last line found no room: the next one does not wait.
+    /// The last line was dropped: the next one does not wait.
     stuck: AtomicBool,
 }
 
@@ -62,7 +62,7 @@ impl Write for &StderrWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let mut stderr = io::stderr().lock();
         let patience = if self.stuck.load(Ordering::Relaxed) { NO_WAIT } else { WRITE_TIMEOUT };
-        // A pipe that is writable takes 4,096 bytes (PIPE_BUF) at once, more than any line has.
+        // A pipe that is writable accepts 4,096 bytes (PIPE_BUF) at once, more than any line has.
         let mut room = [PollFd::new(&stderr, PollFlags::OUT)];
         let stuck = matches!(poll(&mut room, Some(&patience)), Ok(0) | Err(Errno::INTR));
         self.stuck.store(stuck, Ordering::Relaxed);

@@ -1,60 +1,61 @@
-//! The limits on waiting that depend on each other, in one place, with the arithmetic that holds them together.
+//! The timeouts that depend on each other, in one place, with the arithmetic that relates them.
 //!
-//! Everything that is not ours can hang: a provider, a disk, another process that holds a lock. So each wait has a limit,
-//! and a longer wait is made of shorter ones: a refresh of calls to the provider and of changes in the store, the end of
-//! the process of what may still be under way. A limit that stands for itself is beside the code that it limits.
+//! Everything outside this process can hang: a provider, a disk, another process that holds a lock. So each wait has a
+//! timeout, and a longer one is composed of shorter ones: that of a refresh of calls to the provider and changes in the
+//! store, that of the shutdown of whatever may still be under way. An independent timeout is defined beside the code
+//! that it limits.
 
 use std::time::Duration;
 
-/// The longest that one call to a provider may take, and what it takes unless configured (`refresh.request_timeout`).
+/// The maximum and default timeout of one call to a provider (`refresh.request_timeout`).
 pub const PROVIDER_CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A flight starts no call to the provider after so much of its own time.
+/// The age of a flight after which it starts no more calls to the provider.
 pub const LAST_PROVIDER_CALL_START: Duration = Duration::from_secs(15);
 
-/// The longest that a flight takes until the provider's last answer.
+/// The longest time from a flight's start to the provider's last answer.
 pub const FLIGHT_TIMEOUT: Duration = LAST_PROVIDER_CALL_START.saturating_add(PROVIDER_CALL_TIMEOUT);
 
-/// How long one call of the store may wait for its turn: for other changes, for another process's lock, for the disk.
-/// A change takes milliseconds.
+/// How long one call of the store may wait: for other changes, for another process's lock, for the disk. A change takes
+/// milliseconds.
 pub const STORE_CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How much longer a change may take that has begun and cannot be taken back.
+/// The extra time for a change that has begun and cannot be withdrawn.
 pub const BEGUN_CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a caller who can be served a token that is good waits for a store that does not answer. There are two such
-/// waits in a `GET`, and its answer is to come within 2 s.
+/// How long a caller who can be served a valid token waits for a store that does not answer. A `GET` contains two such
+/// waits, and must be answered within 2 s.
 pub const STALLED_STORE_TIMEOUT: Duration = Duration::from_millis(750);
 
-/// How long a flight waits for one of the places that its provider has for refreshes at once.
+/// How long a flight waits for a permit of its provider's.
 pub const PROVIDER_PERMIT_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// How long a flight waits for the lease while another owner has it.
 pub const LEASE_WAIT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a health check waits for the store. It waits for the audit log at the same time, and answers within 1 s.
+/// The timeout of a health check for the store. It checks the audit log at the same time, and answers within 1 s.
 pub const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long an operation, and a health check, waits for the audit log to show that it can be written.
+/// How long an operation or a health check waits for the audit log to become writable.
 pub const AUDIT_CHECK_TIMEOUT: Duration = Duration::from_millis(700);
 
-/// How long the end of the process goes on trying to save what a provider has answered.
+/// How long shutdown retries to save what a provider has answered.
 pub const FINAL_SAVE_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// How long the end of the process waits for flights, logins and changes. Once it has begun no call to a provider starts,
-/// so the longest is a call under way, the change that saves its answer, and the further tries to save it.
+/// How long shutdown waits for flights, logins and changes. No call to a provider starts after it has begun, so the
+/// longest is a call under way, the change that saves its answer, and the retries to save it.
 pub const SHUTDOWN_WORK_TIMEOUT: Duration = Duration::from_secs(35);
 
-/// How long the end of the process waits for the last answers to be written to their sockets.
+/// How long shutdown waits for the last responses to be sent.
 pub const FINAL_RESPONSES_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long the end of the process waits for the last lines of the audit log.
+/// How long shutdown waits for the last lines of the audit log.
 pub const FINAL_AUDIT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long the end of the process waits for the store to be closed.
+/// How long shutdown waits for the store to close.
 pub const STORE_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The longest that the end of the process takes.
+/// The longest time that shutdown takes.
 pub const SHUTDOWN_TIMEOUT: Duration = SHUTDOWN_WORK_TIMEOUT
     .saturating_add(FINAL_RESPONSES_TIMEOUT.saturating_mul(2))
     .saturating_add(FINAL_AUDIT_TIMEOUT)

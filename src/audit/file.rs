@@ -309,7 +309,7 @@ fn open(path: &Path) -> Result<File, PrivateError> {
         }
         Err(PrivateError::from(FileError::at("open", path)(error)))
     })?;
-    check_private_file(path, &file.metadata().map_err(FileError::at("inspect at", path))?)?;
+    check_private_file(path, &file.metadata().map_err(FileError::at("examine", path))?)?;
     Ok(file)
 }
 
@@ -321,7 +321,7 @@ pub(super) fn inspect(path: &Path) -> Result<Option<u64>, PrivateError> {
     match fs::symlink_metadata(path) {
         Ok(found) => check_private_file(path, &found).map(|()| Some(found.len())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(FileError::at("inspect at", path)(error).into()),
+        Err(error) => Err(FileError::at("examine", path)(error).into()),
     }
 }
 
@@ -424,10 +424,10 @@ mod tests {
     fn half_a_line_of_a_crash_takes_no_other_with_it() {
         let home = tempfile::tempdir().unwrap();
         let rotation = rotation(home.path(), 1000, 2);
-        append(&mut RotatingFile::open(&rotation).unwrap(), "complete_length\n");
+        append(&mut RotatingFile::open(&rotation).unwrap(), "whole\n");
         File::options().append(true).open(&rotation.path).unwrap().write_all(b"hal").unwrap();
         append(&mut RotatingFile::open(&rotation).unwrap(), "next\n");
-        assert_eq!(read(&rotation.path), ["complete_length", "hal", "next"]);
+        assert_eq!(read(&rotation.path), ["whole", "hal", "next"]);
     }
 
     #[test]

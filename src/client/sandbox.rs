@@ -77,7 +77,7 @@ impl Client {
         let capability = made.capability.map(Capability::new).transpose();
         let capability = capability.map_err(|_| ClientError::Protocol("its capability is malformed"))?;
         if made.socket.is_relative() || capability.is_some() != request.capability {
-            return Err(ClientError::Protocol("it is not the sandbox that was body for"));
+            return Err(ClientError::Protocol("it is not the sandbox that was asked for"));
         }
         Ok(Sandbox { id: made.id, socket: made.socket, capability })
     }

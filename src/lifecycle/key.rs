@@ -62,7 +62,7 @@ impl KeyLoader<'_> {
         let Ok(opened) = open(staged.into(), &place).await else { return Err(error) };
         if self.copy.is_none() {
             self.switch(again).await?;
-            tracing::info!("finished a change of the store key that was close_now off");
+            tracing::info!("finished an interrupted change of the store key");
         }
         Ok(opened)
     }

@@ -95,7 +95,7 @@ fn remove_files(sandbox: &Sandbox) {
     match removed.and_then(|()| fs::remove_dir(&sandbox.directory)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             // A program that had the directory mounted may have put something there, which is not ours to remove.
-            tracing::warn!(directory = %sandbox.directory.display(), %error, "a sandbox's directory stays behind");
+            tracing::warn!(directory = %sandbox.directory.display(), %error, "could not remove a sandbox's directory");
         }
         Ok(()) | Err(_) => {}
     }

@@ -1,7 +1,7 @@
-//! How a login begins: what the person is to do, and the work that waits for the person's answer.
+//! Starting a login: the instructions for the person, and the work that waits for the response.
 //!
-//! Invariant: what waits for the person can be given up at any time; what has gone to the provider with a code, or asks
-//! whether a device was confirmed, is not broken off.
+//! Invariant: waiting for the person can be cancelled at any time. A code exchange and a device poll are never
+//! cancelled once they have been sent.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -21,17 +21,18 @@ use crate::{
     provider::{Body, Flow, Provider, Refusal, Reply},
 };
 
-/// Unless told: a device login needs nothing of the machine that asks, a browser login a browser on this one.
+/// The flows in their default order: a device login needs nothing of this machine, a browser login needs a browser on
+/// it.
 pub(super) const DEFAULT_FLOW_ORDER: [Flow; 3] = [Flow::Device, Flow::Browser, Flow::Paste];
 
-/// Tells when a login is not to wait any more.
+/// Tells a login when to stop waiting.
 pub(super) struct StopSignal {
     pub(super) cancelled: CancellationToken,
     pub(super) stopping: CancellationToken,
 }
 
 impl StopSignal {
-    /// Why, once it is so, or `lifetime` has passed.
+    /// Returns the reason once there is one, or once `lifetime` has passed.
     async fn after(self, lifetime: Duration) -> LoginError {
         match timeout(lifetime, self.cancelled.cancelled()).await {
             Err(_) => LoginError::Expired,
@@ -41,12 +42,12 @@ impl StopSignal {
     }
 }
 
-/// A login that is about to have a task.
+/// A login that is ready to be spawned as a task.
 pub(super) struct PreparedLogin {
     pub(super) prompt: Prompt,
     pub(super) lifetime: Duration,
     pub(super) pending_response: Option<Arc<PendingResponse>>,
-    /// Where it listens, if the registration names the port.
+    /// The address it listens on, if the registration names the port.
     pub(super) port: Option<SocketAddr>,
     pub(super) redirect_listener: Option<RedirectListener>,
     pub(super) work: Work,
@@ -98,8 +99,8 @@ impl Inner {
                 redirect.at_port(redirect_listener.insert(bound).port()?)
             }
             (_, Some((address, 0))) => {
-                // Nobody is to answer there: the person takes the code from the browser's address line. While the port
-                // is bound and not listened on, no other program of this machine can take it.
+                // Nothing answers on this port: the person copies the code from the browser's address line. While the
+                // port is bound, no other program of this machine can listen on it.
                 let socket = redirect_listener::reserve(address)?;
                 let port = socket.local_addr().map_err(|_| LoginError::Internal)?.port();
                 reserved = Some(socket);
@@ -113,7 +114,7 @@ impl Inner {
         let work = Box::pin(async move {
             let code = tokio::select! {
                 biased;
-                // An answer that is there counts.
+                // A response that has already arrived counts.
                 response = response => response.unwrap_or(Err(LoginError::Internal)),
                 error = stop.after(lifetime) => Err(error),
             };
@@ -126,7 +127,7 @@ impl Inner {
     }
 }
 
-/// What an exchange brought.
+/// The result of an exchange.
 fn issued(reply: Reply) -> Result<Box<Issued>, LoginError> {
     match reply {
         Reply::Answered { body: Body::Issued(issued), .. } => Ok(issued),

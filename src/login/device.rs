@@ -1,12 +1,12 @@
-//! The pace of a device login (RFC 8628 section 3.5).
+//! The polling of a device login (RFC 8628 section 3.5).
 //!
 //! Invariants:
-//! 1. The provider is never asked sooner than it allowed: `slow_down` adds five seconds for good, and an interval that
-//!    it names later counts if it is longer.
-//! 2. A request to the provider is not broken off: its answer may be the only one that has the tokens.
-//! 3. While the provider cannot be reached, each wait is twice the one before.
+//! 1. The provider is never polled sooner than it allows: `slow_down` adds five seconds for good, and an interval in a
+//!    later response counts if it is longer.
+//! 2. A request to the provider is never cancelled: its response may be the only one with the tokens.
+//! 3. While the provider cannot be reached, each wait is twice as long as the one before.
 //!
-//! Must not know: how long the login has.
+//! Must not know: the lifetime of the login.
 
 use std::{pin::pin, time::Duration};
 
@@ -20,13 +20,13 @@ use crate::{
 /// RFC 8628 section 3.5.
 const SLOW_DOWN_STEP: Duration = Duration::from_secs(5);
 
-/// Nobody is asked more often, whatever the provider says.
+/// The shortest interval between two polls, whatever the provider says.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A person who has agreed and a provider that is back should not wait longer for each other.
+/// The longest interval after failed polls: a person who has agreed should not wait long for a provider that is back.
 const MAX_BACKOFF: Duration = Duration::from_mins(1);
 
-/// Asks until the person has decided, or until `over` says why not to ask any more.
+/// Polls until the person has decided, or until `over` ends the login.
 pub(super) async fn poll(
     provider: &dyn Provider,
     code: &DeviceCode,

@@ -1,5 +1,5 @@
-//! How many logins may wait for their person at once, and how many a sandbox may begin. One that has ended takes no permit;
-//! that it was started is counted all the same: its provider was asked.
+//! Limits the number of pending logins, and how many logins a sandbox may start. An ended login holds no permit, but
+//! its start still counts against the rate: its provider was called.
 
 use std::{
     collections::HashMap,
@@ -14,17 +14,17 @@ use crate::{
     policy::Role,
 };
 
-/// When there are too many: about as long as a person needs for one.
+/// `Retry-After` when too many logins are pending: about as long as a person needs for one.
 const TOO_MANY_RETRY_AFTER: Duration = Duration::from_secs(10);
 
-/// The logins that a sandbox's socket may begin, whatever becomes of them: more than a person begins, and fewer than a
+/// How many logins a sandbox's socket may start, whatever becomes of them: more than a person starts, and fewer than a
 /// provider would take for an attack.
 const SANDBOX_LOGIN_RATE: Rate = Rate::every(Duration::from_secs(30), 10);
 
-/// At so many sockets, those that make no difference are forgotten.
+/// From this number of sockets on, limiters that are back at full quota are dropped.
 const SWEEP_THRESHOLD: usize = 128;
 
-/// Who has which limiter, and what was started.
+/// The pending logins and the start rates, by socket.
 #[derive(Debug)]
 pub(super) struct LoginLimiter {
     limits: LoginLimits,
@@ -33,9 +33,9 @@ pub(super) struct LoginLimiter {
 
 #[derive(Debug, Default)]
 struct State {
-    /// By socket: how many are active.
+    /// The number of pending logins, by socket.
     active: HashMap<Arc<str>, (Role, usize)>,
-    /// By socket of role `sandbox`.
+    /// The start rates of the sockets of role `sandbox`.
     started: HashMap<Arc<str>, Gcra>,
 }
 
@@ -50,7 +50,7 @@ impl LoginLimiter {
         Self { limits, state: Mutex::default() }
     }
 
-    /// Takes a permit until the value is dropped.
+    /// Acquires a permit, which is released when the value is dropped.
     pub(super) fn acquire(self: &Arc<Self>, owner: &Owner, now: Monotonic) -> Result<LoginPermit, LoginError> {
         let mut state = self.lock();
         let active = state.active.get(&owner.socket).map_or(0, |(_, active)| *active);
@@ -76,7 +76,7 @@ impl LoginLimiter {
     }
 }
 
-/// One of them.
+/// A permit for one pending login.
 #[derive(Debug)]
 pub(super) struct LoginPermit {
     limiter: Arc<LoginLimiter>,

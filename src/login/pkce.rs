@@ -1,4 +1,4 @@
-//! What a login is made of that nobody can guess: verifier (RFC 7636), state, and the login's own id.
+//! The random values of a login: verifier (RFC 7636), state, and the login's own id.
 
 use super::LoginError;
 use crate::secret::{CodeVerifier, LOGIN_BYTES, LoginState};
@@ -13,7 +13,7 @@ pub(super) fn state() -> Result<LoginState, LoginError> {
     random::<LOGIN_BYTES>().map(LoginState::from_bytes)
 }
 
-/// Bytes of the operating system's randomness.
+/// Random bytes from the operating system.
 pub(super) fn random<const N: usize>() -> Result<[u8; N], LoginError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|_| LoginError::Internal)?;

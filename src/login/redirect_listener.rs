@@ -1,11 +1,11 @@
-//! The listener that the browser is sent back to (RFC 8252 section 7.3), and the page that it shows.
+//! The listener for the browser's redirect (RFC 8252 section 7.3), and the page that it shows.
 //!
 //! Invariants:
-//! 1. It listens on a loopback address alone, for one path, for as long as its login waits and a moment longer.
-//! 2. A page holds nothing of the request: only words of ours, the account's name, and a filtered error code.
+//! 1. It listens on a loopback address only, for one path, while its login is pending and for a moment longer.
+//! 2. A page contains nothing of the request: only our own words, the account's name, and a filtered error code.
 //! 3. Only a request with the login's state changes anything ([`PendingResponse`]).
 //!
-//! Must not know: codes, verifiers, what is stored.
+//! Must not know: codes, verifiers, the store.
 
 use std::{
     convert::Infallible,
@@ -28,19 +28,19 @@ use tokio::{
 use super::{LoginError, Progress, response::PendingResponse, session::Session};
 use crate::account::Account;
 
-/// A browser opens a few; more is nobody's browser.
+/// A browser opens a few connections at once.
 const MAX_CONNECTIONS: usize = 32;
 
-/// A browser that has connected asks at once.
+/// A browser sends its request as soon as it has connected.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// For a page that is loaded twice. A person who begins again must not wait long for a port that is set.
+/// For a page that is loaded twice. Short, because a person who starts again must not wait long for a fixed port.
 const LINGER_AFTER_END: Duration = Duration::from_secs(2);
 
-/// For the last answers to be written.
+/// The time for writing the last responses.
 const LAST_RESPONSES_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Between two tries at a port that the login before may still hold.
+/// The interval between attempts to bind a port that the previous login may still hold.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 const PAGE: &str = include_str!("page.html");
@@ -53,7 +53,7 @@ pub(super) struct RedirectListener {
     account: Account,
 }
 
-/// Binds a free port that nobody will answer on.
+/// Binds a free port on which nothing will answer.
 pub(super) fn reserve(address: IpAddr) -> Result<TcpSocket, LoginError> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
     let bound = socket.and_then(|socket| socket.bind((address, 0).into()).map(|()| socket));
@@ -64,7 +64,7 @@ pub(super) fn reserve(address: IpAddr) -> Result<TcpSocket, LoginError> {
 }
 
 impl RedirectListener {
-    /// Listens at `place` for requests to `path`. While somebody else does, `taken` is called at each try.
+    /// Binds `place` for requests to `path`. While the port is in use, `taken` is called at each attempt.
     pub(super) async fn bind(
         place: SocketAddr,
         path: &str,
@@ -92,12 +92,12 @@ impl RedirectListener {
         }
     }
 
-    /// The port that it listens on.
+    /// The bound port.
     pub(super) fn port(&self) -> Result<u16, LoginError> {
         self.listener.local_addr().map(|place| place.port()).map_err(|_| LoginError::Internal)
     }
 
-    /// Answers until the login has ended, and a moment longer unless it was cancelled.
+    /// Serves until the login has ended, and a moment longer unless it was cancelled.
     pub(super) async fn serve(self, session: &Arc<Session>) {
         let Self { listener, path, account } = self;
         let handler = Arc::new(RedirectHandler { path, account, session: Arc::clone(session) });
@@ -135,12 +135,12 @@ impl RedirectListener {
         }
         drop(listener);
         let last = async { while connections.join_next().await.is_some() {} };
-        // Who has not read the page by now does not want it.
+        // A connection that has not read the page by now is dropped.
         tokio::time::timeout(LAST_RESPONSES_TIMEOUT, last).await.ok();
     }
 }
 
-/// What every connection needs.
+/// The state shared by all connections.
 struct RedirectHandler {
     path: String,
     account: Account,
@@ -160,7 +160,7 @@ impl RedirectHandler {
         let query = request.uri().query().unwrap_or_default();
         let response = self.session.pending_response.as_deref().and_then(|pending_response: &PendingResponse| {
             let response = pending_response.parse_query(query).ok()?;
-            // The second of two gets the page of the first.
+            // The second of two responses gets the page of the first.
             pending_response.settle(response).ok();
             Some(())
         });
@@ -190,7 +190,7 @@ impl RedirectHandler {
     }
 }
 
-/// All but the title is HTML: account names and error codes have no character that means anything there, and all else
+/// Everything but the title is HTML: account names and error codes contain no special characters of HTML, and the rest
 /// is our own.
 fn page(status: StatusCode, title: &str, text: &str, advice: &str) -> Response<Full<Bytes>> {
     // A tick or a cross.

@@ -1,11 +1,11 @@
-//! The authorization response (RFC 6749 section 4.1.2): is it this login's, and what does it say.
+//! The authorization response (RFC 6749 section 4.1.2): whether it belongs to this login, and what it says.
 //!
 //! Invariants:
-//! 1. A response counts only with this login's `state`. One without it changes nothing: anybody on this machine can
+//! 1. A response counts only with this login's `state`. One without it changes nothing: any program on this machine can
 //!    send one to a listener, and must not be able to end another's login.
-//! 2. A response with the right state settles the login, whatever it says; a second one changes nothing.
+//! 2. A response with the right state settles the login, whatever it says. A second one changes nothing.
 //!
-//! Must not know: how a response came here.
+//! Must not know: how a response arrived.
 
 use std::{
     borrow::Cow,
@@ -22,10 +22,10 @@ use crate::{
     secret::{AuthorizationCode, LoginState},
 };
 
-/// A code, or what the response says instead.
+/// A code, or the error that the response contains instead.
 pub(super) type ResponseResult = Result<AuthorizationCode, LoginError>;
 
-/// What a login waits for.
+/// The response that a login waits for.
 #[derive(Debug)]
 pub(super) struct PendingResponse {
     state: LoginState,
@@ -33,7 +33,7 @@ pub(super) struct PendingResponse {
     sender: Mutex<Option<oneshot::Sender<ResponseResult>>>,
 }
 
-/// The response is not this login's.
+/// The response belongs to another login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct WrongState;
 
@@ -46,13 +46,13 @@ impl PendingResponse {
         (Self { state, provider, sender: Mutex::new(Some(sender)) }, response)
     }
 
-    /// Hands the response to the login (invariant 2).
+    /// Delivers the response to the login (invariant 2).
     pub(super) fn settle(&self, response: ResponseResult) -> Result<(), LoginError> {
         let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner).take();
         sender.ok_or(LoginError::AlreadyUsed)?.send(response).map_err(|_| LoginError::AlreadyUsed)
     }
 
-    /// Reads the query of the address that the browser was sent to.
+    /// Parses the query of the address that the browser was sent to.
     pub(super) fn parse_query(&self, query: &str) -> Result<ResponseResult, WrongState> {
         let (mut code, mut state, mut error, mut iss) = (None, None, None, None);
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -63,7 +63,7 @@ impl PendingResponse {
                 "iss" => &mut iss,
                 _ => continue,
             };
-            // RFC 6749 section 3.1: nothing is there twice. Of two states, who says which one counts?
+            // RFC 6749 section 3.1: no parameter occurs twice. Of two states neither can be trusted.
             if place.replace(value).is_some() {
                 return Err(WrongState);
             }
@@ -88,8 +88,8 @@ impl PendingResponse {
         AuthorizationCode::new(code.into_owned()).map_err(|_| "the answer holds no usable code".into())
     }
 
-    /// Reads what a person brought: a code, `code#state`, or the whole address. A bare code says neither state nor
-    /// issuer: that it is this login's is on the person's word, and on the verifier that it must match.
+    /// Parses what a person pasted: a code, `code#state`, or the whole address. A bare code contains neither state nor
+    /// issuer: only the person, and the verifier that has to match, tie it to this login.
     pub(super) fn parse_pasted(&self, text: &str) -> Result<ResponseResult, LoginError> {
         let text = Zeroizing::new(text.trim().to_owned());
         if text.is_empty() || text.len() > MAX_PASTED_BYTES || !text.bytes().all(|byte| byte.is_ascii_graphic()) {

@@ -1,8 +1,8 @@
-//! One login: whose it is, what the person is to do, and how far it is.
+//! One login: its owner, the instructions for the person, and its status.
 //!
 //! Invariants:
-//! 1. It ends once; the first end counts.
-//! 2. Its id has 128 bits that nobody can guess.
+//! 1. It ends once. The first end counts.
+//! 2. Its id has 128 random bits.
 
 use std::{fmt, net::SocketAddr, pin::Pin, str::FromStr, sync::Arc};
 
@@ -12,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 use super::{Login, LoginError, Owner, Progress, Prompt, pkce, response::PendingResponse};
 use crate::{account::Account, clock::Timestamp, grant::Issued, provider::Flow};
 
-/// What a login does until it has tokens.
+/// The work of a login until it has tokens.
 pub(super) type Work = Pin<Box<dyn Future<Output = Result<Box<Issued>, LoginError>> + Send>>;
 
-/// A login's name in the API: 32 hexadecimal digits.
+/// A login's id in the API: 32 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LoginId(u128);
 
@@ -25,7 +25,7 @@ impl fmt::Display for LoginId {
     }
 }
 
-/// The text is the name of no login.
+/// The text is not a login id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not the id of a login")]
 pub struct LoginIdError;
@@ -42,7 +42,7 @@ impl FromStr for LoginId {
     }
 }
 
-/// What a new session waits for, and how long.
+/// What a new session waits for, and for how long.
 #[derive(Debug)]
 pub(super) struct SessionSetup {
     pub(super) expires_at: Timestamp,
@@ -57,11 +57,11 @@ pub(super) struct Session {
     pub(super) owner: Owner,
     pub(super) account: Account,
     pub(super) expires_at: Timestamp,
-    /// What a browser or paste login waits for.
+    /// The response that a browser or paste login waits for.
     pub(super) pending_response: Option<Arc<PendingResponse>>,
-    /// Somebody does not want it any more, or the daemon ends. An answer that it has had is carried to its end.
+    /// Set when the login is cancelled or the daemon stops. A response that has arrived is processed to the end.
     pub(super) cancelled: CancellationToken,
-    /// Where it listens, if the registration names the port.
+    /// The address it listens on, if the registration names the port.
     pub(super) port: Option<SocketAddr>,
     flow: Flow,
     prompt: Prompt,
@@ -91,7 +91,7 @@ impl Session {
         })
     }
 
-    /// Ends it (invariant 1).
+    /// Ends the session (invariant 1).
     pub(super) fn end(&self, outcome: Result<(), LoginError>) {
         let account = &self.account;
         self.progress.send_if_modified(|progress| {
@@ -116,7 +116,7 @@ impl Session {
         !matches!(*self.progress.borrow(), Progress::Pending)
     }
 
-    /// Waits for the end, and gives it.
+    /// Waits for the end and returns it.
     pub(super) async fn ended(&self) -> Progress {
         let mut progress = self.progress.subscribe();
         match progress.wait_for(|progress| !matches!(progress, Progress::Pending)).await {
@@ -125,7 +125,7 @@ impl Session {
         }
     }
 
-    /// What its owner may see.
+    /// The view for its owner.
     pub(super) fn login(&self) -> Login {
         Login {
             id: self.id,
@@ -137,7 +137,7 @@ impl Session {
         }
     }
 
-    /// The same, where a login that is over by itself is none any more.
+    /// The status, or the error that ended the login.
     pub(super) fn current_status(&self) -> Result<Login, LoginError> {
         match self.login() {
             Login {

@@ -1,15 +1,15 @@
-//! Files whose content is believed: who could have written them.
+//! Files whose content is trusted: who could have written them.
 //!
-//! A configuration can name commands and endpoints, a file of certificates decides who is a provider, and a directory
-//! above a file decides which file it is. Such a path is refused when somebody else than root and this user could
-//! change what it leads to, as `sshd` does with `StrictModes`.
+//! A configuration can name commands and endpoints, a certificate file decides which servers are trusted, and a
+//! directory above a file decides which file a path names. Such a path is refused if another user than root and this
+//! one could change what it leads to, as `sshd` does with `StrictModes`.
 //!
 //! Invariants:
-//! 1. A path is followed from the root, one name at a time, symbolic links included. Each directory, each link and the
-//!    file belong to this user or to root. Nobody else may write to a directory, unless its sticky bit keeps them from
-//!    replacing what is not theirs.
-//! 2. A name is looked at after the directory it is in was found to be safe: nobody else can replace it any more.
-//! 3. The mode of a file is the mode of the open file: what was checked is what is read.
+//! 1. A path is followed from the root, one name at a time, including symbolic links. Each directory, each link and the
+//!    file are owned by this user or root. Nobody else may write to a directory, unless its sticky bit keeps them from
+//!    replacing other users' entries.
+//! 2. A name is examined only after its directory was found safe: from then on nobody else can replace it.
+//! 3. The mode is read from the open file: the file that was checked is the file that is read.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -26,22 +26,21 @@ use super::{FileError, PrivateError, belongs_to_trusted_user, unfit};
 
 const INSPECT: &str = "look at";
 
-/// As many as the kernel follows (`path_resolution(7)`).
+/// As many links as the kernel follows (`path_resolution(7)`).
 const MAX_LINKS: usize = 40;
 
-/// Others may add entries to a directory with this bit, and neither rename nor remove those of other users.
+/// The sticky bit: other users may add entries to the directory, but neither rename nor remove those of others.
 const STICKY: u32 = 0o1000;
 
 const GROUP_WRITES: u32 = 0o020;
 
 const OTHERS_WRITE: u32 = 0o002;
 
-/// Opens a file for reading whose content is believed. A file that is not there is `NotFound`, whoever owns the
-/// directories above it; a file that others could have written is `PermissionDenied` with the path that is to blame
-/// and the command that mends it.
+/// Opens a file whose content is trusted. A missing file is `NotFound`, whoever owns the directories above it. A file
+/// that others could have written is `PermissionDenied`, with the offending path and the command that fixes it.
 ///
-/// A path that names an open file (`/dev/stdin`) is opened unchecked: who passed it on could as well have passed its
-/// content.
+/// A path that names an open file (`/dev/stdin`) is opened unchecked: whoever passed it on could as well have passed
+/// its content.
 pub(crate) fn open_trusted(path: &Path, flags: OFlags) -> io::Result<File> {
     let inherited = is_open_file(path);
     if !inherited {
@@ -54,7 +53,7 @@ pub(crate) fn open_trusted(path: &Path, flags: OFlags) -> io::Result<File> {
     Ok(file)
 }
 
-/// Checks a file or directory whose content is believed and that somebody else opens.
+/// Checks a trusted file or directory that another program opens.
 pub(crate) fn check_trusted(path: &Path) -> io::Result<()> {
     let checked = check_path(path);
     let found = fs::metadata(path)?;
@@ -62,7 +61,7 @@ pub(crate) fn check_trusted(path: &Path) -> io::Result<()> {
     check_file(path, &found)
 }
 
-/// Follows the path to its end (invariants 1 and 2). The mode of a file at the end is not looked at.
+/// Follows the path to its end (invariants 1 and 2). The mode of a file at the end is not checked.
 pub(super) fn check_path(path: &Path) -> Result<(), PrivateError> {
     let path = std::path::absolute(path).map_err(FileError::at(INSPECT, path))?;
     let mut at = PathBuf::from("/");
@@ -93,7 +92,7 @@ pub(super) fn check_path(path: &Path) -> Result<(), PrivateError> {
     Ok(())
 }
 
-/// The names of a path, the first one last.
+/// The components of a path, the first one last.
 fn names(path: &Path) -> Vec<OsString> {
     let named = |component| match component {
         Component::Normal(name) => Some(name.to_owned()),
@@ -113,7 +112,7 @@ fn check_entry(place: &Path, found: &Metadata) -> Result<(), PrivateError> {
     }
 }
 
-/// A device gives what the kernel makes, not what was written to it.
+/// The content of a device is produced by the kernel, not by whoever wrote to it.
 fn check_file(place: &Path, found: &Metadata) -> io::Result<()> {
     if !belongs_to_trusted_user(found) {
         Err(denied(unfit(place, foreign(place, found))))
@@ -124,14 +123,14 @@ fn check_file(place: &Path, found: &Metadata) -> io::Result<()> {
     }
 }
 
-/// Whether its mode lets somebody else write to it. A group that this user is alone in is nobody else: where each user
-/// has a group of their own, files are made with group write permission (umask 002).
+/// Whether the mode allows another user to write to it. Where each user has a private group, files are created with
+/// group write permission (umask 002); a group with no other member counts as this user.
 pub(super) fn others_may_write(found: &Metadata) -> bool {
     found.mode() & OTHERS_WRITE != 0 || found.mode() & GROUP_WRITES != 0 && !is_private_group(found.gid())
 }
 
-/// Whether the group is this user's own by the convention of the common systems: it has the user's number, is the user's
-/// primary group, and `/etc/group` lists no member. Root's group is nobody's own.
+/// Whether the group is this user's private group by the usual convention: it has the user's number, is the user's
+/// primary group, and `/etc/group` lists no members. Root's group never is.
 fn is_private_group(gid: u32) -> bool {
     static PRIVATE: OnceLock<Option<u32>> = OnceLock::new();
     let private = PRIVATE.get_or_init(|| {
@@ -142,7 +141,7 @@ fn is_private_group(gid: u32) -> bool {
     *private == Some(gid)
 }
 
-/// Whether the group is listed, without members (`group(5)`).
+/// Whether the group is listed without members (`group(5)`).
 fn has_no_members(groups: &str, gid: u32) -> bool {
     let number = gid.to_string();
     let mut lines = groups.lines().filter(|line| line.split(':').nth(2) == Some(&number)).peekable();
@@ -167,7 +166,7 @@ fn denied(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Err
     io::Error::new(io::ErrorKind::PermissionDenied, error)
 }
 
-/// Whether the path is one of the names that the system gives to the files this process was started with.
+/// Whether the path is one of the system's names for files that this process inherited.
 fn is_open_file(path: &Path) -> bool {
     let is_number = |name: &OsStr| name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
     let numbered = || path.parent().is_some_and(|parent| parent == "/dev/fd" || parent == "/proc/self/fd");

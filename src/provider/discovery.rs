@@ -26,7 +26,7 @@ pub(super) struct Metadata {
     pub(super) sends_iss: bool,
 }
 
-/// Asks the issuer, with these headers. The error says what is wrong, in words of ours.
+/// Fetches the issuer's metadata, with these headers. The error describes the problem in our own words.
 pub(super) async fn discover(http: &Http, issuer: &Url, headers: &HeaderMap) -> Result<Metadata, &'static str> {
     for place in places(issuer) {
         match http.get(place, headers.clone()).await {
@@ -42,8 +42,8 @@ pub(super) async fn discover(http: &Http, issuer: &Url, headers: &HeaderMap) -> 
     Err("discovery: the issuer has no metadata")
 }
 
-/// Where the metadata may be. OpenID Connect comes first: most issuers are of that kind, and the few others answer 404
-/// or a page for people there. A document that is there and wrong is not made good by another one.
+/// The possible addresses of the metadata. OpenID Connect comes first: most issuers support it, and the others answer
+/// 404 or a page for people. An invalid document is not replaced by one from the next address.
 fn places(issuer: &Url) -> [Url; 2] {
     let path = issuer.path().trim_end_matches('/');
     [format!("{path}/.well-known/openid-configuration"), format!("/.well-known/oauth-authorization-server{path}")].map(
@@ -68,7 +68,7 @@ fn read(document: &Map<String, Value>, issuer: &Url) -> Result<Metadata, &'stati
     let token = text("token_endpoint").ok_or("discovery: the metadata has no token_endpoint")?;
     let token =
         endpoint(token).ok().filter(usable).ok_or("discovery: the token_endpoint is not one to send secrets to")?;
-    // Refreshes go on without these; a revocation or a login then says that it has no way.
+    // Refreshes work without these; a revocation or login then reports that it is not supported.
     let optional = |name| text(name).and_then(|text| endpoint(text).ok()).filter(usable);
     Ok(Metadata {
         issuer: named.to_owned(),
@@ -80,7 +80,7 @@ fn read(document: &Map<String, Value>, issuer: &Url) -> Result<Metadata, &'stati
     })
 }
 
-/// Letter by letter; `Url` writes the slash that an issuer without a path may go without.
+/// Compared as text; `Url` adds the slash that an issuer without a path may omit.
 pub(super) fn is_named(issuer: &Url, named: &str) -> bool {
     let text = issuer.as_str();
     named == text || (issuer.path() == "/" && text.strip_suffix('/') == Some(named))

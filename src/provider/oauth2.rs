@@ -1,4 +1,4 @@
-//! The provider of OAuth 2.0: refreshes (RFC 6749 section 6), revokes (RFC 7009), and in its child logs in.
+//! The OAuth 2.0 provider: refreshes (RFC 6749 section 6), revocations (RFC 7009) and, in a child module, logins.
 //!
 //! Owns: which requests there are and where they go. Its children own the settings, the form of a request, and how the
 //! client authenticates.
@@ -65,7 +65,7 @@ impl OAuth2 {
         Ok(Self { settings, clock, http, metadata: OnceLock::new() })
     }
 
-    /// What is wrong with the file of certificates, if anything is: then nothing is sent.
+    /// The problem with the certificate file, if there is one: then nothing is sent.
     #[must_use]
     pub const fn ca_file_error(&self) -> Option<&CaFileError> {
         self.http.ca_file_error()
@@ -103,7 +103,7 @@ impl OAuth2 {
         Ok(self.metadata.get_or_init(|| found))
     }
 
-    /// What an answer of the token endpoint's says, `presented` having been sent there.
+    /// Parses an answer of the token endpoint, to which `presented` was sent.
     fn reply(&self, exchange: Exchange, presented: Option<&RefreshToken>) -> Reply {
         match exchange {
             Exchange::NotSent(why) => Reply::NotSent(why),
@@ -118,7 +118,7 @@ impl OAuth2 {
         }
     }
 
-    /// Sends one request, within the time limit, to the endpoint that `find` finds.
+    /// Sends one request, within the time limit, to the endpoint that `find` returns.
     async fn call(
         &self,
         request: Request,
@@ -159,7 +159,7 @@ impl Provider for OAuth2 {
     #[expect(clippy::disallowed_methods, reason = "the token goes to its own provider")]
     async fn revoke(&self, grant: &Grant) -> bool {
         let (token, hint) = match &grant.refresh_token {
-            // The provider knows the token of a second exchange as the one that a login gave.
+            // The token that the second exchange presents is the one that the login brought.
             Some(token) if self.settings.second_exchange.is_some() => (token.expose_secret(), "access_token"),
             Some(token) => (token.expose_secret(), "refresh_token"),
             None => (grant.access_token.expose_secret(), "access_token"),

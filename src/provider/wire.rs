@@ -1,18 +1,18 @@
 //! The HTTP client: one request, one answer, within limits.
 //!
-//! Owns: the only use of `reqwest`; which addresses may be spoken to and by which route ([`endpoint`]); the limits on
-//! an answer's time and size; and, in [`answer`], the reading of a token endpoint's answer.
+//! Owns: the only use of `reqwest`; which addresses may be used and by which route ([`endpoint`]); the limits on an
+//! answer's time and size; and, in [`answer`], parsing a token endpoint's answer.
 //!
 //! Invariants:
-//! 1. A request's body lies in one place until it is needed. The connection takes it once, or it is taken back and
-//!    can never be sent any more: that nothing was sent is a fact, not a guess from an error.
-//! 2. Nothing is sent twice: no redirects, no retries, no connection used before (a server may close one just as it
-//!    is used again).
-//! 3. What goes to loopback passes no proxy; plain `http` goes to loopback alone.
+//! 1. A request's body is kept in one place until it is needed. Either the connection takes it, once, or it is revoked
+//!    and can never be sent: that nothing was sent is a fact, not a guess from an error.
+//! 2. Nothing is sent twice: no redirects, no retries, no reused connections (a server may close one just as it is used
+//!    again).
+//! 3. Requests to loopback use no proxy; plain `http` is used for loopback only.
 //! 4. At most [`MAX_BODY_BYTES`] bytes of an answer are kept.
 //! 5. Headers and bodies are never logged, the provider's error texts included.
 //!
-//! Must not know: OAuth 2.0 (but for its child), accounts, grants.
+//! Must not know: OAuth 2.0 (except for its child), accounts, grants.
 
 use std::{
     error::Error as _,
@@ -47,18 +47,18 @@ use crate::private::open_trusted;
 
 pub mod answer;
 
-/// The longest body of an answer that is read. Token answers have some 10 KiB, metadata less.
+/// The longest answer body that is read. Token answers have some 10 KiB, metadata less.
 pub const MAX_BODY_BYTES: usize = 1024 * 1024;
 
-/// The longest time for name, connection and TLS handshake together, if the request has at least twice that: what
-/// takes longer is not going to answer, and must leave time for the answer.
+/// The longest time for name resolution, connection and TLS handshake together, if the request's limit is at least
+/// twice that: what takes longer will not succeed, and must leave time for the answer.
 const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 const USER_AGENT: &str = concat!("credproxy/", env!("CARGO_PKG_VERSION"));
 
 pub(super) const JSON: &str = "application/json";
 
-/// Why a text is not an address to send secrets to. It does not hold the text.
+/// Why a text is not an address to which secrets may be sent. It does not contain the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
     /// Not an absolute URL.
@@ -75,7 +75,7 @@ pub enum EndpointError {
     Fragment,
 }
 
-/// Reads an address that secrets may be sent to: `https`, or `http` to 127.0.0.0/8, `::1` or `localhost`; neither
+/// Parses an address to which secrets may be sent: `https`, or `http` to 127.0.0.0/8, `::1` or `localhost`; neither
 /// user information nor a fragment.
 pub fn endpoint(text: &str) -> Result<Url, EndpointError> {
     let url = Url::parse(text).map_err(|_| EndpointError::Malformed)?;
@@ -107,8 +107,8 @@ pub(super) fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// Whether the host is this machine by any of its addresses and reserved names, or is reached on its link alone, as the
-/// metadata services of clouds are. A name that the resolver takes for such an address is not noticed.
+/// Whether the host is this machine, by any of its addresses and reserved names, or is link-local, like the metadata
+/// services of clouds. A name that the resolver maps to such an address is not recognised.
 pub(super) fn is_loopback_or_link_local(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => {
@@ -116,7 +116,7 @@ pub(super) fn is_loopback_or_link_local(url: &Url) -> bool {
             name == LOCALHOST || name.strip_suffix(LOCALHOST).is_some_and(|rest| rest.ends_with('.'))
         }
         Some(Host::Ipv4(address)) => is_loopback_or_link_local_ipv4(address),
-        // Addresses that IPv4 ones are written in: `::ffff:127.0.0.1`, and the former `::127.0.0.1`, `::1` and `::`.
+        // IPv6 forms of IPv4 addresses: `::ffff:127.0.0.1`, and the former `::127.0.0.1`, `::1` and `::`.
         Some(Host::Ipv6(address)) => {
             address.to_ipv4().is_some_and(is_loopback_or_link_local_ipv4) || address.is_unicast_link_local()
         }
@@ -124,14 +124,14 @@ pub(super) fn is_loopback_or_link_local(url: &Url) -> bool {
     }
 }
 
-/// 0.0.0.0/8 is this machine (RFC 1122 section 3.2.1.3), and is connected to as such.
+/// 0.0.0.0/8 is this machine (RFC 1122 section 3.2.1.3), and connections to it succeed.
 fn is_loopback_or_link_local_ipv4(address: Ipv4Addr) -> bool {
     address.is_loopback() || address.octets()[0] == 0 || address.is_link_local()
 }
 
 const LOCALHOST: &str = "localhost";
 
-/// The file of further root certificates is not fit for use.
+/// The file of extra root certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CaFileError {
     /// It cannot be read, or others could have written it.
@@ -170,7 +170,7 @@ enum Route {
     LoopbackHttp,
     /// `https` to loopback: no proxy.
     LoopbackHttps,
-    /// Everywhere else, through the system's proxy if it has one.
+    /// To any other host, through the system's proxy if there is one.
     Remote,
 }
 
@@ -184,10 +184,10 @@ impl Route {
     }
 }
 
-/// A client for each [`Route`], made when it is first needed: reading the system's root certificates takes longer than
-/// the whole start of the daemon may.
+/// A client for each [`Route`], made when it is first needed: loading the system's root certificates takes longer than
+/// the daemon's start may.
 pub(super) struct Http {
-    /// Without those that are configured nothing is sent.
+    /// Without the configured certificates nothing is sent.
     roots: Result<Vec<Certificate>, CaFileError>,
     connect_timeout: Duration,
     clients: [OnceLock<Client>; 3],
@@ -199,22 +199,22 @@ impl fmt::Debug for Http {
     }
 }
 
-/// A `POST` to be sent. Without `Debug`, as is all that holds a body.
+/// A `POST` request. It has no `Debug`, like everything that holds a body.
 pub(super) struct PostRequest {
     pub(super) content_type: &'static str,
     pub(super) authorization: Option<HeaderValue>,
-    /// Further headers, which win over those of the client's that they may replace.
+    /// Extra headers, which override those of the client.
     pub(super) headers: HeaderMap,
     pub(super) body: Zeroizing<Vec<u8>>,
 }
 
-/// What came of a request.
+/// The result of a request.
 pub(super) enum Exchange {
     /// Nothing was sent, for this reason.
     NotSent(&'static str),
-    /// It was sent, and no answer came back whole.
+    /// It was sent, but no complete answer arrived.
     Lost { timed_out: bool },
-    /// The answer; no body when it was too long, or when a refusal broke off.
+    /// The answer. It has no body if that was too long, or incomplete in an error response.
     Answered { head: Head, body: Option<Zeroizing<Vec<u8>>> },
 }
 
@@ -236,14 +236,14 @@ impl Head {
         }
     }
 
-    /// The answer that this is the head of.
+    /// Returns the answer with this head and `body`.
     pub(super) fn with<'a>(&'a self, body: &'a [u8]) -> answer::Received<'a> {
         answer::Received { status: self.status, content_type: self.content_type.as_deref(), body }
     }
 }
 
 impl Http {
-    /// Reads the file of further root certificates.
+    /// Loads the file of extra root certificates.
     pub(super) fn new(ca_file: Option<&Path>, request_timeout: Duration) -> Self {
         Self {
             roots: ca_file.map_or(Ok(Vec::new()), read_roots),
@@ -252,7 +252,7 @@ impl Http {
         }
     }
 
-    /// Why nothing can be sent: the file of further root certificates is not fit for use.
+    /// Why nothing can be sent: the file of extra root certificates cannot be used.
     pub(super) const fn ca_file_error(&self) -> Option<&CaFileError> {
         match &self.roots {
             Ok(_) => None,
@@ -260,7 +260,7 @@ impl Http {
         }
     }
 
-    /// Sends a `POST` that accepts JSON, and notes in `progress` how far it came.
+    /// Sends a `POST` that accepts JSON, and records in `progress` how far it got.
     pub(super) async fn post(&self, url: &Url, post: PostRequest, progress: &mut Progress) -> Exchange {
         let client = match self.client(url) {
             Ok(client) => client,
@@ -280,13 +280,13 @@ impl Http {
         exchange(request, progress).await
     }
 
-    /// Gets a JSON document that anybody may see. [`Exchange::NotSent`] may mean a broken connection as well.
+    /// Fetches a public JSON document. [`Exchange::NotSent`] may also mean a broken connection.
     pub(super) async fn get(&self, url: Url, headers: HeaderMap) -> Exchange {
         self.ask(&url, headers, &mut Progress::default()).await
     }
 
-    /// Gets a JSON document for whom the credentials are. Nothing of the request can be taken back, so it counts as sent
-    /// as soon as there is a connection, and when the time is up.
+    /// Fetches a JSON document with credentials. The request cannot be revoked, so it counts as sent once there is a
+    /// connection, and when the time limit is reached.
     pub(super) async fn get_for(&self, url: &Url, credentials: HeaderValue, mut headers: HeaderMap) -> Exchange {
         headers.insert(AUTHORIZATION, credentials);
         let mut progress = Progress { credential: CredentialLocation::Head, head: None };
@@ -315,7 +315,7 @@ impl Http {
 
 fn build(route: Route, roots: &[Certificate], connect_timeout: Duration) -> reqwest::Result<Client> {
     if CryptoProvider::get_default().is_none() {
-        // Whoever was faster has set one as well, which is all that is needed.
+        // If another task was faster, its client is used.
         drop(ring::default_provider().install_default());
     }
     let builder = Client::builder()
@@ -326,7 +326,7 @@ fn build(route: Route, roots: &[Certificate], connect_timeout: Duration) -> reqw
         .retry(retry::never())
         .referer(false)
         .connect_timeout(connect_timeout)
-        // The name is taken at its word (RFC 6761 section 6.3), whatever the resolver says.
+        // The name means loopback (RFC 6761 section 6.3), whatever the resolver says.
         .resolve_to_addrs(LOCALHOST, &[(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()]);
     match route {
         Route::LoopbackHttp => builder.no_proxy().tls_certs_only([]),
@@ -360,10 +360,10 @@ async fn exchange(request: RequestBuilder, progress: &mut Progress) -> Exchange 
     }
 }
 
-/// Room for most answers, so that no copies of their tokens are left behind by growing.
+/// Enough for most answers, so that growing leaves no copies of their tokens behind.
 const INITIAL_BODY_CAPACITY: usize = 16 * 1024;
 
-/// Why nothing was sent. The error's own text may hold the address and what the other side said.
+/// Why nothing was sent. The error's own text may contain the address and text of the peer.
 fn why(error: &reqwest::Error) -> &'static str {
     if error.is_dns() {
         return "the host name was not resolved";
@@ -383,7 +383,8 @@ fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
         if let Some(found) = cause.downcast_ref() {
             return Some(found);
         }
-        // The source of an `io::Error` is its content's source: the content itself has to be asked for.
+        // The source of an `io::Error` is the source of its content: the content itself has to be fetched with
+        // `get_ref`.
         next = match cause.downcast_ref().and_then(io::Error::get_ref) {
             Some(content) => Some(content),
             None => cause.source(),
@@ -392,18 +393,18 @@ fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
     None
 }
 
-/// How far a request has come. It lies outside of the future that carries the request, to be asked when that future
-/// was dropped because the time was up.
+/// How far a request has got. It is kept outside the future that sends the request, to be read if that future is
+/// dropped at the time limit.
 #[derive(Default)]
 pub(super) struct Progress {
     credential: CredentialLocation,
     head: Option<Head>,
 }
 
-/// Where the part of a request is that must not be sent unnoticed.
+/// Where a request carries credentials that must not be sent unnoticed.
 #[derive(Default)]
 enum CredentialLocation {
-    /// There is none.
+    /// Nowhere.
     #[default]
     None,
     /// In the body.
@@ -413,8 +414,8 @@ enum CredentialLocation {
 }
 
 impl Progress {
-    /// The outcome of a request that goes no further. A refusal counts without its body: its status says that the
-    /// request was not carried out. A 2xx or 5xx says nothing as long as the rest is missing.
+    /// The result of a request that is abandoned. An error status counts without its body: it says that the request was
+    /// not carried out. A 2xx or 5xx says nothing while the rest is missing.
     pub(super) fn broken(self, why_not_sent: &'static str, timed_out: bool) -> Exchange {
         let unsent = match self.credential {
             CredentialLocation::None => true,
@@ -429,7 +430,8 @@ impl Progress {
     }
 }
 
-/// A request body that can be revoked until it is sent (invariant 1): whoever takes it first, the connection or its sender, decides whether it is sent.
+/// A request body that can be revoked until it is sent (invariant 1): the connection and the sender compete to take it,
+/// and the first one decides whether it is sent.
 struct RevocableBody(Arc<Mutex<Option<Bytes>>>);
 
 impl RevocableBody {
@@ -443,13 +445,13 @@ impl RevocableBody {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Whether the body was still there: it is now gone, and was not sent.
+    /// Revokes the body. Returns `true` if it had not been sent, and now never will be.
     fn revoke(&self) -> bool {
         self.take().is_some()
     }
 }
 
-/// What the connection holds of a [`RevocableBody`].
+/// The connection's end of a [`RevocableBody`].
 struct BodyStream {
     body: RevocableBody,
     left: u64,
@@ -465,7 +467,7 @@ impl Body for BodyStream {
         }
         let body = self.body.take();
         self.left = 0;
-        // An error and not an end: the head that promised a length must not leave with nothing behind it.
+        // An error, not the end of the stream: a head that announces a length must not be sent with an empty body.
         Poll::Ready(Some(body.map(Frame::data).ok_or_else(|| io::Error::other("taken back"))))
     }
 

@@ -1,6 +1,6 @@
-//! A caller's way to a new token: the checks before a flight, and joining one or starting it.
+//! A caller's request for a token: the checks before a flight, and joining or starting one.
 //!
-//! Owns: [`CallerContext`], what a caller brings along and takes home.
+//! Owns: [`CallerContext`], the input and output of one caller's request.
 //!
 //! Must not know: what a flight does.
 
@@ -19,7 +19,7 @@ use crate::{
     account::Account, clock::Monotonic, limits::RefreshQuota, store::RefreshState, timeouts::STALLED_STORE_TIMEOUT,
 };
 
-/// What a caller brings along, and what it learns on the way: for one request each.
+/// The context of one request: the caller's quota, and what the request did.
 #[derive(Debug, Default)]
 pub struct CallerContext {
     quota: Option<Arc<RefreshQuota>>,
@@ -28,25 +28,25 @@ pub struct CallerContext {
 }
 
 impl CallerContext {
-    /// For a caller whose new tokens are counted: one that starts a flight by asking for a new token pays for it there.
-    /// Who joins a flight, or finds what he wants done, pays nothing.
+    /// The context of a caller with a quota. A caller that starts a flight by asking for a new token is charged for it;
+    /// one that joins a flight, or gets a token that was already replaced, is not.
     #[must_use]
     pub const fn with_quota(quota: Option<Arc<RefreshQuota>>) -> Self {
         Self { quota, quota_acquired: AtomicBool::new(false), provider_called: AtomicBool::new(false) }
     }
 
-    /// Whether the caller waited for a call to the provider: one made at his wish, or by a flight that he joined.
+    /// Whether the caller waited for a call to the provider, made for this caller or by a flight that it joined.
     #[must_use]
     pub fn provider_called(&self) -> bool {
         self.provider_called.load(Ordering::Relaxed)
     }
 
-    /// Notes what the caller waited for.
+    /// Records that the caller waited for a provider call.
     pub fn note_provider_called(&self, provider_called: bool) {
         self.provider_called.fetch_or(provider_called, Ordering::Relaxed);
     }
 
-    /// Pays for a flight, once: a caller may need a second one, after another's.
+    /// Charges the quota for a flight, once per caller: a second flight may be needed after another caller's.
     fn acquire_quota(&self, account: &Account, now: Monotonic) -> Result<(), RefreshError> {
         if let Some(quota) = &self.quota
             && !self.quota_acquired.load(Ordering::Relaxed)
@@ -59,7 +59,7 @@ impl CallerContext {
 }
 
 impl Inner {
-    /// A token other than the caller's, unless his will do (`forced`: it will not).
+    /// Returns a token other than the caller's, unless that one will do (`forced`: it will not).
     pub(super) async fn renew(
         self: &Arc<Self>,
         account: &Account,
@@ -73,8 +73,8 @@ impl Inner {
             let result = self.join_or_start(account, slot, &seen, forced, caller).await?;
             let expired = result.expired(&*self.clock);
             let (now, before) = (result.token.version, seen.token.version);
-            // A flight that others began, for a token or a grant before this one, may end with what the caller has, or
-            // with a replacement that nobody refreshed yet.
+            // A flight that began for an earlier token or grant may end with the caller's own token, or with a
+            // replacement that has not been refreshed yet.
             let again = if now == before { forced || expired } else { now.id != before.id && expired };
             if !again {
                 return Ok(result);
@@ -83,7 +83,7 @@ impl Inner {
         }
     }
 
-    /// Joins the flight under way, or starts one if its time has come.
+    /// Joins the flight under way, or starts one if no cooldown or backoff forbids it.
     async fn join_or_start(
         self: &Arc<Self>,
         account: &Account,
@@ -119,7 +119,7 @@ impl Inner {
         };
         #[cfg(feature = "faults")]
         crate::faults::joined();
-        // A caller who has a good token need not wait for a store that does not answer.
+        // A caller with a valid token need not wait for a store that does not answer.
         let store_timeout = (!forced && !snapshot.expired(&*self.clock)).then_some(STALLED_STORE_TIMEOUT);
         let result = flight.wait(store_timeout).await;
         caller.note_provider_called(flight.provider_called());

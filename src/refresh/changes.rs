@@ -1,6 +1,6 @@
-//! Changes of grants by people: stored, deleted, given another name.
+//! Changes of grants by people: put, delete, rename.
 //!
-//! Must not know: how a refresh is made; it waits for the flight under way where it must.
+//! Must not know: how a refresh is made. It waits for the flight under way where it must.
 
 use std::sync::{
     Arc,
@@ -18,7 +18,8 @@ use crate::{
 };
 
 impl Coordinator {
-    /// Stores a whole new grant: cooldown, latch and every mark are gone with the old one. Gives its entity tag.
+    /// Stores a new grant and returns its entity tag. The refresh state of the old grant (cooldown, backoffs, dead) is
+    /// discarded.
     pub async fn put(
         &self,
         account: &Account,
@@ -28,13 +29,13 @@ impl Coordinator {
         self.put_over(account, issued, expectation(account, if_match), false).await
     }
 
-    /// The same, unless the account has a grant that is of use still.
+    /// Stores a new grant unless the account has one that is still usable.
     pub async fn put_unless_usable(&self, account: &Account, issued: Issued) -> Result<(Put, EntityTag), RefreshError> {
         self.put_over(account, issued, Expect::Whatever, true).await
     }
 
-    /// [`RefreshError::StillUsable`] if the account has a grant that is of use still: it can be refreshed, or its access token
-    /// has not expired, and nothing says that it is dead.
+    /// Fails with [`RefreshError::StillUsable`] if the account has a grant that is still usable: it can be refreshed or
+    /// its access token has not expired, and it is not known to be dead.
     pub async fn refuse_if_usable(&self, account: &Account) -> Result<(), RefreshError> {
         let record = self.0.store.load(account).await?;
         let usable = record.is_some_and(|record| self.0.is_usable(account, &record));
@@ -69,7 +70,7 @@ impl Coordinator {
             let put = match put {
                 Ok(PutGrant::Done(put @ (Put::Created | Put::Replaced))) => put,
                 Ok(PutGrant::Held(version)) => {
-                    // What is under way or in doubt goes on. The marks are the store's to say.
+                    // A flight or an unknown outcome stays as it is. Only the store's refresh state is authoritative.
                     slot.lock().invalidate(base);
                     slot.changed.notify_waiters();
                     tracing::info!(%account, "grant stored; the refresh token is the one that was there");
@@ -96,13 +97,13 @@ impl Coordinator {
         .await
     }
 
-    /// Deletes the account's grant, after the flight under way; `revoke` tells the provider, too (RFC 7009). Answers
-    /// whether the provider agreed.
+    /// Deletes the account's grant, after the flight under way. With `revoke` the provider is told as well (RFC 7009).
+    /// Returns whether the provider agreed.
     pub async fn delete(&self, account: &Account, if_match: &IfMatch, revoke: bool) -> Result<bool, RefreshError> {
         self.delete_with(account, if_match, revoke, &CallerContext::default()).await
     }
 
-    /// The same for a caller with a context.
+    /// [`Coordinator::delete`] with a caller's context: its audit details.
     pub async fn delete_with(
         &self,
         account: &Account,
@@ -128,7 +129,7 @@ impl Coordinator {
         self.detached(async move {
             let slot = inner.slot(&account);
             if let Some(flight) = slot.flight() {
-                // Whatever came of it: a late success is deleted as well.
+                // Whatever the flight's result: a late success is deleted as well.
                 drop(flight.wait(None).await);
                 provider_called.store(flight.provider_called(), Ordering::Relaxed);
             }
@@ -159,7 +160,7 @@ impl Coordinator {
         .await
     }
 
-    /// Gives the account's grant another name, after the flight under way. Version, marks and tokens stay.
+    /// Renames the account's grant, after the flight under way. Version, refresh state and tokens are kept.
     pub async fn rename(&self, from: &Account, to: &Account) -> Result<(), RefreshError> {
         if from == to {
             return Err(RefreshError::NameTaken(to.clone()));
@@ -170,7 +171,7 @@ impl Coordinator {
             if let Some(flight) = old.flight() {
                 drop(flight.wait(None).await);
             }
-            // Always in the order of the names, so that two renamings cannot wait for each other.
+            // Locked in the order of the names, so that two renames cannot deadlock.
             let (first, second) = if from < to { (&old, &new) } else { (&new, &old) };
             let grant_lock = (first.grant_lock.lock().await, second.grant_lock.lock().await);
             let bases = (old.base(inner.store.epoch()), new.base(inner.store.epoch()));

@@ -1,6 +1,6 @@
 //! Entity tags: which state of which account's grant a caller has seen.
 //!
-//! Owns: the text of a tag, opaque to callers, and what a caller makes of it (RFC 9110 section 13.1.1).
+//! Owns: the text of a tag, opaque to callers, and the evaluation of conditions (RFC 9110 section 13.1.1).
 //!
 //! Must not know: headers.
 
@@ -26,7 +26,7 @@ impl Deref for EntityTag {
     type Target = str;
 
     fn deref(&self) -> &str {
-        // It was made of text, with a quote at either end.
+        // It was made from text, with a quote at either end.
         self.0.get(1..self.0.len() - 1).and_then(|tag| str::from_utf8(tag).ok()).unwrap_or_default()
     }
 }
@@ -46,14 +46,14 @@ pub fn tag(account: &Account, version: Version) -> EntityTag {
 /// A tag that a caller sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Tag {
-    /// One of ours; whether that grant still exists is not known.
+    /// A tag of this daemon's format; whether that grant still exists is not known.
     Ours(Account, Version),
-    /// Not one that this daemon ever made.
+    /// A tag that this daemon never made.
     Foreign,
 }
 
 impl Tag {
-    /// Reads a tag without its quotes.
+    /// Parses a tag without its quotes.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let parsed = text.split_once(':').and_then(|(account, version)| {
@@ -71,20 +71,20 @@ pub enum IfMatch {
     /// Not sent.
     #[default]
     Absent,
-    /// `*`: whatever there is.
+    /// `*`: any state.
     Any,
-    /// `If-None-Match: *`: only where there is none. For puts alone.
+    /// `If-None-Match: *`: only if there is none. For puts only.
     NoneThere,
     /// One or more tags.
     Tags(Vec<Tag>),
 }
 
-/// What [`IfMatch`] says about a refresh of `account`, whose grant is at `current`.
+/// What [`IfMatch`] means for a refresh of `account`, whose grant is at `current`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// Refresh.
     Go,
-    /// The token found bad was replaced already.
+    /// The token that the caller rejects has already been replaced.
     Moved,
     /// No tag belongs to the account.
     Mismatch,
@@ -107,7 +107,7 @@ impl IfMatch {
         verdict
     }
 
-    /// Whether it was sent and holds no tag that this daemon ever made: a mistake of the caller's.
+    /// Whether it was sent but contains no tag that this daemon ever made: a mistake of the caller's.
     #[must_use]
     pub fn is_foreign(&self) -> bool {
         matches!(self, Self::Tags(tags) if tags.iter().all(|tag| *tag == Tag::Foreign))

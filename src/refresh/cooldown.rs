@@ -1,11 +1,11 @@
 //! When the next attempt may be made.
 //!
-//! Owns: the cooldown after an attempt and the backoffs that lengthen it, as arithmetic on marks and times.
+//! Owns: the cooldown after an attempt and the backoffs that lengthen it, as arithmetic on the refresh state and times.
 //!
 //! Invariants:
 //! 1. No arithmetic panics, whatever the clock does.
-//! 2. A mark that lies in the future counts as over: the clock was set back since.
-//! 3. Inside the process that made the attempt, waiting is measured on the monotonic clock.
+//! 2. A time in the future counts as past: the clock has been set back since.
+//! 3. In the process that made the attempt, waits are measured on the monotonic clock.
 
 use std::time::Duration;
 
@@ -14,17 +14,18 @@ use crate::{
     store::{Attempt, Outcome, Presentation, RefreshState},
 };
 
-/// A provider's `Retry-After` is honoured up to this: a mistaken date must not shut an account for days.
+/// The longest `Retry-After` that is honoured: a mistaken date must not block an account for days.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
-/// Doubling after refused and ambiguous attempts stops here: long enough to spare the provider, short enough that a
-/// person who waits for it to heal is not kept much longer.
+/// The longest backoff after rejected and ambiguous attempts: long enough to spare the provider, short enough for a
+/// person who waits for a recovery.
 const MAX_BACKOFF: Duration = Duration::from_mins(10);
 
-/// A configuration error heals only by a person; asking every few minutes notices that without being a nuisance.
+/// The backoff after a configuration error, which only a person can fix: retrying every few minutes notices the fix
+/// without being a nuisance.
 const CONFIGURATION_BACKOFF: (Duration, Duration) = (Duration::from_mins(5), Duration::from_hours(1));
 
-/// How an attempt ended, as far as the waiting depends on it.
+/// The result of an attempt, as far as the backoff depends on it.
 #[derive(Debug, Clone)]
 pub(super) struct AttemptResult {
     pub(super) outcome: Outcome,
@@ -34,7 +35,7 @@ pub(super) struct AttemptResult {
     pub(super) expires_at: Option<Timestamp>,
 }
 
-/// The mark for an attempt that ended at `now`, given the one before it.
+/// The record of an attempt that ended at `now`, given the one before it.
 pub(super) fn record_attempt(
     result: AttemptResult,
     before: Option<&Attempt>,
@@ -56,7 +57,7 @@ pub(super) fn record_attempt(
 }
 
 fn doubled(first: Duration, consecutive: u32, longest: Duration) -> Duration {
-    // Past 2^16 every first step other than zero has reached the longest one.
+    // Past 2^16 every initial backoff other than zero has reached the longest one.
     first.saturating_mul(1 << consecutive.saturating_sub(1).min(16)).min(longest)
 }
 
@@ -67,19 +68,19 @@ pub(super) struct OwnAttemptEnd {
     pub(super) monotonic: Monotonic,
 }
 
-/// What the waiting is reckoned with.
+/// The inputs of the calculation.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Now {
     pub(super) wall: Timestamp,
     pub(super) monotonic: Monotonic,
-    /// When the configuration was read: a configuration error from before it is forgiven.
+    /// When the configuration was loaded: an earlier configuration error is ignored.
     pub(super) configured_at: Timestamp,
     pub(super) cooldown: Duration,
-    /// The access token is of no use any more.
+    /// The access token cannot be used any more.
     pub(super) expired: bool,
 }
 
-/// How long until the next attempt may be made; `None` when it may be made now.
+/// How long until the next attempt may be made; `None` if it may be made now.
 pub(super) fn wait(refresh_state: &RefreshState, own: Option<OwnAttemptEnd>, now: Now) -> Option<Duration> {
     let after_attempt = refresh_state.attempt.as_ref().and_then(|attempt| after_attempt(attempt, own, now));
     let after_crash = cut_off(refresh_state).and_then(|presented| after_crash(presented, now));
@@ -88,13 +89,14 @@ pub(super) fn wait(refresh_state: &RefreshState, own: Option<OwnAttemptEnd>, now
 
 fn after_attempt(attempt: &Attempt, own: Option<OwnAttemptEnd>, now: Now) -> Option<Duration> {
     let forgiven = attempt.outcome == Outcome::Configuration && attempt.ended_at < now.configured_at;
-    // The mark ends with the token's life, but the clock may have been set ahead since, or the machine have slept.
+    // The record lasts as long as the token, but the clock may have been set ahead since, or the machine may have
+    // slept.
     if attempt.outcome == Outcome::Success && now.expired {
         return None;
     }
     let whole = attempt.not_before.since(attempt.ended_at);
     let passed = match own {
-        // Made with the configuration of now, although a clock that was set back may say otherwise.
+        // Made with the current configuration, even if a clock that was set back suggests otherwise.
         Some(own) if own.at == attempt.ended_at => now.monotonic.since(own.monotonic),
         Some(_) | None if forgiven || attempt.ended_at > now.wall => return None,
         Some(_) | None => now.wall.since(attempt.ended_at),
@@ -102,15 +104,15 @@ fn after_attempt(attempt: &Attempt, own: Option<OwnAttemptEnd>, now: Now) -> Opt
     Some(whole.saturating_sub(passed)).filter(|left| !left.is_zero())
 }
 
-/// A presentation without an end: a crash cut it off, unless it is under way.
+/// A presentation without an outcome: a crash interrupted it, unless it is under way.
 pub(super) fn cut_off(refresh_state: &RefreshState) -> Option<Presentation> {
     refresh_state
         .presented
         .filter(|mark| refresh_state.attempt.as_ref().is_none_or(|attempt| attempt.ended_at < mark.at))
 }
 
-/// After one that was cut off the second try is made at once (docs/architecture.md, "Ambiguity"); a
-/// daemon that crashes every time must not present once per start.
+/// After one interruption the second try is made at once (docs/architecture.md, "Ambiguity"); a daemon that crashes every
+/// time must not present the token at each start.
 fn after_crash(presented: Presentation, now: Now) -> Option<Duration> {
     if presented.count < 2 || presented.at > now.wall {
         return None;
@@ -270,7 +272,7 @@ mod tests {
     }
 
     prop_compose! {
-        /// The refresh state as a store could give it back, damage that still reads as marks included.
+        /// Any refresh state that a store could return, including damage that still parses.
         fn any_marks()(
             attempt in proptest::option::of((timestamps(), outcomes(), any::<u32>(), timestamps())),
             presented in proptest::option::of((timestamps(), any::<u32>())),

@@ -1,4 +1,4 @@
-//! Why there is no token.
+//! The errors of the coordinator.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,7 +23,7 @@ pub enum RefreshError {
     /// `If-Match` names another state, or another account.
     #[error("the grant is not in the state that If-Match or If-None-Match asks for")]
     PreconditionFailed,
-    /// The account has a grant that is of use still, and who asks may not replace it.
+    /// The account has a grant that is still usable, and this caller may not replace it.
     #[error(
         "the account has a grant that is of use still, which a sandbox's login does not replace: log in on the host"
     )]
@@ -31,15 +31,15 @@ pub enum RefreshError {
     /// The grant is dead; a person must log in again.
     #[error("{}", reauth(*answer_lost, *copied))]
     Reauth {
-        /// An answer of the provider's was lost before, and perhaps the successor with it.
+        /// An earlier answer of the provider's was lost, perhaps with the successor in it.
         answer_lost: bool,
-        /// The store may be a copy, and the refresh token have been presented from another one.
+        /// The store may be a copy, and the refresh token may have been presented from another one.
         copied: bool,
     },
-    /// The refresh token to be stored was spent, or another account has it. Nothing changed.
+    /// The refresh token to be stored was spent, or belongs to another account. Nothing changed.
     #[error("{}", known(.0))]
     GrantConflict(KnownToken),
-    /// There is a grant under the name that this one was to get. Nothing changed.
+    /// The new name has a grant already. Nothing changed.
     #[error("a grant is stored for {0} already: delete it first, or choose another name")]
     NameTaken(Account),
     /// Inside the cooldown or a backoff.
@@ -47,22 +47,22 @@ pub enum RefreshError {
     RateLimited {
         /// How long until the next attempt.
         wait: Duration,
-        /// What the last attempt failed of, if it did.
+        /// The error of the last attempt, if it failed.
         last: Option<String>,
     },
-    /// The caller's socket has had as many new tokens of this account as it may.
-    #[error("this socket has asked for a new token of this account too often")]
+    /// The caller's socket has used up its quota of new tokens for this account.
+    #[error("this socket's quota of new tokens for this account is used up")]
     QuotaExceeded {
-        /// How long until it may have another.
+        /// How long until it may request another one.
         wait: Duration,
     },
-    /// As many accounts of the provider are being refreshed as may at once.
-    #[error("too many accounts of this provider are being refreshed at once")]
+    /// The provider's limit of simultaneous refreshes is reached.
+    #[error("the provider's limit of simultaneous refreshes is reached")]
     ProviderBusy,
     /// The provider failed.
     #[error("{}", .failure.reason)]
     Failed {
-        /// How.
+        /// The kind of failure.
         failure: Failure,
         /// How long until the next attempt.
         wait: Duration,
@@ -70,19 +70,19 @@ pub enum RefreshError {
     /// The store failed before the refresh token was spent.
     #[error("{0}")]
     Store(Arc<StoreError>),
-    /// The store has not answered in the time that a caller with a good token waits.
+    /// The store did not answer within the time that a caller with a valid token waits.
     #[error("the store does not answer")]
     StoreStalled,
-    /// Another daemon refreshes this account right now.
+    /// Another daemon is refreshing this account.
     #[error("another daemon is refreshing this account")]
     LeaseHeld,
-    /// A refreshed grant of this account has not reached the store yet; it is served, but not refreshed again.
+    /// A refreshed grant of this account has not been saved yet; it is served, but not refreshed again.
     #[error("the last refresh of this account is not saved yet")]
     Unsaved,
-    /// The daemon is about to end.
+    /// The daemon is stopping.
     #[error("the daemon is shutting down")]
     ShuttingDown,
-    /// A fault of ours.
+    /// An internal error.
     #[error("internal error")]
     Internal,
 }

@@ -1,17 +1,18 @@
 //! A flight: one refresh of one account, from the lease to the durable save.
 //!
 //! Invariants:
-//! 1. It presents the refresh token that it read under the revision it claimed; whoever was overtaken sends nothing.
-//! 2. Nothing is sent before the mark is durable, and nothing is answered before the outcome is, but for a success
-//!    that the store would not take: that one is kept, served, and saved again until it is durable.
-//! 3. It has the provider's last answer within [`FLIGHT_TIMEOUT`](crate::timeouts::FLIGHT_TIMEOUT): no attempt starts after
-//!    `LAST_PROVIDER_CALL_START`, and none takes longer than `PROVIDER_CALL_TIMEOUT`.
+//! 1. It presents the refresh token that it read at the revision it claimed. If another owner was faster, it sends
+//!    nothing.
+//! 2. Nothing is sent before the presentation is durable, and nothing is answered before the outcome is durable, except
+//!    a success that the store rejects: it is kept in memory, served, and saved again until it is durable.
+//! 3. It has the provider's last answer within [`FLIGHT_TIMEOUT`](crate::timeouts::FLIGHT_TIMEOUT): no attempt starts
+//!    after `LAST_PROVIDER_CALL_START`, and none takes longer than `PROVIDER_CALL_TIMEOUT`.
 //!
-//! The rule for ambiguity: a presentation whose outcome nobody knows may have been spent, and a second one may make
-//! the provider revoke the rest. This daemon is the only holder of the chain, so a second try can win a lost answer
-//! back where the provider has a grace window, and loses nothing once the access token is of no use. One more try is
-//! made at once when a caller asked for a new token, when the access token has expired, or within the provider's grace
-//! window; otherwise the valid token is served on, and the try is made near its expiry.
+//! The rule for ambiguity: a presentation with an unknown outcome may have spent the token, and a second one may make
+//! the provider revoke the rest. This daemon is the only holder of the chain, so a second try can recover a lost answer
+//! if the provider has a grace window, and loses nothing once the access token has expired. One more try is made at
+//! once if a caller asked for a new token, if the access token has expired, or within the provider's grace window;
+//! otherwise the valid token is served, and the try is made near its expiry.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -38,17 +39,19 @@ mod unsaved;
 
 use unsaved::Unsaved;
 
-/// How often it looks whether the lease is free.
+/// How often it checks whether the lease is free.
 const LEASE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Pauses before the tries after one that did not spend the token. Two: a provider that is down longer than some
-/// seconds is the cooldown's business.
+/// The pauses before retries of an attempt that did not spend the token. Two: a provider that is down for longer is
+/// left to the cooldown.
 const RETRY_PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 
-/// So many refusals in a row without a known reason, and the grant is taken for dead once its token is.
+/// After this number of consecutive rejections without a known reason, the grant is treated as dead once its token has
+/// expired.
 const MAX_CONSECUTIVE_REFUSALS: u32 = 5;
 
-/// Whether the provider has refused so often that only a new login will help. Not latched: a later try may succeed.
+/// Whether the provider has rejected the grant so often that only a new login will help. It is not recorded as dead: a
+/// later try may succeed.
 pub(super) fn given_up(refresh_state: &RefreshState, expired: bool) -> bool {
     expired
         && refresh_state.attempt.as_ref().is_some_and(|attempt| {
@@ -63,20 +66,20 @@ struct Flight {
     slot: Arc<Slot>,
     handle: Arc<FlightHandle>,
     provider: Arc<dyn Provider>,
-    /// What the caller who started it had seen.
+    /// The state that the caller who started the flight had seen.
     seen: Version,
     started: Monotonic,
 }
 
-/// A record whose lease is ours and whose presentation is marked.
+/// A record whose lease is ours, with a durable presentation.
 #[derive(Debug)]
 struct Claimed {
     record: Record,
     snapshot: Arc<Snapshot>,
     revision: Revision,
-    /// The mark of the presentation under way.
+    /// The presentation under way.
     marked: Presentation,
-    /// The mark of an earlier one whose outcome is not known.
+    /// An earlier presentation with an unknown outcome.
     uncertain: Option<Presentation>,
 }
 
@@ -88,7 +91,7 @@ enum ClaimOutcome {
 }
 
 impl Inner {
-    /// Starts a flight as a task of the coordinator's. The caller has put `handle` into the slot.
+    /// Spawns a flight as a task of the coordinator's. The caller has put `handle` into the slot.
     pub(super) fn spawn_flight(
         self: &Arc<Self>,
         account: &Account,
@@ -122,7 +125,7 @@ impl Inner {
             crate::faults::reach("before_answer").await;
             {
                 let mut state = slot.lock();
-                // A put may have made room for the flight of another grant.
+                // A put may have detached this flight and made room for one of the new grant.
                 if state.is_current_flight(&handle) {
                     state.flight = None;
                 }
@@ -145,7 +148,7 @@ impl Flight {
         }
     }
 
-    /// Waits for one of the provider's places, before anything is marked.
+    /// Waits for a permit of the provider's, before anything is written.
     async fn provider_permit(&self) -> Result<OwnedSemaphorePermit, RefreshError> {
         tokio::select! {
             permit = self.inner.provider_permits.acquire(&self.account.provider) => permit.ok_or(RefreshError::ProviderBusy),
@@ -153,7 +156,7 @@ impl Flight {
         }
     }
 
-    /// Reads the record again, repeats every check on it, and takes the lease together with the mark.
+    /// Reads the record again, repeats every check on it, and takes the lease together with the presentation.
     async fn claim_lease(&self) -> Result<ClaimOutcome, RefreshError> {
         let inner = &self.inner;
         let begun = inner.clock.monotonic();
@@ -169,7 +172,7 @@ impl Flight {
             let Ok(seen) = self.slot.lock().fill(base, snapshot) else { continue };
             let (Some(record), Some(snapshot)) = (record, seen) else { return Err(RefreshError::NotFound) };
             let expired = snapshot.expired(&*inner.clock);
-            // A put has made room for the flights of its grant: only they may present it.
+            // A put has detached this flight: only a flight of the new grant may present it.
             let detached = !self.slot.is_current_flight(&self.handle);
             if detached || snapshot.token.version != self.seen && !expired {
                 return Ok(ClaimOutcome::Answer(snapshot));
@@ -184,7 +187,7 @@ impl Flight {
             if uncertain.is_some_and(|mark| !self.may_try_again(mark, &snapshot)) {
                 return Ok(ClaimOutcome::Answer(snapshot));
             }
-            // The other copy of the store may have spent the refresh token: nothing is risked for a token that is good.
+            // The other copy of the store may have spent the refresh token: a valid token is not risked.
             if record.refresh_state.copied_at.is_some() && !self.is_needed(&snapshot) {
                 return Ok(ClaimOutcome::Answer(snapshot));
             }
@@ -204,7 +207,7 @@ impl Flight {
                     if let Some(mark) = uncertain {
                         tracing::warn!(
                             account = %self.account, presented_at = mark.at.as_secs(), times = mark.count,
-                            "nobody knows what came of an earlier presentation; presenting again"
+                            "the outcome of an earlier presentation is unknown; presenting again"
                         );
                     }
                     return Ok(ClaimOutcome::Claimed(Box::new(Claimed {
@@ -225,8 +228,8 @@ impl Flight {
         }
     }
 
-    /// The mark in the record, unless this process wrote it for a presentation that it never made: a store that failed in
-    /// the middle of a claim may have taken it all the same.
+    /// The record's presentation, unless this process wrote it for a call that it never made: a store that failed
+    /// during a claim may have committed it nevertheless.
     fn uncertain(&self, found: Option<Presentation>) -> Option<Presentation> {
         match self.slot.lock().unsent {
             Some((unsent, before)) if found == Some(unsent) => before,
@@ -234,7 +237,7 @@ impl Flight {
         }
     }
 
-    /// Why no attempt may start any more, if so: the store may have taken its time.
+    /// Why no attempt may start any more, if so: the store may have taken too long.
     fn too_late(&self) -> Option<RefreshError> {
         if self.inner.stopping.is_cancelled() {
             Some(RefreshError::ShuttingDown)
@@ -245,27 +248,27 @@ impl Flight {
         }
     }
 
-    /// Takes the mark of a presentation back that will not be made, and releases the lease.
+    /// Withdraws a presentation that will not be made, and releases the lease.
     async fn withdraw(&self, claimed: Claimed, error: RefreshError) -> FlightResult {
         let refresh_state = &claimed.record.refresh_state;
         let settled = self.inner.store.settle(&self.account, claimed.record.grant.version, refresh_state).await;
         if let Err(error) = self.inner.noted(settled) {
-            // It stays, and makes the next presentation a second try, which it need not be.
-            tracing::warn!(account = %self.account, %error, "could not take the mark of a presentation back");
+            // The presentation stays in the store, and makes the next one needlessly a second try.
+            tracing::warn!(account = %self.account, %error, "could not withdraw a presentation");
         }
         Err(error)
     }
 
-    /// The rule for ambiguity, for a presentation that nobody knows the outcome of.
+    /// The rule for ambiguity, for a presentation with an unknown outcome.
     fn may_try_again(&self, mark: Presentation, snapshot: &Snapshot) -> bool {
         let now = self.inner.clock.now();
-        // A mark in the future was made before the clock was set back: nobody knows how long ago.
+        // A presentation in the future was recorded before the clock was set back: its age is unknown.
         let in_grace = mark.at <= now && now.since(mark.at) < self.provider.rules().reuse_grace;
         in_grace || self.is_needed(snapshot)
     }
 
-    /// Whether a new token is wanted more than the grant that may be lost by it: a caller asked for one, or the one that
-    /// there is has ended or is about to.
+    /// Whether a new token is worth the risk of losing the grant: a caller asked for one, or the present one has
+    /// expired or is about to.
     fn is_needed(&self, snapshot: &Snapshot) -> bool {
         let clock = &*self.inner.clock;
         let near_expiry = match (snapshot.left(clock), snapshot.token.lifetime()) {
@@ -275,7 +278,7 @@ impl Flight {
         self.handle.forced() || near_expiry || snapshot.expired(clock)
     }
 
-    /// Presents the refresh token, again where that is right, until an outcome stands.
+    /// Presents the refresh token, with retries where they are safe, until there is an outcome.
     async fn present(&self, mut claimed: Claimed) -> FlightResult {
         let mut pauses = RETRY_PAUSES.into_iter();
         // An earlier presentation with an unknown outcome makes this one the second try.
@@ -292,8 +295,8 @@ impl Flight {
             crate::faults::reach("after_answer").await;
             let failure = match classify(reply, self.provider.rules(), &claimed.record.grant) {
                 Classified::Success(issued) => {
-                    // The monotonic clock may have stood still while the machine slept, and the wall clock may have been
-                    // set: the life counts from the earlier of what they say.
+                    // The monotonic clock may have stopped while the machine slept, and the wall clock may have been
+                    // set: the lifetime counts from the earlier of the two.
                     let asked_at = clock.now().minus(clock.monotonic().since(sent)).min(sent_at);
                     return self.save_success(claimed.record, *issued, asked_at, sent).await;
                 }
@@ -326,8 +329,8 @@ impl Flight {
         }
     }
 
-    /// Saves the next generation, and only then answers with it (invariant 2). The life of its token counts from when the
-    /// answer was made: at the earliest, when it was asked for.
+    /// Saves the next generation, and only then answers with it (invariant 2). The token's lifetime counts from when
+    /// the answer was made: at the earliest, from when the request was sent.
     async fn save_success(&self, record: Record, issued: Issued, asked_at: Timestamp, sent: Monotonic) -> FlightResult {
         let inner = &self.inner;
         let now = inner.clock.now();
@@ -361,7 +364,7 @@ impl Flight {
         }
     }
 
-    /// Records the failure, and answers with it.
+    /// Saves the failure, and answers with it.
     async fn fail(&self, claimed: Claimed, failure: Failure) -> FlightResult {
         let inner = &self.inner;
         let now = inner.clock.now();
@@ -406,8 +409,8 @@ impl Flight {
         Err(RefreshError::Failed { failure, wait })
     }
 
-    /// The grant was deleted or replaced meanwhile, and that wins. What came late is revoked after a delete; after a
-    /// replacement never, since that could kill the new login of the same person.
+    /// The grant was deleted or replaced meanwhile, which takes precedence. The late success is revoked after a delete,
+    /// but never after a replacement: that could revoke the same person's new login.
     async fn overtaken(&self, before: Version, late: Option<&Grant>) -> FlightResult {
         let snapshot = loop {
             let base = self.slot.base(self.inner.store.epoch());
@@ -418,7 +421,7 @@ impl Flight {
             }
         };
         if let Some(snapshot) = snapshot {
-            // The same grant: another owner took the lease, and refreshes it.
+            // The same grant: another owner took the lease, and is refreshing it.
             return if snapshot.token.version == before { Err(RefreshError::LeaseHeld) } else { Ok(snapshot) };
         }
         if let Some(late) = late {
@@ -428,12 +431,12 @@ impl Flight {
         Err(RefreshError::NotFound)
     }
 
-    /// Notes the attempt's end on the monotonic clock, before it is written down.
+    /// Records the attempt's end on the monotonic clock, before it is saved.
     fn end_attempt(&self, snapshot: &Snapshot) -> Base {
         let monotonic = self.inner.clock.monotonic();
         let base = self.slot.base(self.inner.store.epoch());
         let mut state = self.slot.lock();
-        // A flight that a put has detached must not slow the new grant down.
+        // A flight that a put has detached must not delay the new grant.
         if state.is_current_flight(&self.handle) {
             state.ended = snapshot
                 .refresh_state
@@ -445,7 +448,7 @@ impl Flight {
         base
     }
 
-    /// Sleeps; a shutdown cuts it short.
+    /// Sleeps, unless the daemon is shutting down.
     async fn pause(&self, pause: Duration) {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -458,11 +461,11 @@ impl Flight {
     }
 }
 
-/// Up to a fifth more or less, so that daemons which failed together do not come back together.
+/// Jitter of up to a fifth, so that daemons that failed together do not retry together.
 fn jittered(pause: Duration) -> Duration {
     let mut byte = [128];
     if getrandom::fill(&mut byte).is_err() {
-        tracing::debug!("no randomness for the jitter, which does no harm");
+        tracing::debug!("no randomness for the jitter; continuing without it");
     }
     pause.mul_f64(0.8 + 0.4 * f64::from(byte[0]) / 255.0)
 }

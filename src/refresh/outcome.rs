@@ -1,8 +1,8 @@
-//! Sorting: what a provider's reply means for the refresh token that was presented.
+//! Classification: what a provider's reply means for the refresh token that was presented.
 //!
-//! Owns: the five classes of failure and the rule that assigns them. By code and status, never by searching prose.
+//! Owns: the five classes of failure and the rule that assigns them, by code and status, never by searching prose.
 //!
-//! Must not know: time, stores, what is done about an outcome.
+//! Must not know: time, stores, how an outcome is handled.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::{
     store::Outcome,
 };
 
-/// An attempt that brought no tokens.
+/// An attempt without new tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// Never [`Outcome::Success`].
@@ -23,11 +23,11 @@ pub struct Failure {
     pub timed_out: bool,
     /// The provider's `Retry-After`, from now.
     pub retry_after: Option<Duration>,
-    /// What happened, in our words.
+    /// A description in our own words.
     pub reason: &'static str,
 }
 
-/// A reply, sorted.
+/// A classified reply.
 #[derive(Debug)]
 pub enum Classified {
     /// New tokens.
@@ -40,10 +40,10 @@ pub enum Classified {
 const CONFIGURATION_CODES: [&str; 5] =
     ["invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_scope", "invalid_request"];
 
-/// RFC 6749 section 4.1.2.1 and RFC 8628 section 3.5: "not now".
+/// RFC 6749 section 4.1.2.1 and RFC 8628 section 3.5: temporary errors.
 const LATER_CODES: [&str; 2] = ["slow_down", "temporarily_unavailable"];
 
-/// Sorts the reply to a presentation of `current`'s refresh token.
+/// Classifies the reply to a presentation of `current`'s refresh token.
 #[must_use]
 pub fn classify(reply: Reply, rules: &Rules, current: &Grant) -> Classified {
     let failure = |outcome, reason| Failure { outcome, code: None, timed_out: false, retry_after: None, reason };
@@ -79,7 +79,7 @@ const fn success(status: u16) -> bool {
     status >= 200 && status < 300
 }
 
-/// A code that is understood decides alone: providers send `invalid_grant` with 200, 400, 401 and 403.
+/// A known code alone decides: providers send `invalid_grant` with 200, 400, 401 and 403.
 fn by_code(code: Option<&ErrorCode>) -> Option<(Outcome, &'static str)> {
     let code = code?.as_str();
     if LATER_CODES.contains(&code) {

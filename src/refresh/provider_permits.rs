@@ -1,7 +1,7 @@
-//! How many flights of one provider may be under way at once.
+//! Limits the number of simultaneous flights of each provider.
 //!
-//! A flight takes its place before it marks anything, so one that waits for a provider that hangs has spent nothing and
-//! holds nothing; those of other providers do not notice.
+//! A flight acquires its permit before it writes anything, so one that waits for a provider that hangs has spent
+//! nothing and holds nothing. Flights of other providers are not affected.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -12,12 +12,12 @@ use tokio::{
 
 use crate::{account::ProviderName, provider::Providers, timeouts::PROVIDER_PERMIT_TIMEOUT};
 
-/// The places of each provider.
+/// The permits of each provider.
 #[derive(Debug)]
 pub(super) struct ProviderPermits(HashMap<ProviderName, Arc<Semaphore>>);
 
 impl ProviderPermits {
-    /// As many as each provider's rules say.
+    /// As many permits as each provider's rules allow.
     pub(super) fn of(providers: &Providers) -> Self {
         let permits = |name: &ProviderName| {
             let number = providers.get(name)?.rules().concurrent_refreshes;
@@ -26,8 +26,8 @@ impl ProviderPermits {
         Self(providers.names().filter_map(permits).collect())
     }
 
-    /// Takes a place, until the value is dropped; those who wait are served in their order. `None` when none is free in
-    /// time.
+    /// Acquires a permit, which is released when the value is dropped. Waiters are served in order. `None` if none
+    /// becomes free in time.
     pub(super) async fn acquire(&self, provider: &ProviderName) -> Option<OwnedSemaphorePermit> {
         let permits = Arc::clone(self.0.get(provider)?);
         timeout(PROVIDER_PERMIT_TIMEOUT, permits.acquire_owned()).await.ok()?.ok()

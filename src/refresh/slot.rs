@@ -1,11 +1,11 @@
-//! One account's place in the coordinator: what is remembered, and the flight under way.
+//! The state of one account in the coordinator: what is cached, and the flight under way.
 //!
-//! Owns: [`Snapshot`], the cache of it, and the handle through which callers join a flight.
+//! Owns: [`Snapshot`], its cache, and the handle through which callers join a flight.
 //!
 //! Invariants:
 //! 1. A snapshot holds no refresh token.
-//! 2. What was read before a write of ours is never remembered after it: a fill or publication that another write
-//!    overtook leaves the cache empty, and the next reader asks the store.
+//! 2. What was read before a write of ours is never cached after it: a fill or publication that another write overtook
+//!    leaves the cache empty, and the next reader asks the store.
 //! 3. A snapshot of an earlier epoch is not current: another owner may have changed the record.
 
 use std::{
@@ -33,16 +33,17 @@ use crate::{
     store::{Presentation, RefreshState},
 };
 
-/// What may be known of an account outside the store.
+/// What is cached of an account outside the store.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// The token as it may leave.
+    /// The token in the form that may leave the daemon.
     pub token: SanitizedToken,
     /// Its entity tag.
     pub tag: EntityTag,
-    /// The record's marks.
+    /// The record's refresh state.
     pub refresh_state: RefreshState,
-    /// When the access token ends, if this process saw it issued. The wall clock may have been set since.
+    /// When the access token expires on the monotonic clock, if this process received it. The wall clock may have been
+    /// set since.
     pub(super) ends: Option<Monotonic>,
 }
 
@@ -56,20 +57,20 @@ impl Snapshot {
         }
     }
 
-    /// How much of the token's life is left by the clock that says less; `None` when unknown.
+    /// The remaining lifetime by the clock that says less; `None` if unknown.
     pub(super) fn left(&self, clock: &dyn Clock) -> Option<Duration> {
         let by_wall_clock = self.token.left(clock.now())?;
         let by_monotonic = self.ends.map(|ends| ends.since(clock.monotonic()));
         Some(by_monotonic.map_or(by_wall_clock, |left| left.min(by_wall_clock)))
     }
 
-    /// Whether the token is known to be of no use.
+    /// Whether the token is known to be expired or rejected.
     #[must_use]
     pub fn expired(&self, clock: &dyn Clock) -> bool {
         self.left(clock).is_some_and(|left| left.is_zero())
     }
 
-    /// The same grant with other marks.
+    /// The same grant with another refresh state.
     fn with_state(&self, refresh_state: RefreshState) -> Self {
         Self { token: self.token.clone(), tag: self.tag.clone(), refresh_state, ends: self.ends }
     }
@@ -77,10 +78,10 @@ impl Snapshot {
 
 pub(super) type FlightResult = Result<Arc<Snapshot>, RefreshError>;
 
-/// What a flight is waiting for, or what it ended with.
+/// What a flight is waiting for, or its result.
 #[derive(Debug)]
 enum Progress {
-    /// A place at its provider, or the store.
+    /// The provider's permit, or the store.
     Store,
     /// The provider.
     Provider,
@@ -90,7 +91,7 @@ enum Progress {
 /// A flight, as its callers see it.
 #[derive(Debug)]
 pub(super) struct FlightHandle {
-    /// Some caller asked for a new token, not just for one that is good for a while.
+    /// A caller asked for a new token, not just for one that is valid for a while.
     forced: AtomicBool,
     /// The provider was called.
     provider_called: AtomicBool,
@@ -121,7 +122,7 @@ impl FlightHandle {
         self.progress.send_replace(Progress::Provider);
     }
 
-    /// The provider has answered, and the store is asked.
+    /// The provider has answered, and the store is being written.
     pub(super) fn note_answer(&self) {
         self.progress.send_replace(Progress::Store);
     }
@@ -130,7 +131,7 @@ impl FlightHandle {
         self.progress.send_replace(Progress::Finished(result));
     }
 
-    /// Waits for the flight's end; as long as `store_timeout` at a time for the store.
+    /// Waits for the flight's end; while it waits for the store, for `store_timeout` at most.
     pub(super) async fn wait(&self, store_timeout: Option<Duration>) -> FlightResult {
         let mut progress = self.progress.subscribe();
         loop {
@@ -153,11 +154,12 @@ impl FlightHandle {
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     state: Mutex<State>,
-    /// Held while a put or delete changes the grant and makes room for the next one's flights, and by a flight from
-    /// reading the record to claiming it: so a flight either claims before a put, and presents nothing of the new grant,
-    /// or finds that it is not the slot's any more. The store's lease is no help: it is this process's own in both.
+    /// Held while a put or delete changes the grant and detaches the flight of the old one, and by a flight from
+    /// reading the record to claiming it. So a flight either claims before a put, and presents nothing of the new
+    /// grant, or finds that it is no longer the slot's. The store's lease does not help here: both belong to this
+    /// process.
     pub(super) grant_lock: tokio::sync::Mutex<()>,
-    /// Rung at every change of what a reader would see.
+    /// Notified of every change that a reader would see.
     pub(super) changed: Notify,
 }
 
@@ -168,16 +170,16 @@ pub(super) struct State {
     pub(super) flight: Option<Arc<FlightHandle>>,
     /// When this process's own last attempt ended.
     pub(super) ended: Option<OwnAttemptEnd>,
-    /// A mark that the store may have taken although it said that it did not, and the mark before it: no presentation
+    /// A presentation that the store may have committed although it reported an error, and the one before it: no call
     /// followed.
     pub(super) unsent: Option<(Presentation, Option<Presentation>)>,
-    /// What the store would hold if it had taken our last write.
+    /// The record that the store would hold if it had accepted our last write.
     pub(super) unsaved: Option<Arc<Snapshot>>,
 }
 
 impl Slot {
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        // No code that holds the lock can panic halfway through a change.
+        // A panic while the lock is held cannot leave a change half made.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -190,8 +192,8 @@ impl Slot {
         self.lock().is_current_flight(handle)
     }
 
-    /// Where a read or write begins, to be handed to [`State::fill`], [`State::publish`] or [`State::replace`] after it.
-    /// `epoch` is the store's before the beginning.
+    /// Starts a read or write, whose result is passed to [`State::fill`], [`State::publish`] or [`State::replace`].
+    /// `epoch` is the store's from before.
     pub(super) fn base(&self, epoch: u64) -> Base {
         self.cached(epoch).0
     }
@@ -203,7 +205,7 @@ impl Slot {
     }
 }
 
-/// What a read or write is founded on: whatever came in between makes its result old.
+/// The state that a read or write is based on: any change in between makes its result stale.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Base {
     writes: u64,
@@ -225,21 +227,21 @@ impl State {
             .or_else(|| self.cached.as_ref().filter(|(of, _)| *of == epoch).map(|(_, snapshot)| snapshot))
     }
 
-    /// What was known last, current or not.
+    /// The last known snapshot, current or not.
     pub(super) fn last(&self) -> Option<&Arc<Snapshot>> {
         self.unsaved.as_ref().or(self.cached.as_ref().map(|(_, snapshot)| snapshot))
     }
 
-    /// A snapshot of the grant in this version, if its view was made before: to make one takes longer than to find the
+    /// Returns the cached snapshot of this version if there is one: making a new one takes longer than finding the
     /// record.
     pub(super) fn with_state(&self, version: Version, refresh_state: &RefreshState) -> Option<Arc<Snapshot>> {
         let (_, cached) = self.cached.as_ref().filter(|(_, cached)| cached.token.version == version)?;
         Some(Arc::new(cached.with_state(refresh_state.clone())))
     }
 
-    /// Remembers what was read, and gives what a reader now sees: that, or what is kept for the store. An error when a
-    /// write overtook the reading (invariant 2): then it is to be read again, for it may be ahead of a write that is
-    /// not published yet, and a later reader would see it go back.
+    /// Caches what was read, and returns what a reader now sees: that, or an unsaved success. Fails if a write overtook
+    /// the read (invariant 2), which must then be repeated: it may be ahead of a write that is not published yet, and a
+    /// later reader would see an older state.
     pub(super) fn fill(
         &mut self,
         base: Base,
@@ -252,16 +254,16 @@ impl State {
         Ok(self.last().cloned())
     }
 
-    /// Remembers what a flight wrote; nothing when another write overtook this one (invariant 2). What is kept for
-    /// another grant stays: this may be the last word of a flight that a put has detached.
+    /// Caches what a flight wrote, unless another write overtook it (invariant 2). An unsaved success of another grant
+    /// stays: this may be the result of a flight that a put has detached.
     pub(super) fn publish(&mut self, base: Base, snapshot: Arc<Snapshot>) {
         self.unsaved.take_if(|unsaved| unsaved.token.version.id == snapshot.token.version.id);
         self.written(base, Some(snapshot));
     }
 
-    /// Remembers a put or a delete, and lets go of all that the old grant left. Its flight goes on, but nobody joins it
-    /// any more, and its result will be dropped. The caller holds [`Slot::grant_lock`], so nothing of a newer grant is
-    /// here yet.
+    /// Caches the result of a put or delete, and discards the rest of the old grant's state. Its flight continues, but
+    /// cannot be joined any more, and its result will be dropped. The caller holds [`Slot::grant_lock`], so there is
+    /// nothing of a newer grant here yet.
     pub(super) fn replace(&mut self, base: Base, snapshot: Option<Arc<Snapshot>>) {
         self.unsaved = None;
         self.unsent = None;
@@ -270,7 +272,7 @@ impl State {
         self.written(base, snapshot);
     }
 
-    /// Another grant was stored in the same version: whoever reads next asks the store.
+    /// Another grant was stored with the same version: the next reader asks the store.
     pub(super) fn invalidate(&mut self, base: Base) {
         self.written(base, None);
     }
@@ -282,14 +284,14 @@ impl State {
         self.writes += 1;
     }
 
-    /// Remembers what the flight of `handle` could not write, unless a put or delete came in between.
+    /// Keeps what the flight of `handle` could not save, unless a put or delete came in between.
     pub(super) fn keep_unsaved(&mut self, handle: &Arc<FlightHandle>, snapshot: Arc<Snapshot>) {
         if self.is_current_flight(handle) {
             self.unsaved = Some(snapshot);
         }
     }
 
-    /// Forgets what was kept, once the store has something else.
+    /// Discards the unsaved success once the store has something else.
     pub(super) fn discard_unsaved(&mut self, kept: &Arc<Snapshot>) {
         self.unsaved.take_if(|unsaved| Arc::ptr_eq(unsaved, kept));
         self.cached = None;

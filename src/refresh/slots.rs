@@ -1,8 +1,8 @@
-//! The accounts' slots: how they come to be, how they are looked into, how they go.
+//! The accounts' slots: creation, lookup and removal.
 //!
 //! Invariants:
-//! 1. An account has one slot at a time: two would be two flights.
-//! 2. Made-up names take no memory, however their callers end.
+//! 1. An account has one slot at a time: two slots would allow two flights.
+//! 2. Unknown account names use no memory, however their callers end.
 
 use std::sync::{Arc, PoisonError, RwLockReadGuard};
 
@@ -35,19 +35,19 @@ impl Inner {
         Arc::clone(slots.entry(account.clone()).or_default())
     }
 
-    /// Drops the slot of an account without a grant, so that made-up names take no memory. The caller's hold ends in here,
-    /// so that of several callers at once the last one drops it.
+    /// Drops the slot of an account without a grant, so that unknown names use no memory. The caller's reference is
+    /// dropped in here, so that the last of several concurrent callers removes the slot.
     pub(super) fn forget_if_empty(&self, account: &Account, slot: Arc<Slot>) {
         remove_if_empty(&mut self.slots.write().unwrap_or_else(PoisonError::into_inner), account, slot);
     }
 
-    /// What is known of the account, from memory or from the store.
+    /// Returns the account's snapshot, from memory or from the store.
     pub(super) async fn lookup(
         &self,
         account: &Account,
         staleness: Staleness,
     ) -> Result<(Arc<Slot>, Arc<Snapshot>), RefreshError> {
-        // Made before its slot is held, and so dropped after that.
+        // Declared before the slot's reference, and so dropped after it.
         let mut forget = ForgetOnDrop { inner: self, account, slot: None };
         let slot = self.slot(account);
         forget.slot = Some(Arc::clone(&slot));
@@ -86,7 +86,7 @@ impl Inner {
     }
 }
 
-/// Removes a slot in which nothing is, and which nobody else holds: two slots for one account would be two flights.
+/// Removes an empty slot that nobody else references: two slots for one account would allow two flights.
 fn remove_if_empty(slots: &mut HashMap<Account, Arc<Slot>>, account: &Account, slot: Arc<Slot>) {
     let empty = {
         let state = slot.lock();
@@ -98,7 +98,7 @@ fn remove_if_empty(slots: &mut HashMap<Account, Arc<Slot>>, account: &Account, s
     }
 }
 
-/// Of a caller who has found nothing, or has gone away: whoever makes names up takes no memory with them.
+/// Removes the slot when a caller found nothing, or has gone away: unknown names must use no memory.
 struct ForgetOnDrop<'a> {
     inner: &'a Inner,
     account: &'a Account,

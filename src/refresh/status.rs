@@ -1,4 +1,4 @@
-//! How accounts stand: the overview, without a token in it.
+//! The status overview of accounts, without any token in it.
 
 use super::{Inner, cooldown::cut_off, flight::given_up, slot::Snapshot};
 use crate::{
@@ -7,37 +7,37 @@ use crate::{
     store::{Entry, Outcome, Record, RefreshState},
 };
 
-/// How an account stands.
+/// The status of an account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AccountState {
-    /// The access token is good.
+    /// The access token is valid.
     Valid,
-    /// It is good, and so near its end that a reader would have it refreshed.
+    /// It is valid, but so near its expiry that a read would refresh it.
     Expiring,
-    /// It is of no use.
+    /// It has expired.
     Expired,
     /// A person must log in again.
     ReauthRequired,
-    /// Nothing is known of its life, or the record cannot be read.
+    /// Its expiry is unknown, or the record cannot be read.
     Unknown,
 }
 
 /// One line of the overview.
 #[derive(Debug)]
 pub struct Status {
-    /// Whose.
+    /// The account.
     pub account: Account,
-    /// How it stands.
+    /// Its status.
     pub state: AccountState,
-    /// The access token's end.
+    /// When the access token expires.
     pub expires_at: Option<Timestamp>,
     /// The granted scope.
     pub scope: Option<String>,
     /// Whether there is a refresh token.
     pub refreshable: bool,
-    /// When it was refreshed last.
+    /// When it was last refreshed.
     pub refreshed_at: Option<Timestamp>,
-    /// What the last attempt failed of.
+    /// The error of the last attempt.
     pub last_error: Option<String>,
 }
 
@@ -74,13 +74,13 @@ impl Inner {
             scope: token.scope.clone(),
             refreshable: token.refreshable,
             refreshed_at: (token.version.generation > 1).then_some(token.issued_at),
-            // What is under way here is no error yet.
+            // A presentation of the flight under way is not an error.
             last_error: last_error(&snapshot.refresh_state)
                 .filter(|_| !flying || cut_off(&snapshot.refresh_state).is_none()),
         }
     }
 
-    /// Whether the grant is of use still.
+    /// Whether the grant is still usable.
     pub(super) fn is_usable(&self, account: &Account, record: &Record) -> bool {
         let snapshot = self.snapshot(account, &record.grant, record.refresh_state.clone());
         match self.state(&snapshot) {
@@ -106,7 +106,7 @@ impl Inner {
     }
 }
 
-/// What the last attempt failed of: the provider's code, or a word of ours.
+/// The error of the last attempt: the provider's code, or one of our own words.
 pub(super) fn last_error(refresh_state: &RefreshState) -> Option<String> {
     if cut_off(refresh_state).is_some() {
         return Some("interrupted".to_owned());

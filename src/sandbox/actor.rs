@@ -1,7 +1,7 @@
-//! The task that keeps the sandboxes: it makes, ends and lists them.
+//! The actor that creates, ends and lists sandboxes.
 //!
-//! It waits for nothing but its timer, what is asked of it, and the end of what it has begun: everything that the store
-//! or the file system may take its time for is done by tasks of its own. So none that hangs keeps a sandbox alive.
+//! It waits only for its timer, its requests, and its own tasks: every operation on the store or the file system runs
+//! in a separate task, so that one that hangs keeps no sandbox alive.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -26,35 +26,35 @@ use crate::{
     store::{Expect, ItemEntry, ItemStore, StoreError},
 };
 
-/// How often the clocks are looked at, at least: the wall clock may jump, and the machine may have slept. A deletion
-/// that the store refused is tried again as often.
+/// The longest interval between checks of the clocks: the wall clock may jump, and the machine may have slept. Failed
+/// deletions are retried at the same interval.
 const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How often the processes are looked at that sandboxes are tied to. Soon enough for one that was killed; one that ends
-/// in order deletes its sandbox.
+/// The interval between checks of tied processes. It only matters for a process that was killed; one that ends in order
+/// deletes its sandbox.
 const PROCESS_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the daemon's end waits for what the store was asked. The next start finds it done or not done.
+/// How long shutdown waits for operations on the store. The next start finds them done or not done.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Whoever asked for something, and may have hung up.
+/// The reply channel of a request, whose caller may have gone away.
 type ReplySender<T> = oneshot::Sender<Result<T, SandboxError>>;
 
-/// Keeps the sandboxes of one daemon.
+/// Manages the sandboxes of one daemon.
 #[derive(Debug)]
 pub struct SandboxActor<D: SocketHost> {
     commands: mpsc::Receiver<Command>,
     shared: Arc<Shared<D>>,
     max: usize,
     entries: BTreeMap<SandboxId, Entry<D::OpenSocket>>,
-    /// Counted by its clones: the sandboxes that are being made.
+    /// Its clones count the sandboxes that are being created.
     making: Arc<()>,
-    /// Those of an earlier daemon are known.
+    /// The sandboxes of an earlier run are known.
     restored: bool,
     work: JoinSet<TaskResult<D::OpenSocket>>,
 }
 
-/// What the tasks of a keeper need.
+/// The parts that the actor's tasks need.
 #[derive(Debug)]
 struct Shared<D> {
     store: Arc<dyn ItemStore>,
@@ -66,45 +66,45 @@ struct Shared<D> {
 #[derive(Debug)]
 struct Entry<T> {
     sandbox: Sandbox,
-    /// `None` when its socket could not be opened again, or is gone.
+    /// `None` if its socket could not be opened again, or is closed.
     socket: Option<T>,
-    /// The process that it is tied to.
+    /// The process it is tied to.
     process: Option<ProcessWatch>,
     since: Monotonic,
-    /// What was left of its life then.
+    /// The remaining lifetime at that moment.
     left: Duration,
-    /// It has ended, and may be in the store still.
+    /// It has ended, but may still be in the store.
     ended: Option<PendingRemoval>,
 }
 
-/// What is left to do about a sandbox that has ended.
+/// The pending removal of an ended sandbox.
 #[derive(Debug)]
 struct PendingRemoval {
-    /// The last try to remove it from the store.
+    /// The last attempt to remove it from the store.
     tried: Monotonic,
-    /// That try is under way.
+    /// That attempt is under way.
     under_way: bool,
-    /// Who waits to be told that it is gone.
+    /// The callers to notify once it is removed.
     asked: Vec<ReplySender<()>>,
 }
 
-/// What a task of the keeper's has done.
+/// The result of one of the actor's tasks.
 #[derive(Debug)]
 enum TaskResult<T> {
-    /// The sandboxes of an earlier daemon were opened.
+    /// The sandboxes of an earlier run were opened.
     Restored(Vec<Entry<T>>),
-    /// A new one was made.
+    /// A sandbox was created.
     Made(Entry<T>, Box<Created>, ReplySender<Created>),
-    /// It was not, and may be in the store all the same.
+    /// Creation failed, but the sandbox may be in the store.
     NotMade(Sandbox, SandboxError, ReplySender<Created>),
-    /// One was ended, and the store told to forget it.
+    /// A sandbox was ended, and its removal from the store attempted.
     Removed(SandboxId, Result<(), StoreError>),
-    /// Nothing that the keeper has to know of.
+    /// Nothing that the actor needs to know.
     Nothing,
 }
 
 impl<T> Entry<T> {
-    /// How long there is nothing to be done about it.
+    /// How long until the entry needs attention.
     fn time_until_due(&self, clock: &dyn Clock) -> Duration {
         match (&self.ended, &self.process) {
             (Some(ended), _) if ended.under_way => CLOCK_CHECK_INTERVAL,
@@ -115,8 +115,8 @@ impl<T> Entry<T> {
         }
     }
 
-    /// What is left of its life, by the clock that is ahead: neither a wall clock that was set back nor the sleep of the
-    /// machine makes it longer.
+    /// The remaining lifetime, by the clock that is ahead: neither a wall clock that was set back nor a sleeping
+    /// machine prolongs it.
     fn life(&self, clock: &dyn Clock) -> Duration {
         let by_wall = self.sandbox.expires_at.since(clock.now());
         by_wall.min(self.left.saturating_sub(clock.monotonic().since(self.since)))
@@ -124,7 +124,7 @@ impl<T> Entry<T> {
 }
 
 impl<D: SocketHost> SandboxActor<D> {
-    /// A keeper of the sandboxes that the store has for `root`, `max` of them at once, and the way to ask it.
+    /// Returns the actor for the sandboxes that the store has for `root`, at most `max` at a time, and a handle to it.
     pub fn new(
         store: Arc<dyn ItemStore>,
         clock: Arc<dyn Clock>,
@@ -138,8 +138,8 @@ impl<D: SocketHost> SandboxActor<D> {
         (Sandboxes(sender), Self { commands, shared, max, entries, making, restored: false, work })
     }
 
-    /// Opens the sandboxes of an earlier daemon again, and keeps these and new ones until `stop`. The daemon's end leaves
-    /// their directories behind, and them in the store. Until those of before are known, whoever asks waits.
+    /// Reopens the sandboxes of an earlier run, and manages them and new ones until `stop`. Shutdown leaves their
+    /// directories and their entries in the store. Requests wait until the earlier sandboxes are known.
     pub async fn run(mut self, stop: CancellationToken) {
         self.work.spawn(Arc::clone(&self.shared).restore());
         loop {
@@ -161,7 +161,7 @@ impl<D: SocketHost> SandboxActor<D> {
 
     async fn finish(mut self) {
         self.commands.close();
-        // What is still being made or ended may wait for the store, and gets no more than a moment.
+        // A creation or removal that is still waiting for the store gets only a moment.
         let last = async {
             while let Some(done) = self.work.join_next().await {
                 self.task_finished(done);
@@ -174,7 +174,7 @@ impl<D: SocketHost> SandboxActor<D> {
             leaving.spawn(async move { shared.socket_host.drain(socket).await });
         }
         if finished.is_err() {
-            tracing::warn!("the store did not answer what was asked of it about sandboxes");
+            tracing::warn!("the store did not answer the requests for sandboxes in time");
         }
         while leaving.join_next().await.is_some() {}
     }
@@ -208,7 +208,7 @@ impl<D: SocketHost> SandboxActor<D> {
         }
     }
 
-    /// What a new sandbox is to be.
+    /// The resolved parameters of a new sandbox.
     fn prepare(
         &self,
         request: SandboxRequest,
@@ -255,13 +255,13 @@ impl<D: SocketHost> SandboxActor<D> {
             Ok(TaskResult::Removed(id, removed)) => self.removed(id, removed),
             Ok(TaskResult::Nothing) => {}
             Err(error) => {
-                tracing::error!(%error, "a task of the sandboxes' broke off");
+                tracing::error!(%error, "a sandbox task failed");
                 self.restored = true;
             }
         }
     }
 
-    /// Ends those whose time is up or whose process is gone, and tries again to forget those that have ended.
+    /// Ends sandboxes that have expired or whose process is gone, and retries pending removals.
     fn sweep(&mut self) {
         let due = |entry: &Entry<_>| entry.time_until_due(self.shared.clock.as_ref()).is_zero();
         let due: Vec<_> = self.entries.iter().filter(|(_, entry)| due(entry)).map(|(id, _)| *id).collect();
@@ -270,7 +270,7 @@ impl<D: SocketHost> SandboxActor<D> {
         }
     }
 
-    /// Invariant 3: whatever the store will say, it serves nobody any more.
+    /// Invariant 3: it serves nobody from now on, whatever the store says.
     fn end(&mut self, id: SandboxId, reply: Option<ReplySender<()>>) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let tried = self.shared.clock.monotonic();
@@ -295,7 +295,7 @@ impl<D: SocketHost> SandboxActor<D> {
     fn removed(&mut self, id: SandboxId, removed: Result<(), StoreError>) {
         let asked = match (self.entries.get_mut(&id).and_then(|entry| entry.ended.as_mut()), &removed) {
             (Some(ended), Err(error)) => {
-                tracing::warn!(sandbox = %id, %error, "a sandbox that has ended stays in the store for now");
+                tracing::warn!(sandbox = %id, %error, "cannot remove an ended sandbox from the store yet");
                 ended.under_way = false;
                 std::mem::take(&mut ended.asked)
             }
@@ -332,7 +332,7 @@ impl<D: SocketHost> Shared<D> {
             }
         };
         if let Err(error) = self.store(&definition).await {
-            // What failed may have been carried out: the keeper sees to it that it is not there.
+            // A failed creation may have been committed: the actor removes it.
             drop(bound);
             self.socket_host.remove_files(&sandbox).await;
             return TaskResult::NotMade(sandbox, error, reply);
@@ -344,12 +344,12 @@ impl<D: SocketHost> Shared<D> {
         TaskResult::Made(entry, Box::new(created), reply)
     }
 
-    /// Opens the sandboxes of an earlier daemon again. What cannot be opened is logged, and stops nobody.
+    /// Reopens the sandboxes of an earlier run. One that cannot be opened is logged and skipped.
     async fn restore(self: Arc<Self>) -> TaskResult<D::OpenSocket> {
         let items = match self.store.items(ItemKind::Sandbox).await {
             Ok(items) => items,
             Err(error) => {
-                tracing::error!(%error, "the sandboxes of before are not known");
+                tracing::error!(%error, "cannot read the sandboxes of the last run");
                 return TaskResult::Restored(Vec::new());
             }
         };
@@ -357,20 +357,20 @@ impl<D: SocketHost> Shared<D> {
         for ItemEntry { name, item } in items {
             match item.map(|item| Definition::read(&name, &item.content)) {
                 Ok(Some(definition)) => found.extend(self.reopen(definition).await),
-                Ok(None) => tracing::warn!(sandbox = %name, "a sandbox is not understood; it stays closed"),
+                Ok(None) => tracing::warn!(sandbox = %name, "a sandbox has an unknown format; it stays closed"),
                 Err(error) => tracing::warn!(sandbox = %name, %error, "a sandbox cannot be read; it stays closed"),
             }
         }
         TaskResult::Restored(found)
     }
 
-    /// Opens a sandbox of an earlier daemon, unless it has ended meanwhile.
+    /// Reopens a sandbox of an earlier run, unless it has ended meanwhile.
     async fn reopen(&self, definition: Definition) -> Option<Entry<D::OpenSocket>> {
         let (sandbox, since) = (definition.sandbox(), self.clock.monotonic());
-        // A wall clock that was set back does not make it live longer than it was to.
+        // A wall clock that was set back does not prolong its life.
         let left = sandbox.expires_at.since(self.clock.now()).min(definition.lifetime);
         if definition.root != self.root.name {
-            // Another daemon's on the same store, and for that one to open. It may be gone for good.
+            // It belongs to another daemon on the same store, which may be gone for good. Only that one may open it.
             if left.is_zero() {
                 self.forget(sandbox.id).await;
             }
@@ -393,12 +393,12 @@ impl<D: SocketHost> Shared<D> {
         }
     }
 
-    /// What cannot be read has no socket, and can be got rid of all the same.
+    /// An unreadable item has no socket, but can be deleted.
     async fn delete_unread(&self, id: SandboxId) -> Result<(), SandboxError> {
         let name = id.into();
         match self.store.item(ItemKind::Sandbox, &name).await {
             Ok(None) => Err(SandboxError::NotFound),
-            // Another daemon's on the same store.
+            // It belongs to another daemon on the same store.
             Ok(Some(item)) if Definition::read(&name, &item.content).is_some() => Err(SandboxError::NotFound),
             Err(error) if error.is_transient() => Err(error.into()),
             Ok(Some(_)) | Err(_) => Ok(self.delete(id).await?),
@@ -415,7 +415,7 @@ impl<D: SocketHost> Shared<D> {
 
     async fn forget(&self, id: SandboxId) {
         if let Err(error) = self.delete(id).await {
-            tracing::warn!(sandbox = %id, %error, "a sandbox that has ended stays in the store");
+            tracing::warn!(sandbox = %id, %error, "cannot remove an ended sandbox from the store");
         }
     }
 
@@ -424,7 +424,7 @@ impl<D: SocketHost> Shared<D> {
     }
 }
 
-/// Bytes of the operating system's randomness.
+/// Random bytes from the operating system.
 fn random<const N: usize>() -> Result<[u8; N], SandboxError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|_| SandboxError::Internal)?;

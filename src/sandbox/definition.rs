@@ -1,4 +1,4 @@
-//! What the store keeps of a sandbox.
+//! The stored form of a sandbox.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -14,11 +14,11 @@ use crate::{
     secret::{CapabilityHash, Content},
 };
 
-/// A sandbox, as it outlives the daemon.
+/// A sandbox as it is stored.
 #[derive(Debug)]
 pub(super) struct Definition {
     pub(super) id: SandboxId,
-    /// Which daemon's it is, of those on one store ([`SandboxRoot::name`](super::SandboxRoot)).
+    /// The daemon it belongs to, of those on one store ([`SandboxRoot::name`](super::SandboxRoot)).
     pub(super) root: PathBuf,
     /// Its own directory.
     pub(super) directory: PathBuf,
@@ -29,12 +29,12 @@ pub(super) struct Definition {
     pub(super) process: Option<Process>,
 }
 
-/// The form in the store. A member that is not known may be a restriction: what has one is not read.
+/// The stored form. An unknown member may be a restriction, so an item with one is not read.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StoredSandbox {
     root: PathBuf,
-    /// Of one that an earlier version made: the whole id, in the root.
+    /// In sandboxes of an earlier version: the whole id, in the root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     directory: Option<PathBuf>,
     allow: Vec<String>,
@@ -48,7 +48,7 @@ struct StoredSandbox {
 }
 
 impl Definition {
-    /// `None` when it cannot be written down: the root is not UTF-8.
+    /// `None` if it cannot be stored: the root is not UTF-8.
     pub(super) fn content(&self) -> Option<Content> {
         let texts = |list: &[_]| list.iter().map(ToString::to_string).collect();
         let stored = StoredSandbox {
@@ -65,7 +65,7 @@ impl Definition {
         serde_json::to_vec(&stored).ok().map(Content::new)
     }
 
-    /// `None` when it is not understood in full.
+    /// `None` if it is not understood in full.
     #[expect(clippy::disallowed_methods, reason = "reads a definition, which holds no secret but a hash")]
     pub(super) fn read(name: &ItemName, content: &Content) -> Option<Self> {
         let stored: StoredSandbox = serde_json::from_slice(content.expose_secret()).ok()?;

@@ -1,8 +1,8 @@
-//! The process with which a sandbox ends.
+//! The process that a sandbox is tied to.
 //!
-//! The kernel knows whether it has, however it did: no message of its own is needed, and none can be lost with a
-//! connection or a daemon. A number alone may be another process's by the time the daemon is started again, so the
-//! moment of its start goes with it.
+//! The kernel knows whether it has ended, for whatever reason: no message of its own is needed, which could be lost
+//! with a connection or a daemon. After a restart of the daemon its number may belong to another process, so the time
+//! of its start is stored as well.
 
 use std::{fs, io, os::fd::OwnedFd};
 
@@ -12,30 +12,30 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-/// One process of this machine, and no other one ever again until a reboot.
+/// Identifies one process of this machine until a reboot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Process {
     id: i32,
-    /// In the kernel's ticks since its own start.
+    /// Its start time, in clock ticks since boot.
     started: u64,
 }
 
-/// An eye on one process, whoever gets its number after it.
+/// Watches one process, even if its number is reused.
 #[derive(Debug)]
 pub(super) struct ProcessWatch(OwnedFd);
 
 impl Process {
-    /// The process of that number, which must be running.
+    /// The running process of that number.
     pub(super) fn running(id: i32) -> io::Result<(Self, ProcessWatch)> {
-        // A number below zero would be a panic, and is nobody's.
+        // A negative number would panic, and belongs to no process.
         let pid = Pid::from_raw(id.max(0)).ok_or(io::ErrorKind::NotFound)?;
         let watch = ProcessWatch(pidfd_open(pid, PidfdFlags::empty())?);
-        // Should it end now, and its number go to another one, the watch tells of the end all the same.
+        // If it ends now and its number is reused, the watch still reports its end.
         Ok((Self { id, started: started(id)? }, watch))
     }
 
-    /// Watches it again; an error when it is not there any more.
+    /// Starts to watch it; fails if it has ended.
     pub(super) fn watch(self) -> io::Result<ProcessWatch> {
         let (found, watch) = Self::running(self.id)?;
         if found == self { Ok(watch) } else { Err(io::ErrorKind::NotFound.into()) }
@@ -46,12 +46,12 @@ impl ProcessWatch {
     /// Whether it has ended.
     pub(super) fn has_ended(&self) -> bool {
         let mut end = [PollFd::new(&self.0, PollFlags::IN)];
-        // A look that was interrupted has seen nothing.
+        // A poll that was interrupted reports nothing.
         poll(&mut end, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ended| ended > 0)
     }
 }
 
-/// The field `starttime` of `/proc/PID/stat`: the 22nd. The second is the program's name in brackets, and may hold
+/// The field `starttime` of `/proc/PID/stat`, the 22nd. The second is the program's name in brackets, and may contain
 /// anything.
 fn started(id: i32) -> io::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;

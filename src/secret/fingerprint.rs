@@ -1,4 +1,4 @@
-//! Keyed hashes by which a store recognises tokens that it must not take twice, without keeping them.
+//! Keyed hashes by which a store recognises tokens that it must not accept twice, without storing them.
 
 use std::fmt;
 
@@ -11,11 +11,11 @@ use super::RefreshToken;
 /// The key of the [`TokenFingerprint`]s of one store.
 pub struct FingerprintKey(SecretBox<[u8; FINGERPRINT_KEY_BYTES]>);
 
-/// How many random bytes a [`FingerprintKey`] is made of.
+/// The number of random bytes of a [`FingerprintKey`].
 pub const FINGERPRINT_KEY_BYTES: usize = 32;
 
 impl FingerprintKey {
-    /// The key of these bytes.
+    /// The key with these bytes.
     #[must_use]
     pub fn from_bytes(mut bytes: [u8; FINGERPRINT_KEY_BYTES]) -> Self {
         let key = Self(SecretBox::new(Box::new(bytes)));
@@ -23,7 +23,7 @@ impl FingerprintKey {
         key
     }
 
-    /// What the store recognises `text` by: the first 128 bits of its HMAC-SHA256 (RFC 2104).
+    /// The fingerprint of `text`: the first 128 bits of its HMAC-SHA256 (RFC 2104).
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "keys a hash, which tells nothing of the key")]
     pub fn fingerprint(&self, text: &[u8]) -> TokenFingerprint {
@@ -52,19 +52,19 @@ impl ExposeSecret<[u8; FINGERPRINT_KEY_BYTES]> for FingerprintKey {
     }
 }
 
-/// By which a store recognises a token without keeping it: a keyed hash. Nobody gets from it to the token, and without
-/// the store's key nobody can tell whether it is a given token's.
+/// Recognises a token without storing it: a keyed hash. It does not reveal the token, and without the store's key it
+/// cannot be checked against a given token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TokenFingerprint([u8; 16]);
 
 impl TokenFingerprint {
-    /// The bytes to keep.
+    /// The bytes to store.
     #[must_use]
     pub const fn to_bytes(self) -> [u8; 16] {
         self.0
     }
 
-    /// Takes bytes that were kept.
+    /// A stored fingerprint.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
@@ -72,7 +72,7 @@ impl TokenFingerprint {
 }
 
 impl RefreshToken {
-    /// What a store recognises this token by.
+    /// The fingerprint of this token.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "hashes the token with a key; nobody gets from the hash to it")]
     pub fn fingerprint(&self, key: &FingerprintKey) -> TokenFingerprint {

@@ -1,12 +1,14 @@
-//! What every request passes: whether it may be carried out now, and the line that tells of it.
+//! The admission layer: decides whether a request may be carried out now, and writes its audit line.
 //!
 //! Invariants:
-//! 1. A request is told of once in the audit log, whatever becomes of it: an answer, a panic, a connection that ends.
-//! 2. What is refused here has touched nothing.
-//! 3. What is refused for its rate is answered late (`limits.rs`), and until then no more is read from its connection.
+//! 1. Every request has exactly one line in the audit log, whatever becomes of it: an answer, a panic, a closed
+//!    connection.
+//! 2. A request that is refused here has changed nothing.
+//! 3. A request over the rate limit is answered late (`limits.rs`), and until then nothing more is read from its
+//!    connection.
 //!
-//! It is the one layer around the router, does the work of `finalize.rs` as well, and is outside of the router where that
-//! can be: a layer inside costs a request some allocations and moves, whatever it does.
+//! It is the only layer around the router, and does the work of `finalize.rs` as well. It is outside the router where
+//! possible: a layer inside costs every request some allocations and moves.
 
 use std::{
     convert::Infallible,
@@ -43,7 +45,7 @@ use crate::{
     secret::CapabilityHash,
 };
 
-/// One socket's admission.
+/// The admission layer of one socket.
 #[derive(Debug, Clone)]
 pub(super) struct AdmissionLayer(Arc<AdmissionShared>);
 
@@ -51,9 +53,9 @@ pub(super) struct AdmissionLayer(Arc<AdmissionShared>);
 struct AdmissionShared {
     clock: Arc<dyn Clock>,
     audit: Audit,
-    /// For requests without a connection.
+    /// Counts requests without a connection.
     origin: Origin,
-    /// What every request is to show.
+    /// The capability that every request must present.
     capability: Option<CapabilityHash>,
 }
 
@@ -63,14 +65,14 @@ impl AdmissionLayer {
         Self(Arc::new(AdmissionShared { clock, audit, origin, capability }))
     }
 
-    /// The refusal of a request that does not show the socket's capability.
+    /// Refuses a request that does not present the socket's capability.
     fn check_capability(&self, headers: &HeaderMap) -> Option<Refusal> {
         let missing = self.0.capability.is_some_and(|capability| !has_capability(capability, headers));
         missing.then(|| Refusal { answer: Problem::wrong_capability().into_response(), delay: None })
     }
 }
 
-/// What a request is refused for before anything else of it is looked at.
+/// Checks that refuse a request before anything else of it is examined.
 fn refusal<B>(request: &Request<B>, context: &RequestContext, now: Monotonic) -> Option<Refusal> {
     let connection = context.connection()?;
     if let Err(TooFast { retry_after, delay }) = connection.ask(now) {
@@ -81,19 +83,19 @@ fn refusal<B>(request: &Request<B>, context: &RequestContext, now: Monotonic) ->
         let delay = delay.map(|delay| ResponseDelay { until: Box::pin(sleep(delay.length())), _place: delay });
         return Some(Refusal { answer, delay });
     }
-    // RFC 9112 section 3.2. What it says does not matter on a Unix socket.
+    // RFC 9112 section 3.2. The content of `Host` does not matter on a Unix socket.
     let is_bad = request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1;
     let problem = || Problem::invalid("a request of HTTP/1.1 has exactly one Host header");
     is_bad.then(|| Refusal { answer: problem().into_response(), delay: None })
 }
 
-/// An answer without an operation.
+/// A response without an operation.
 struct Refusal {
     answer: Response,
     delay: Option<ResponseDelay>,
 }
 
-/// How long an answer is held back.
+/// How long a response is delayed.
 struct ResponseDelay {
     until: Pin<Box<Sleep>>,
     _place: Delay,
@@ -107,7 +109,7 @@ impl<S> Layer<S> for AdmissionLayer {
     }
 }
 
-/// A service behind a admission.
+/// A service behind the admission layer.
 #[derive(Debug, Clone)]
 pub(super) struct AdmissionService<S> {
     admission: AdmissionLayer,
@@ -136,7 +138,7 @@ where
             request.extensions_mut().insert(context.clone());
             context
         });
-        // Where nobody asks for it, the time is not looked at.
+        // The clock is not read where nobody needs the time.
         let timed = audited || context.connection().is_some_and(Connection::is_paced);
         let started = if timed { clock.monotonic() } else { Monotonic::new(Duration::ZERO) };
         let operation = if audited { operations::of(&request) } else { labels::UNKNOWN };
@@ -159,19 +161,19 @@ where
     }
 }
 
-/// A request on its way through.
+/// A request in progress.
 pub(super) struct AdmissionFuture<F> {
     state: AdmissionState<F>,
     entry: Option<AuditEntry>,
 }
 
 enum AdmissionState<F> {
-    /// The answer is taken out when its time has come.
+    /// The response is taken out once its delay has passed.
     Refused(Option<Refusal>),
-    /// Carried out if the audit log takes lines.
+    /// Carried out once the audit log accepts lines.
     Admitting(BoxFuture<'static, Response>),
     Running(CatchUnwind<AssertUnwindSafe<F>>),
-    /// Answered, and the answer waits for its line.
+    /// Answered; the response waits for its audit line.
     Writing(BoxFuture<'static, Response>),
 }
 
@@ -187,7 +189,7 @@ impl<F: Future<Output = Result<Response, Infallible>> + Unpin> Future for Admiss
                 if let Some(delayed) = refusal.as_mut().and_then(|refusal| refusal.delay.as_mut()) {
                     ready!(delayed.until.as_mut().poll(context));
                 }
-                // Nobody polls it again.
+                // It is not polled again.
                 let Some(refusal) = refusal.take() else { return Poll::Pending };
                 refusal.answer
             }
@@ -204,7 +206,7 @@ impl<F: Future<Output = Result<Response, Infallible>> + Unpin> Future for Admiss
     }
 }
 
-/// It ends before there is an answer.
+/// The request ended before there was a response.
 impl<F> Drop for AdmissionFuture<F> {
     fn drop(&mut self) {
         if let Some(entry) = self.entry.take() {
@@ -213,7 +215,7 @@ impl<F> Drop for AdmissionFuture<F> {
     }
 }
 
-/// A line that is still to be written.
+/// A line that is yet to be written.
 struct AuditEntry {
     admission: AdmissionLayer,
     operation: &'static str,
@@ -222,7 +224,7 @@ struct AuditEntry {
 }
 
 impl AuditEntry {
-    /// Writes what was answered; gives the answer, or what it waits for.
+    /// Writes the line; returns the response, or what it has to wait for.
     fn close(self, answer: Response) -> Result<Response, BoxFuture<'static, Response>> {
         let code = answer.extensions().get::<ProblemCode>();
         let nothing = Subject::default();

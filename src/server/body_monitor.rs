@@ -1,8 +1,8 @@
-//! A request's body that nobody may want to read.
+//! Tracks whether a request's body was read to its end.
 //!
-//! What is refused early leaves its body on the connection, which then cannot go on: the rest of the one request is not
-//! the start of the next. The answer says so (RFC 9112 section 9.6); a peer that was not apply would lose the request
-//! that it sends after it.
+//! A request that is refused early leaves its body unread on the connection, which cannot be reused: the rest of one
+//! request is not the start of the next. The response says so with `Connection: close` (RFC 9112 section 9.6);
+//! otherwise the peer would lose the request that it sends next.
 
 use std::{
     pin::Pin,
@@ -17,19 +17,19 @@ use axum::response::Response;
 use http::{HeaderValue, Request, header};
 use hyper::body::{Body, Frame, SizeHint};
 
-/// A body that tells when it was read to its end.
+/// A body that records that it was read to its end.
 #[derive(Debug)]
 pub(super) struct MonitoredBody<B> {
     body: B,
-    /// None for the many requests that have no body.
+    /// `None` for requests without a body, which are the most common.
     whole: Option<Arc<AtomicBool>>,
 }
 
-/// What becomes of a request's body.
+/// The state of a request's body.
 #[derive(Debug)]
 pub(super) struct BodyStatus(Option<Arc<AtomicBool>>);
 
-/// Watches the request's body.
+/// Wraps the request's body.
 pub(super) fn monitor<B: Body>(request: Request<B>) -> (Request<MonitoredBody<B>>, BodyStatus) {
     let whole = (!request.body().is_end_stream()).then(Arc::default);
     let status = BodyStatus(whole.clone());
@@ -37,7 +37,7 @@ pub(super) fn monitor<B: Body>(request: Request<B>) -> (Request<MonitoredBody<B>
 }
 
 impl BodyStatus {
-    /// The answer, which says that the connection ends where the body was left.
+    /// Returns the response, with `Connection: close` if the body was not read to its end.
     pub(super) fn apply(&self, mut answer: Response) -> Response {
         if self.0.as_ref().is_some_and(|whole| !whole.load(Ordering::Acquire)) {
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -1,16 +1,16 @@
-//! The capability that a sandbox's peers show.
+//! The capability that a sandbox's peers present.
 
 use http::{HeaderMap, header};
 
 use crate::secret::CapabilityHash;
 
-/// Whether the request shows the capability. It is asked before anything looks at what is asked for, so that to who does
-/// not show it no path, method or answer's header differs from another.
+/// Whether the request presents the capability. It is checked before anything else, so that without it no path, method
+/// or response header differs from another.
 pub(super) fn has_capability(capability: CapabilityHash, headers: &HeaderMap) -> bool {
     shown(headers).is_some_and(|text| capability.admits(text))
 }
 
-/// The one bearer token of the request (RFC 6750 section 2.1), whose scheme is written in any case (RFC 9110 section
+/// Returns the request's single bearer token (RFC 6750 section 2.1). The scheme is case-insensitive (RFC 9110 section
 /// 11.1).
 fn shown(headers: &HeaderMap) -> Option<&str> {
     let mut lines = headers.get_all(header::AUTHORIZATION).iter();

@@ -14,15 +14,15 @@ use crate::{
     refresh::CallerContext,
 };
 
-/// Whose a connection is, and how much may be asked on it.
+/// The peer of a connection, and the rate limits on it.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) peer: Peer,
-    /// As the audit log tells of it.
+    /// The peer's description for the audit log.
     pub(super) origin: Option<Origin>,
-    /// Its peer's, shared by all connections of that user on the socket.
+    /// The request limiter of the peer's user, shared by all connections of that user on the socket.
     rate: Option<Arc<PeerLimiter>>,
-    /// The socket's, for the new tokens that its peers ask for.
+    /// The socket's quota of new tokens.
     quota: Option<Arc<RefreshQuota>>,
 }
 
@@ -41,17 +41,17 @@ impl Connection {
         self.rate.is_some()
     }
 
-    /// Counts a request. The error says when there may be another, and when this one is to be answered.
+    /// Counts a request. The error contains the time until the next one is allowed, and when to answer this one.
     pub(super) fn ask(&self, now: Monotonic) -> Result<(), TooFast> {
         self.rate.as_ref().map_or(Ok(()), |rate| rate.acquire(now))
     }
 }
 
-/// One request: what it came on, and what becomes details of it while it is carried out. Clones are of the same one.
+/// One request: its connection, and the details collected while it is carried out. Clones share the details.
 #[derive(Debug, Clone, Default)]
 pub(super) struct RequestContext {
     connection: Option<Arc<Connection>>,
-    /// None where nobody will want to know: most requests ask for what is at hand, and are to cost no more than that.
+    /// `None` if nobody needs the details: most requests are served from memory, and must cost no more than that.
     details: Option<Arc<RequestDetails>>,
 }
 
@@ -62,7 +62,7 @@ struct RequestDetails {
 }
 
 impl RequestContext {
-    /// On that connection. A router that is called in process has none.
+    /// A request on that connection; `None` for a router that is called in process.
     pub(super) fn for_connection(connection: Arc<Connection>) -> Self {
         let Connection { origin, quota, .. } = &*connection;
         let details = (origin.is_some() || quota.is_some())
@@ -70,7 +70,7 @@ impl RequestContext {
         Self { details: details.map(Arc::new), connection: Some(connection) }
     }
 
-    /// Without a connection, to be written down all the same.
+    /// A request without a connection that is recorded nevertheless.
     pub(super) fn in_process() -> Self {
         Self { connection: None, details: Some(Arc::default()) }
     }
@@ -79,14 +79,14 @@ impl RequestContext {
         self.connection.as_deref()
     }
 
-    /// It is about this account.
+    /// Records the account that the request is about.
     pub(super) fn set_account<'a>(&self, account: impl Into<AccountRef<'a>>) {
         if let Some(details) = &self.details {
             details.subject.account(account.into());
         }
     }
 
-    /// It is about this thing.
+    /// Records the name of what the request is about.
     pub(super) fn set_subject(&self, kind: Kind, name: &str) {
         if let Some(details) = &self.details {
             details.subject.named(kind, name);
@@ -104,7 +104,7 @@ impl RequestContext {
         self.details.as_ref().map(|details| &details.subject)
     }
 
-    /// For the coordinator.
+    /// The context for the coordinator.
     pub(super) fn caller(&self) -> Option<&CallerContext> {
         self.details.as_ref().map(|details| &details.caller)
     }

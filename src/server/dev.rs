@@ -1,8 +1,8 @@
-//! A small authorization server on loopback, for `serve --dev` alone.
+//! A small authorization server on loopback, only for `serve --dev`.
 //!
-//! A person agrees at its pages to a login by browser, pasted code or device, or refuses. Refresh tokens are single-use,
-//! and the reuse of a spent one kills its whole family (RFC 9700 section 4.14.2), as strict providers do. It is for
-//! trying things out: who can open its pages can agree.
+//! A person approves or denies a login by browser, pasted code or device on its pages. Refresh tokens are single-use,
+//! and the reuse of a spent one revokes its whole family (RFC 9700 section 4.14.2), as strict providers do. It is for
+//! trying things out: anyone who can open its pages can approve.
 
 use std::{
     collections::HashMap,
@@ -35,7 +35,7 @@ mod consent;
 
 use consent::{Consents, Verdict};
 
-/// How long an access token lives: long enough to play with, short enough to see it expire.
+/// The lifetime of an access token: long enough to try it, short enough to see it expire.
 const ACCESS_TOKEN_LIFETIME: Duration = Duration::from_mins(10);
 
 /// The state of one refresh token.
@@ -60,7 +60,7 @@ impl Families {
         token
     }
 
-    /// Spends the token, for its successor.
+    /// Spends the token and returns its successor.
     fn rotate(&mut self, presented: &str) -> Option<String> {
         let issued = self.tokens.get_mut(presented)?;
         let IssuedRefreshToken { family, spent } = *issued;
@@ -79,7 +79,7 @@ impl Families {
     }
 }
 
-/// What the server knows.
+/// The server's state.
 #[derive(Debug)]
 struct IssuerState {
     address: SocketAddr,
@@ -118,7 +118,7 @@ impl Issuer {
         format!("http://{}/{name}", self.state.address)
     }
 
-    /// Tokens of a new login, as a person would get them. `known` is false for a grant that the server has forgotten.
+    /// Issues the tokens of a new login. With `known` false the grant is one that the server has forgotten.
     pub fn login(&self, known: bool) -> Result<Issued, SecretError> {
         let refresh_token = if known { self.state.families().begin() } else { random("dev-rt") };
         Ok(Issued {
@@ -131,7 +131,7 @@ impl Issuer {
         })
     }
 
-    /// Answers until `stop`.
+    /// Serves until `stop`.
     pub async fn serve(self, stop: CancellationToken) {
         let router = Router::new()
             .route("/token", post(token))
@@ -214,14 +214,14 @@ fn refused(code: &str) -> Response {
     (StatusCode::BAD_REQUEST, Json(json!({"error": code}))).into_response()
 }
 
-/// 128 random bits behind a prefix that tells what it is.
+/// 128 random bits with a prefix for the kind of token.
 fn random(prefix: &str) -> String {
     format!("{prefix}-{:032x}", u128::from_be_bytes(random_bytes()))
 }
 
 fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    // Without randomness the built-in server would only repeat itself; it guards nothing.
+    // Without randomness the built-in server would repeat itself; it protects nothing.
     if getrandom::fill(&mut bytes).is_err() {
         tracing::warn!("no randomness for the built-in authorization server");
     }

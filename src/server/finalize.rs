@@ -1,8 +1,8 @@
-//! What every answer has in common, whatever made it.
+//! What all responses have in common.
 //!
 //! Invariants:
-//! 1. Every answer has `Cache-Control: no-store`.
-//! 2. A handler that panics is answered for. What the panic said is not shown: nobody knows what was in it.
+//! 1. Every response has `Cache-Control: no-store`.
+//! 2. A panic in a handler is answered. Its message is not shown: it may contain anything.
 
 use std::{any::Any, convert::Infallible};
 
@@ -12,10 +12,10 @@ use http::{HeaderValue, header};
 use super::problem::Problem;
 use crate::problem_code::ProblemCode;
 
-/// What came of a handler.
+/// The result of a handler.
 pub(super) type Caught = Result<Result<Response, Infallible>, Box<dyn Any + Send>>;
 
-/// Puts an answer into its envelope.
+/// Adds the common headers to a response.
 pub(super) fn finalize(caught: Caught) -> Response {
     let Ok(mut response) = caught.unwrap_or_else(|_| {
         tracing::error!("a request handler panicked");

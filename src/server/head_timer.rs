@@ -1,8 +1,8 @@
-//! The timer for the heads of a connection's requests.
+//! The timeout for the heads of a connection's requests.
 //!
-//! hyper sets a timer before each request and drops it once the head has come. To put a timer into the runtime's queue
-//! and to take it out again costs more than to read a small head, and hardly any ever fires. So a connection keeps one
-//! in the queue, which is moved only when it fires before the time is up.
+//! hyper sets a timer before each request and drops it once the head has arrived. Adding a timer to the runtime's queue
+//! and removing it again costs more than reading a small head, and hardly any timer ever fires. So a connection keeps
+//! one timer in the queue, which is only moved when it fires too early.
 
 use std::{
     pin::Pin,
@@ -14,7 +14,7 @@ use std::{
 use hyper::rt::{Sleep, Timer};
 use hyper_util::rt::TokioTimer;
 
-/// The timers of one connection, of which no two run at once.
+/// The timers of one connection, of which at most one is active.
 #[derive(Default, Clone)]
 pub(super) struct HeadTimer(Arc<Mutex<Option<Pin<Box<tokio::time::Sleep>>>>>);
 
@@ -47,7 +47,8 @@ impl Future for HeadSleep {
         let mut kept = self.timer.0.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = kept.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         loop {
-            // One that was set for an earlier request fires early, never late: each request has the same time.
+            // A timer that was set for an earlier request fires early, never late, and is then moved: each request has
+            // the full time.
             ready!(kept.as_mut().poll(context));
             if kept.deadline() >= deadline {
                 return Poll::Ready(());

@@ -1,9 +1,9 @@
-//! The listening sockets: whom they serve, and how they go. How they come to be is `listener/bind.rs`.
+//! The listening sockets: serving and shutting down. Creating them is the task of `listener/bind.rs`.
 //!
 //! Invariants:
-//! 1. On the way out, only the socket that this listener made is removed, without waiting for anybody.
-//! 2. No peer can hold more than its socket's share of the open files, nor hold a connection without asking anything or
-//!    without reading the answers. One that asks nothing makes room for one that does.
+//! 1. On shutdown, only the socket that this listener created is removed, without waiting for anything.
+//! 2. No peer can hold more than its socket's share of the open files, nor hold a connection without sending requests
+//!    or without reading the responses. An idle connection makes room for a new one.
 
 use std::{
     fs, io,
@@ -44,36 +44,36 @@ mod bind;
 
 pub use bind::{BindError, BindLock, SANDBOXES_DIRECTORY, SocketState};
 
-/// How long a connection may stay silent, before its first request and between two.
+/// How long a connection may stay idle, before its first request and between two.
 const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// The longest head of a request, and so the most that a peer can make the daemon hold for a connection but for a body.
-/// Other servers allow 8 to 16 KiB.
+/// The longest head of a request, and so the most memory that a peer can make the daemon use for a connection, apart
+/// from a body. Other servers allow 8 to 16 KiB.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 
-/// How long a peer may leave answers unread once they fill the socket's buffer.
+/// How long a peer may leave responses unread once they fill the socket's buffer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The pause after an error that waiting may cure, such as too many open files.
+/// The pause after an error that may be temporary, such as too many open files.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// How a socket serves.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
-    /// How much its peers may ask for.
+    /// The rate limits of its peers.
     pub limits: SocketLimits,
-    /// Its part of the open files.
+    /// Its share of the open files.
     pub share: usize,
-    /// Where peers that are turned away are written down; requests are by the router.
+    /// The audit log for rejected peers; requests are recorded by the router.
     pub audit: Audit,
 }
 
-/// How a listener is apply to end.
+/// How a listener shuts down.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
-    /// It accepts nobody any more, and the requests under way are finished.
+    /// It accepts no more connections, and the requests under way are finished.
     pub graceful: CancellationToken,
-    /// Every connection is cut where it is.
+    /// All connections are closed at once.
     pub immediate: CancellationToken,
 }
 
@@ -94,7 +94,7 @@ impl Listener {
         Ok(Self { accepting, path: path.to_owned(), identity, name: name.to_owned(), peers })
     }
 
-    /// Whether [`Listener::bind`] would be refused, or whom it would find. Changes nothing.
+    /// Checks whether [`Listener::bind`] would succeed, and what it would find at the path. Changes nothing.
     pub fn inspect(path: &Path, peers: &Peers) -> Result<SocketState, BindError> {
         bind::inspect(path, peers)
     }
@@ -105,24 +105,24 @@ impl Listener {
         &self.name
     }
 
-    /// Where it listens.
+    /// Its path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Serves until it is to end. No connection is left when it returns.
+    /// Serves until it is shut down. All connections are closed when it returns.
     pub async fn serve(&self, api: Api, options: ServeOptions, shutdown: &Shutdown) {
         let mut builder = http1::Builder::new();
         builder.header_read_timeout(IDLE_TIMEOUT).max_buf_size(MAX_HEAD_BYTES).half_close(true);
-        // Head and body leave as one piece: they are small, and a copy costs less than a list of pieces.
+        // Head and body are sent in one buffer: they are small, and a copy costs less than a vectored write.
         builder.writev(false);
         let mut connections = JoinSet::new();
         let graceful = GracefulShutdown::new();
         let limiter = self.connection_limiter(&options);
         let rates = options.limits.rate.map(RateLimiter::new);
         let quota = options.limits.forced_refreshes.map(|rate| Arc::new(RefreshQuota::new(rate)));
-        // It goes on where it was when a connection ends meanwhile.
+        // The accept continues where it was when a connection ends meanwhile.
         let mut accepting = pin!(self.accept(&limiter, &options.audit));
         loop {
             let accepted = tokio::select! {
@@ -152,13 +152,13 @@ impl Listener {
                 let waiting = request.headers().contains_key("prefer").then(|| watched_stream.clone());
                 let (active, answer) = (tracker.begin_request(), api.clone().0.call(request));
                 async move {
-                    // Idle for longest, it has just made room for another: nothing is done.
+                    // It was idle for the longest time and has been evicted for another connection: nothing is done.
                     let active = active.ok_or(io::ErrorKind::ConnectionAborted)?;
                     let Ok(answer) = match waiting {
                         None => answer.await,
                         Some(shared_stream) => tokio::select! {
                             answer = answer => answer,
-                            // Nobody waits any more.
+                            // Nobody waits for this result any more.
                             () = shared_stream.closed() => return Err(io::ErrorKind::ConnectionAborted.into()),
                         },
                     };
@@ -179,7 +179,7 @@ impl Listener {
                 }
                 drop(permit);
             });
-            // It has usually asked already: to be answered, it need not wait for all the others to be accepted.
+            // It has usually sent its request already, and need not wait until all others are accepted.
             tokio::task::yield_now().await;
         }
         let finished = async {
@@ -196,7 +196,7 @@ impl Listener {
         ConnectionLimiter::new(most, options.limits.connections_per_user.unwrap_or(half).min(most))
     }
 
-    /// The next connection; `None` for one that was turned away.
+    /// Returns the next connection; `None` for one that was rejected.
     async fn accept(
         &self,
         limiter: &Arc<ConnectionLimiter>,
@@ -212,7 +212,11 @@ impl Listener {
         };
         let permit = limiter.acquire(peer.uid).await;
         if permit.is_none() {
-            tracing::debug!(socket = self.name, uid = peer.uid, "closed a connection of a user who has his share");
+            tracing::debug!(
+                socket = self.name,
+                uid = peer.uid,
+                "closed a connection: its user is at the connection limit"
+            );
             self.log_rejected(Some(peer), ProblemCode::RateLimited, audit, Origin::of_peer);
         }
         Ok(permit.map(|permit| (stream, peer, permit)))
@@ -242,12 +246,12 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // Until the socket is closed it is a living one, which no other daemon replaces.
+        // Until the socket is closed it counts as live, and no other daemon replaces it.
         let ours = |metadata: fs::Metadata| (metadata.dev(), metadata.ino()) == self.identity;
         let found = fs::symlink_metadata(&self.path).is_ok_and(ours);
         let removed = if found { fs::remove_file(&self.path) } else { Ok(()) };
         if let Err(error) = removed {
-            tracing::warn!(socket = self.name, %error, "the socket's file stays behind");
+            tracing::warn!(socket = self.name, %error, "could not remove the socket's file");
         }
     }
 }

@@ -66,7 +66,8 @@ operations! {
 
 const REFRESH: &str = "refreshToken";
 
-/// The `operationId`, or the word for what is no operation. `HEAD` is `GET` without the body.
+/// Returns the `operationId`, or a placeholder for a request without an operation. `HEAD` counts as `GET` without the
+/// body.
 pub(super) fn of<B>(request: &Request<B>) -> &'static str {
     let method = if request.method() == Method::HEAD { "GET" } else { request.method().as_str() };
     let path = request.uri().path();
@@ -74,7 +75,7 @@ pub(super) fn of<B>(request: &Request<B>) -> &'static str {
     found.map_or(labels::UNKNOWN, |operation| operation.id)
 }
 
-/// As the router sees it: what is in braces stands for one segment, which is not empty.
+/// The path in the router's syntax: a parameter in braces matches one segment, which is not empty.
 fn is_at(template: &str, path: &str) -> bool {
     let (mut wanted, mut given) = (template.split('/'), path.split('/'));
     loop {
@@ -86,14 +87,14 @@ fn is_at(template: &str, path: &str) -> bool {
     }
 }
 
-/// Whether carrying it out changes what is kept. A refresh does so only if the provider was called.
+/// Whether the operation changes what is stored. A refresh does so only if the provider was called.
 pub(super) fn is_change(operation: &str, provider_called: bool) -> bool {
     let found = OPERATIONS.iter().find(|known| known.id == operation);
     found.is_some_and(|known| known.method != "GET" && (provider_called || operation != REFRESH))
 }
 
-/// Whether the answer may be given without a line in the audit log: it tells nothing of any account, and a daemon that
-/// cannot write its log must be able to say so.
+/// Whether the response may be sent without a line in the audit log: it discloses nothing of any account, and a daemon
+/// that cannot write its log must be able to report that.
 pub(super) fn is_exempt_from_audit(operation: &str) -> bool {
     [labels::UNKNOWN, "health", "openapi"].contains(&operation)
 }

@@ -1,4 +1,4 @@
-//! Who is at the other end of a socket.
+//! The users on the other end of a socket.
 
 use std::{
     collections::BTreeSet,
@@ -7,12 +7,12 @@ use std::{
 
 use tokio::net::UnixStream;
 
-/// The peer of a connection, as every request on it knows it.
+/// The peer of a connection, as known to every request on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
     /// Its user id.
     pub uid: u32,
-    /// The process that connected, where the kernel tells and this process may know of it.
+    /// The process that connected, if the kernel discloses it to this process.
     pub pid: Option<u32>,
 }
 
@@ -24,26 +24,26 @@ impl Peer {
     }
 }
 
-/// For so many refused users there is a warning in the daemon's log. A stranger may be thousands (subordinate user ids);
-/// the audit log tells of all.
+/// How many rejected users are warned of in the daemon's log. There may be thousands (subordinate user ids); the audit
+/// log contains all of them.
 const MAX_LOGGED_USERS: usize = 32;
 
-/// The users that may connect: by `SO_PEERCRED`, which the kernel vouches for.
+/// The users that may connect, identified by the kernel (`SO_PEERCRED`).
 #[derive(Debug)]
 pub struct Peers {
     admitted: Vec<u32>,
-    /// Who was refused: a stranger could fill the disk with warnings, so there is one for each.
+    /// The users that a warning was logged for: one each, so that no user can fill the disk with warnings.
     refused: Mutex<BTreeSet<u32>>,
 }
 
 impl Peers {
-    /// Only the daemon's own user.
+    /// Allows only the daemon's own user.
     #[must_use]
     pub fn own() -> Self {
         Self::of(&[])
     }
 
-    /// These users; the daemon's own if there are none.
+    /// Allows these users; the daemon's own if the list is empty.
     #[must_use]
     pub fn of(uids: &[u32]) -> Self {
         let admitted = if uids.is_empty() { vec![own_uid()] } else { uids.to_vec() };
@@ -56,7 +56,7 @@ impl Peers {
         self.admitted.iter().any(|uid| *uid != own_uid())
     }
 
-    /// The peer, if it may go on; else it is logged, and given back as far as it is known.
+    /// Returns the peer if it may connect. Otherwise logs it and returns what is known of it.
     pub(super) fn authenticate(&self, stream: &UnixStream, socket: &str) -> Result<Peer, Option<Peer>> {
         let found = stream.peer_cred().map_err(|error| {
             tracing::debug!(socket, %error, "refused a peer whose user is not known");
@@ -74,7 +74,7 @@ impl Peers {
         Err(Some(peer))
     }
 
-    /// Whether more users than one may connect.
+    /// Whether more than one user may connect.
     pub(super) const fn allows_several_users(&self) -> bool {
         self.admitted.len() > 1
     }

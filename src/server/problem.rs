@@ -1,10 +1,10 @@
 //! Problems: every refusal of the API, as `application/problem+json` (RFC 9457).
 //!
-//! Owns: the statuses of the codes; the only place that knows which error has which code.
+//! Owns: the statuses of the codes, and the only mapping from errors to codes.
 //!
 //! Invariants:
-//! 1. A problem holds no text of the caller's and none of a provider's but a filtered error code.
-//! 2. `retryAfter` and `Retry-After` are made of one number: whole seconds, rounded up, at least 1.
+//! 1. A problem contains no text of the caller's, and none of a provider's but a filtered error code.
+//! 2. `retryAfter` and `Retry-After` have the same number: whole seconds, rounded up, at least 1.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use crate::{
     store::{Outcome, StoreError},
 };
 
-/// Each code's status. RFC 9110 has others for three kinds of a malformed request: [`Problem::with_status`].
+/// Each code's status. Three kinds of malformed request have another one (RFC 9110): [`Problem::with_status`].
 const fn status(code: ProblemCode) -> StatusCode {
     match code {
         ProblemCode::InvalidRequest => StatusCode::BAD_REQUEST,
@@ -45,7 +45,7 @@ const fn status(code: ProblemCode) -> StatusCode {
     }
 }
 
-/// A refusal. Its answer carries the code as an extension, for the audit log.
+/// A refusal. Its response carries the code as an extension, for the audit log.
 #[derive(Debug, Clone)]
 pub(crate) struct Problem {
     code: ProblemCode,
@@ -77,34 +77,35 @@ impl Problem {
         Self::new(ProblemCode::InvalidRequest, detail)
     }
 
-    /// The same code where HTTP has a status of its own (405, 413, 415).
+    /// A malformed request that has a status of its own in HTTP (405, 413, 415).
     pub(crate) fn with_status(self, status: StatusCode) -> Self {
         Self { status, ..self }
     }
 
-    /// The one answer for whatever a socket may not do, whether or not it exists.
+    /// The single response for everything that a socket may not do, whether or not it exists.
     pub(crate) fn unauthorized() -> Self {
         Self::new(ProblemCode::Unauthorized, "this socket may not do that")
     }
 
-    /// More requests than the peer may make.
+    /// The peer's request rate exceeds its limit.
     pub(super) fn too_fast(wait: Duration) -> Self {
-        Self::new(ProblemCode::RateLimited, "more requests than this user may make on this socket").retry_after(wait)
+        Self::new(ProblemCode::RateLimited, "the request rate limit of this user on this socket is exceeded")
+            .retry_after(wait)
     }
 
-    /// The audit log cannot be written, and nothing is to be done without a line in it. It is a store that cannot be
-    /// written, to a caller: nothing was done, and waiting may help; no fault of the program's (500), which waiting
+    /// The audit log cannot be written, and without a line in it nothing is done. To a caller this is like a store that
+    /// cannot be written: nothing was done, and retrying may help. It is not an internal error (500), which retrying
     /// would not cure.
     pub(super) fn audit_unwritable() -> Self {
         Self::new(ProblemCode::StoreUnavailable, "the audit log cannot be written").retry_soon()
     }
 
-    /// The same whether none was shown or a wrong one.
+    /// The same response for a missing and a wrong capability.
     pub(crate) fn wrong_capability() -> Self {
         Self::new(ProblemCode::Unauthorized, "wrong capability")
     }
 
-    /// A store or lease is usually back within seconds, and asking again costs no provider anything.
+    /// A store or lease usually recovers within seconds, and a retry costs no provider anything.
     pub(crate) fn retry_soon(self) -> Self {
         self.retry_after(Duration::from_secs(1))
     }
@@ -114,7 +115,7 @@ impl Problem {
         Self { retry_after: Some(seconds.max(1)), ..self }
     }
 
-    /// What became of a request for `account`'s token or grant.
+    /// The problem for a failed request for `account`'s token or grant.
     pub(crate) fn refresh(account: &Account, error: &RefreshError) -> Self {
         let problem = |code| Self::new(code, error.to_string());
         match error {
@@ -154,7 +155,7 @@ impl Problem {
         }
     }
 
-    /// What became of a login for `account`, or of one whose account does not matter.
+    /// The problem for a failed login for `account`, or for one whose account does not matter.
     pub(crate) fn login(account: Option<&Account>, error: &LoginError) -> Self {
         let problem = |code| Self::new(code, error.to_string());
         match error {
@@ -180,7 +181,7 @@ impl Problem {
         }
     }
 
-    /// What became of a request for a sandbox.
+    /// The problem for a failed request for a sandbox.
     pub(crate) fn sandbox(error: &SandboxError) -> Self {
         let problem = |code| Self::new(code, error.to_string());
         match error {
@@ -193,7 +194,7 @@ impl Problem {
         }
     }
 
-    /// What became of a request for an API key.
+    /// The problem for a failed request for an API key.
     pub(crate) fn key(error: &KeyError) -> Self {
         let problem = |code| Self::new(code, error.to_string());
         match error {
@@ -210,7 +211,7 @@ impl Problem {
         if error.is_transient() { problem.retry_soon() } else { problem }
     }
 
-    /// The code and the detail, for an answer that tells of a refusal and is none.
+    /// Returns code and detail, for a response that describes a failure but is not one itself.
     pub(super) fn into_parts(self) -> (ProblemCode, String) {
         (self.code, self.detail)
     }

@@ -1,9 +1,9 @@
-//! What a request says: account, name, parameters, conditions, body. Read strictly, because a mistyped parameter must not
+//! Parsing of a request: account, name, parameters, conditions, body. Strict, because a mistyped parameter must not
 //! reach another account.
 //!
 //! Invariants:
-//! 1. Nothing unknown, doubled or malformed gets past: it is a [`Problem`], and nothing was touched.
-//! 2. No text of the request is repeated in a problem.
+//! 1. Anything unknown, repeated or malformed is refused with a [`Problem`] before anything is changed.
+//! 2. A problem never repeats text of the request.
 
 use std::{borrow::Cow, convert::Infallible, sync::Arc, time::Duration};
 
@@ -32,11 +32,11 @@ use crate::{
 /// The largest grant: one with a few long JWTs has some 20 KiB.
 pub(super) const MAX_GRANT_BYTES: usize = 256 * 1024;
 
-/// The largest body of a request that needs none: room for an empty object. Peers can make the daemon hold one of
+/// The largest body of a request that needs none: enough for an empty object. Peers can make the daemon hold one of
 /// these for each connection.
 pub(super) const MAX_SMALL_BODY_BYTES: usize = 1024;
 
-/// How long a body may take; a local peer needs milliseconds.
+/// How long a body may take to arrive; a local peer needs milliseconds.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The parameters of a query, each of them known and given at most once.
@@ -47,7 +47,8 @@ impl<'a> Query<'a> {
     pub(super) fn parse(uri: &'a Uri, known: &[&'static str]) -> Result<Self, Problem> {
         let mut found: Vec<(&'static str, Cow<'a, str>)> = Vec::new();
         for pair in uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
-            // A plus sign is a plus sign (RFC 3986), as in names; no parameter could hold a space.
+            // A plus sign is not decoded as a space (RFC 3986): names contain plus signs, and no parameter contains a
+            // space.
             let decoded = |text| percent_decode_str(text).decode_utf8_lossy();
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let (name, value) = (decoded(name), decoded(value));
@@ -68,7 +69,7 @@ impl<'a> Query<'a> {
     }
 }
 
-/// The target of a request about an account, below `/v1/tokens/{provider}`.
+/// The account in the path of a request, below `/v1/tokens/{provider}`.
 #[derive(Debug)]
 pub(super) struct AccountTarget<'a> {
     provider: Cow<'a, str>,
@@ -85,21 +86,21 @@ impl<'a> AccountTarget<'a> {
         Ok(Self { provider, query: Query::parse(uri, known)? })
     }
 
-    /// The account that the path's provider and the query's `bucket` make, by their names: what the request is about.
+    /// The account of the path's provider and the query's `bucket`, recorded as the request's subject.
     pub(super) fn account_ref(&self, context: &RequestContext) -> Result<AccountRef<'_>, Problem> {
         let named = AccountRef::new(&self.provider, self.query.get("bucket"));
-        let named = named.map_err(|(which, error)| Problem::invalid(format!("{which}: {error}")))?;
+        let named = named.map_err(|(which, error)| Problem::invalid(format!("{which}: {}", error.for_socket())))?;
         context.set_account(named);
         Ok(named)
     }
 
-    /// The same with names of its own.
+    /// The account of these names, recorded as the request's subject.
     pub(super) fn account(&self, context: &RequestContext) -> Result<Account, Problem> {
         self.account_ref(context).map(Account::from)
     }
 }
 
-/// The API key that the path names.
+/// The API key in the path.
 #[derive(Debug)]
 pub(super) struct KeySegment(pub(super) KeyName);
 
@@ -110,14 +111,15 @@ impl<S: Send + Sync> FromRequestParts<S> for KeySegment {
         let Path(text) = Path::<String>::from_request_parts(parts, state)
             .await
             .map_err(|_| Problem::invalid("the name in the path is not UTF-8 text"))?;
-        let name: KeyName = text.parse().map_err(|error| Problem::invalid(format!("name: {error}")))?;
+        let parsed = text.parse::<KeyName>();
+        let name = parsed.map_err(|error| Problem::invalid(format!("name: {}", error.for_socket())))?;
         let Ok(context) = RequestContext::from_request_parts(parts, state).await;
         context.set_subject(Kind::Key, name.as_str());
         Ok(Self(name))
     }
 }
 
-/// Who asks, what for, and what that socket may do.
+/// The request's context, its operation, and the socket's policy.
 #[derive(Debug)]
 pub(super) struct Caller {
     pub(super) owner: Owner,
@@ -137,7 +139,7 @@ impl FromRequestParts<AppState> for Caller {
     }
 }
 
-/// The login that the path names.
+/// The login id in the path.
 #[derive(Debug)]
 pub(super) struct LoginSegment(pub(super) LoginId);
 
@@ -145,7 +147,7 @@ impl<S: Send + Sync> FromRequestParts<S> for LoginSegment {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        // What has no form of an id is none: there is nothing to tell apart.
+        // A malformed id is an unknown one: the difference helps nobody.
         let unknown = || Problem::login(None, &LoginError::NotFound);
         let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| unknown())?;
         let id: LoginId = text.parse().map_err(|_| unknown())?;
@@ -155,7 +157,7 @@ impl<S: Send + Sync> FromRequestParts<S> for LoginSegment {
     }
 }
 
-/// The sandbox that the path names.
+/// The sandbox id in the path.
 #[derive(Debug)]
 pub(super) struct SandboxSegment(pub(super) SandboxId);
 
@@ -173,7 +175,7 @@ impl<S: Send + Sync> FromRequestParts<S> for SandboxSegment {
     }
 }
 
-/// The header's entity tags with a mark for the weak ones, or `None` for `*`.
+/// The header's entity tags, each with a flag for weak ones; `None` for `*`.
 fn entity_tags(headers: &HeaderMap, name: &header::HeaderName) -> Result<Option<Vec<(bool, String)>>, Problem> {
     let malformed = || Problem::invalid(format!("{name} is not a list of entity tags"));
     let mut tags = Vec::new();
@@ -201,7 +203,8 @@ fn entity_tags(headers: &HeaderMap, name: &header::HeaderName) -> Result<Option<
     Ok(Some(tags))
 }
 
-/// The tags of `If-Match` (RFC 9110 section 13.1.1): strong comparison, so a weak tag cannot be meant. `None` for `*`.
+/// The tags of `If-Match` (RFC 9110 section 13.1.1). The comparison is strong, so weak tags never match. `None` for
+/// `*`.
 fn strong_tags(headers: &HeaderMap) -> Result<Option<Vec<String>>, Problem> {
     let Some(tags) = entity_tags(headers, &header::IF_MATCH)? else { return Ok(None) };
     if tags.iter().any(|(weak, _)| *weak) {
@@ -219,17 +222,17 @@ pub(super) fn if_match(headers: &HeaderMap) -> Result<IfMatch, Problem> {
     Ok(tags.map_or(IfMatch::Any, |tags| IfMatch::Tags(tags.iter().map(|tag| Tag::parse(tag)).collect())))
 }
 
-/// The conditions of a change: `If-Match`, or `If-None-Match: *` for what must not be there yet.
+/// The conditions of a change: `If-Match`, or `If-None-Match: *` to create only.
 pub(super) fn change_condition(headers: &HeaderMap) -> Result<IfMatch, Problem> {
     Ok(match (only_if_absent(headers)?, if_match(headers)?) {
         (false, if_match) => if_match,
         (true, IfMatch::Absent) => IfMatch::NoneThere,
-        // Both hold for nothing: what is not there has no tag.
+        // Both together never hold: what does not exist has no tag.
         (true, _) => IfMatch::Tags(Vec::new()),
     })
 }
 
-/// The same for an item.
+/// The conditions of a change of an item.
 pub(super) fn change_condition_of_item(headers: &HeaderMap) -> Result<Expect<ItemTag>, Problem> {
     Ok(match (only_if_absent(headers)?, if_match_item(headers)?) {
         (false, expect) => expect,
@@ -238,7 +241,7 @@ pub(super) fn change_condition_of_item(headers: &HeaderMap) -> Result<Expect<Ite
     })
 }
 
-/// Whether there is `If-None-Match: *` (RFC 9110 section 13.1.2); with tags in it a change has no use for it.
+/// Whether there is `If-None-Match: *` (RFC 9110 section 13.1.2). Tags in it are refused for a change.
 fn only_if_absent(headers: &HeaderMap) -> Result<bool, Problem> {
     if !headers.contains_key(header::IF_NONE_MATCH) {
         return Ok(false);
@@ -249,7 +252,7 @@ fn only_if_absent(headers: &HeaderMap) -> Result<bool, Problem> {
     }
 }
 
-/// `If-Match` for an item. A tag that is none of an item's names no state that any could be in.
+/// `If-Match` for an item. A tag of another format never matches.
 pub(super) fn if_match_item(headers: &HeaderMap) -> Result<Expect<ItemTag>, Problem> {
     if !headers.contains_key(header::IF_MATCH) {
         return Ok(Expect::Whatever);
@@ -267,7 +270,7 @@ pub(super) fn none_match(headers: &HeaderMap, current: &str) -> Result<bool, Pro
     Ok(tags.is_none_or(|tags| tags.iter().any(|(_, tag)| tag == current)))
 }
 
-/// The seconds of `Prefer: wait=N` (RFC 7240 section 4.3); a preference that is not understood is no preference.
+/// The seconds of `Prefer: wait=N` (RFC 7240 section 4.3); a preference that is not understood is ignored.
 pub(super) fn preferred_wait(headers: &HeaderMap) -> Option<u64> {
     let lines = headers.get_all("prefer").iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split([',', ';'])).find_map(|preference| {
@@ -276,7 +279,7 @@ pub(super) fn preferred_wait(headers: &HeaderMap) -> Option<u64> {
     })
 }
 
-/// The whole body of at most `largest` bytes, which must be JSON if there is one.
+/// Reads the whole body, of at most `largest` bytes, which must be JSON unless it is empty.
 pub(super) async fn json_body(headers: &HeaderMap, body: Body, largest: usize) -> Result<Bytes, Problem> {
     let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, largest).collect())
         .await
@@ -302,7 +305,7 @@ pub(super) async fn json_body(headers: &HeaderMap, body: Body, largest: usize) -
     Ok(bytes)
 }
 
-/// The members of the body. The parser's own message would quote it; `known` says what there should be.
+/// Parses the members of the body. The parser's own message would quote it; `known` lists the expected members.
 pub(super) async fn members<T: DeserializeOwned>(
     headers: &HeaderMap,
     body: Body,
@@ -311,14 +314,14 @@ pub(super) async fn members<T: DeserializeOwned>(
 ) -> Result<T, Problem> {
     let body = json_body(headers, body, largest).await?;
     let wrong = || Problem::invalid(format!("the body is a JSON object with {known}"));
-    // serde would take an array for an object, its values in the order of the members.
+    // serde would accept an array for an object, with its values in the order of the members.
     if !body.trim_ascii_start().starts_with(b"{") {
         return Err(wrong());
     }
     serde_json::from_slice(&body).map_err(|_| wrong())
 }
 
-/// A member that may be absent, and is no `null` when it is there: for `#[serde(default, deserialize_with = "given")]`.
+/// An optional member that must not be `null`: for `#[serde(default, deserialize_with = "given")]`.
 pub(super) fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }

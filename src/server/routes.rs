@@ -1,4 +1,4 @@
-//! One file per tag of the OpenAPI document. A handler extracts, calls the coordinator, answers.
+//! One file per tag of the OpenAPI document. A handler parses the request, calls the coordinator, and responds.
 
 pub(super) mod document;
 pub(super) mod health;
@@ -22,7 +22,7 @@ fn entity_tag(tag: &str) -> HeaderValue {
     HeaderValue::try_from(format!("\"{tag}\"")).unwrap_or(HeaderValue::from_static("\"\""))
 }
 
-/// A socket that may not read sees nothing at all.
+/// A socket without permission to read sees nothing at all.
 fn may_list(policy: &Policy) -> Result<(), Problem> {
     if policy.may(Operation::Read) { Ok(()) } else { Err(Problem::unauthorized()) }
 }

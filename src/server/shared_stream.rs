@@ -1,8 +1,8 @@
-//! A peer that has gone away while it is waiting for an answer.
+//! Detects that a peer has closed its connection while it waits for a response.
 //!
-//! A request that waits for a change (`Prefer: wait`) may take a minute, and holds a place of its socket meanwhile. HTTP
-//! lets a peer end its own half of the connection and wait for the answer, so the end of what it sends tells nothing; that
-//! it has closed both halves does: nobody is left to read.
+//! A long poll (`Prefer: wait`) may take a minute, and holds a connection permit meanwhile. HTTP lets a peer close its
+//! sending half and wait for the response, so the end of its input says nothing. A peer that has closed both halves
+//! cannot read the response any more.
 
 use std::{io, pin::Pin, sync::Arc, task::Context, task::Poll, task::ready, time::Duration};
 
@@ -12,10 +12,10 @@ use tokio::{
     net::UnixStream,
 };
 
-/// How often to look at a peer that has sent more, or has ended its half: neither tells of what it does next.
+/// How often to poll a peer that has sent more, or has closed its sending half: neither says what it does next.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// One end of a connection, which can be read from and written to while somebody else watches it.
+/// One end of a connection, which can be read and written while another task watches it.
 #[derive(Debug, Clone)]
 pub(super) struct SharedStream(Arc<UnixStream>);
 
@@ -24,10 +24,10 @@ impl SharedStream {
         Self(Arc::new(stream))
     }
 
-    /// Ends once the peer has closed the connection.
+    /// Completes once the peer has closed the connection.
     pub(super) async fn closed(&self) {
         loop {
-            // An error is an end, too.
+            // An error means the end as well.
             if self.0.ready(Interest::READABLE).await.is_err() || self.is_closed() {
                 return;
             }
@@ -47,8 +47,8 @@ impl AsyncRead for SharedStream {
         let room = buffer.remaining();
         loop {
             ready!(self.0.poll_read_ready(context))?;
-            // Less than there was room for is all that there was. That is noted with what was known before the read, so
-            // that bytes which come meanwhile are not missed, and saves a call that would find nothing.
+            // A short read means that the buffer is drained. The readiness is cleared with the state from before the
+            // read, so that bytes that arrive meanwhile are not missed; this saves a read that would find nothing.
             let mut all = None;
             let read = self.0.try_io(Interest::READABLE, || match self.0.try_read_buf(buffer)? {
                 read if 0 < read && read < room => {

@@ -1,4 +1,4 @@
-//! A stream whose other end must read.
+//! A stream whose peer has to read.
 
 use std::{
     io,
@@ -12,8 +12,8 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// Passes everything on; a write that makes no progress for the time given is an error. Without it, a peer that asks
-/// and never reads would hold its connection for ever.
+/// Forwards everything; a write without progress for the given time is an error. Without it, a peer that never reads
+/// its responses would hold its connection for ever.
 pub(super) struct WriteTimeoutStream<S> {
     stream: S,
     timeout: Duration,

@@ -1,14 +1,14 @@
-//! The store key: 256 bits, written as 64 hexadecimal digits, from one of several places.
+//! The store key: 256 bits, written as 64 hexadecimal digits, from one of several sources.
 //!
-//! Owns: the key's written form; the key in a file, made at the first start; how a change of it is staged there. Its
-//! children hold the keyring and the passphrase.
+//! Owns: the key's text form; the key in a file, created at the first start; staging a change of it there. Its children
+//! own the keyring and the passphrase.
 //!
 //! Invariants:
-//! 1. The file is complete and on the disk before its name exists; two daemons that start at once agree on one key.
-//! 2. A key is made only when there is no store yet: a new key beside an old store would hide the loss of the old one.
+//! 1. The file is complete and on the disk before it gets its name; two daemons that start at once agree on one key.
+//! 2. A key is created only if there is no store yet: a new key beside an old store would hide the loss of the old one.
 //! 3. A key that others could read is refused, not repaired.
-//! 4. A new key is durable beside the old one (*staged*) before anything is sealed with it, and takes the old one's
-//!    place only once the store opens with it. Whichever of the two opens the store is the key.
+//! 4. A new key is durable beside the old one (*staged*) before anything is sealed with it, and replaces the old one
+//!    only once the store opens with it. Whichever of the two opens the store is the key.
 //!
 //! Must not know: what the key seals.
 
@@ -37,15 +37,15 @@ use passphrase::Derivation;
 const KEY: usize = 32;
 const DIGITS: usize = 2 * KEY;
 
-/// What a place has whose key is no key.
+/// The error for a source whose content is not a key.
 const NO_KEY: &str = "is not a key: that is one line of 64 hexadecimal digits";
 
-/// A store key, and how it was made when that is written in the store.
+/// A store key, and how it was derived if that is recorded in the store.
 #[derive(Debug)]
 pub struct KeyMaterial {
     /// The key.
     pub secret: StoreKey,
-    /// For a key that was made of a passphrase: what it takes to make it again.
+    /// For a key derived from a passphrase: the parameters to derive it again.
     pub derivation: Option<Derivation>,
 }
 
@@ -55,16 +55,16 @@ impl From<StoreKey> for KeyMaterial {
     }
 }
 
-/// The key that someone else keeps, as it was handed to us. `place` says in errors where that was.
+/// A key that another program keeps and passed to us. `place` names its source in errors.
 pub fn from_text(text: &[u8], place: &str) -> Result<StoreKey, StoreError> {
     parse(line(text)).ok_or_else(|| StoreError::Unfit { place: place.to_owned(), reason: NO_KEY.to_owned() })
 }
 
-/// Reads the key in the file at `path`; makes it, and its directory, when there is none and no store either.
+/// Reads the key in the file at `path`; creates it, and its directory, if there is neither a key nor a store.
 ///
 /// `store_exists`: whether there is a store that was sealed with this key.
 pub fn from_file(path: &Path, store_exists: bool) -> Result<StoreKey, StoreError> {
-    // A bare name has no directory to make or to sync.
+    // A bare file name has no directory to create or sync.
     let path = &std::path::absolute(path).map_err(FileError::at("find", path))?;
     if let Some(key) = read(path)? {
         return Ok(key);
@@ -80,13 +80,13 @@ pub fn from_file(path: &Path, store_exists: bool) -> Result<StoreKey, StoreError
     read(path)?.ok_or_else(|| unfit(path, VANISHED))
 }
 
-/// The key that a change of the key in the file at `path` has staged.
+/// The staged key of a key change in the file at `path`.
 pub fn staged(path: &Path) -> Result<Option<StoreKey>, StoreError> {
     read(&stage_of(path)?)
 }
 
-/// Stages a random key beside `path`, in place of one that was staged before and never came to be used. The caller is
-/// alone at the store.
+/// Stages a random key beside `path`, replacing an earlier staged key that was never used. The caller has exclusive
+/// access to the store.
 pub fn stage(path: &Path) -> Result<StoreKey, StoreError> {
     let stage = stage_of(path)?;
     for left in leftovers(&stage) {
@@ -101,7 +101,7 @@ pub fn stage(path: &Path) -> Result<StoreKey, StoreError> {
     read(&stage)?.ok_or_else(|| unfit(&stage, VANISHED))
 }
 
-/// The key staged before, and drafts of such keys whose makers were killed.
+/// An earlier staged key, and drafts of such keys left by killed processes.
 fn leftovers(stage: &Path) -> Vec<PathBuf> {
     let directory = stage.parent().unwrap_or(Path::new("/"));
     let drafts = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -109,7 +109,7 @@ fn leftovers(stage: &Path) -> Vec<PathBuf> {
     drafts.filter(is_draft).chain([stage.to_owned()]).collect()
 }
 
-/// Puts the staged key, which is `key`, in the place of the old one. Nothing to do when another process has done it.
+/// Replaces the old key with the staged one, `key`. Does nothing if another process has done it.
 pub fn switch(path: &Path, key: &StoreKey) -> Result<(), StoreError> {
     let stage = stage_of(path)?;
     if read(&stage)?.is_some_and(|staged| same(&staged, key)) {
@@ -139,7 +139,7 @@ fn read(path: &Path) -> Result<Option<StoreKey>, StoreError> {
     let file = match OpenOptions::new().read(true).custom_flags(private::no_follow_flags()).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        // The error of a link that is not followed differs from system to system; the file tells what it is.
+        // The error for a link that is not followed differs between systems, so the file is examined.
         Err(error) => {
             let found = fs::symlink_metadata(path).map_err(FileError::at("look at", path))?;
             private::check_private_file(path, &found)?;
@@ -147,7 +147,7 @@ fn read(path: &Path) -> Result<Option<StoreKey>, StoreError> {
         }
     };
     private::check_private_file(path, &file.metadata().map_err(FileError::at("look at", path))?)?;
-    // One byte more than the longest good form, so that a longer file is noticed.
+    // One byte more than the longest valid form, so that a longer file is noticed.
     let mut text = Zeroizing::new(Vec::with_capacity(DIGITS + 2));
     file.take(DIGITS as u64 + 2).read_to_end(&mut text).map_err(FileError::at("read", path))?;
     match parse(line(&text)) {
@@ -177,8 +177,8 @@ fn value_of(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|value| value.try_into().ok())
 }
 
-/// Writes a random key beside `path` and links it there (invariant 1). A link, unlike a renaming, never replaces:
-/// whoever links first has made the key.
+/// Writes a random key beside `path` and links it there (invariant 1). A link, unlike a rename, never replaces a file:
+/// the first process to link has created the key.
 fn make(path: &Path) -> Result<(), StoreError> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     private::private_directory(directory)?;

@@ -3,8 +3,8 @@
 //! Owns: [`MemoryStore`].
 //!
 //! Invariants:
-//! 1. What is kept is sealed, with a key that nothing else knows: tests meet the same format as on disk, and a dump of
-//!    memory shows no grant at rest.
+//! 1. Everything is sealed, with a key that nothing else knows: tests use the same format as on disk, and a memory dump
+//!    shows no grant at rest.
 //! 2. An owner lives as long as its [`MemoryStore`].
 //!
 //! Must not know: files.
@@ -32,14 +32,14 @@ use crate::{
     },
 };
 
-/// One owner of records that live in memory.
+/// One owner of records in memory.
 pub struct MemoryStore {
     shared: Arc<Shared>,
     owner: Owner,
     epoch: Arc<AtomicU64>,
 }
 
-/// Numbered in the order of their making, never twice.
+/// Numbered in the order of creation, never reused.
 type Owner = u64;
 
 struct Shared {
@@ -51,13 +51,13 @@ struct Shared {
 #[derive(Default)]
 struct State {
     rows: BTreeMap<Account, Row>,
-    /// The refresh tokens that were presented and replaced, the last ones of each account, in their order.
+    /// The last spent refresh tokens of each account, in order.
     spent: Vec<(Account, TokenFingerprint)>,
     items: BTreeMap<(ItemKind, ItemName), (ItemTag, Vec<u8>)>,
-    /// The living owners and their epochs.
+    /// The live owners and their epochs.
     owners: BTreeMap<Owner, Arc<AtomicU64>>,
     last_owner: Owner,
-    /// Counts the writes to all records together, so that a revision never comes back, not even after a deletion.
+    /// Counts the writes to all records together, so that a revision is never reused, not even after a deletion.
     writes: u64,
 }
 
@@ -67,12 +67,12 @@ struct Row {
     refresh_state: RefreshState,
     revision: Revision,
     lease: Option<Owner>,
-    /// Of the refresh token.
+    /// The fingerprint of the refresh token.
     fingerprint: Option<TokenFingerprint>,
 }
 
 impl MemoryStore {
-    /// An empty store, and its first owner. The error is a generator of random numbers that fails.
+    /// An empty store and its first owner. Fails only if the random generator does.
     pub fn new() -> Result<Self, StoreError> {
         let mut key = Zeroizing::new([0; 32]);
         getrandom::fill(&mut *key).map_err(StoreError::unavailable)?;
@@ -82,7 +82,7 @@ impl MemoryStore {
         Ok(Self::own(Arc::new(Shared { sealer, fingerprints, state: Mutex::default() })))
     }
 
-    /// Another owner of the same records, as another process would be.
+    /// Another owner of the same records, like another process.
     #[must_use]
     pub fn second_owner(&self) -> Self {
         Self::own(Arc::clone(&self.shared))
@@ -112,7 +112,7 @@ impl fmt::Debug for MemoryStore {
 }
 
 impl Shared {
-    /// No change is left half-made by a panic: each is made of assignments that cannot fail.
+    /// A panic leaves no change half made: each one consists of assignments that cannot fail.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -128,7 +128,7 @@ impl Shared {
 }
 
 impl State {
-    /// The revision of a write by `owner`, of which the others are told.
+    /// The revision of a write by `owner`. The other owners' epochs are advanced.
     fn write(&mut self, owner: Owner) -> Revision {
         for (_, epoch) in self.owners.iter().filter(|(other, _)| **other != owner) {
             epoch.fetch_add(1, Ordering::Release);
@@ -137,7 +137,7 @@ impl State {
         Revision(self.writes)
     }
 
-    /// Remembers a refresh token that was presented and is replaced.
+    /// Remembers a refresh token that was presented and is being replaced.
     fn spend(&mut self, account: &Account, fingerprint: TokenFingerprint) {
         self.spent.retain(|(of, spent)| of != account || *spent != fingerprint);
         if self.spent.iter().filter(|(of, _)| of == account).count() >= SPENT_TOKENS
@@ -148,7 +148,7 @@ impl State {
         self.spent.push((account.clone(), fingerprint));
     }
 
-    /// Remembers the refresh token of a record that goes, if it has been presented.
+    /// Remembers the refresh token of a record that is removed, if it was presented.
     fn spend_if_presented(&mut self, account: &Account) {
         let row = self.rows.get(account).filter(|row| row.refresh_state.presented.is_some());
         if let Some(fingerprint) = row.and_then(|row| row.fingerprint) {
@@ -156,7 +156,7 @@ impl State {
         }
     }
 
-    /// Who else of the `siblings` has or had the token, or the account itself had it.
+    /// Finds another account of the `siblings` that has or had the token, or the account itself if it had it.
     fn known(&self, account: &Account, fingerprint: TokenFingerprint, siblings: &[ProviderName]) -> Option<KnownToken> {
         let sibling = |of: &Account| of.provider == account.provider || siblings.contains(&of.provider);
         let held =

@@ -1,12 +1,13 @@
-//! Sealing: a grant, or what is kept beside the grants, as bytes that only the store key opens.
+//! Sealing: encrypts grants and items so that only the store key opens them.
 //!
-//! Owns: the format of a sealed record and item, and of the check value that tells a wrong key from a damaged record.
+//! Owns: the format of a sealed record and item, and of the check value that distinguishes a wrong key from a damaged
+//! record.
 //!
 //! Invariants:
 //! 1. Sealed bytes open only for the account, grant id and generation, or the kind, name and tag, that they were sealed
 //!    for: all three, and the format, are associated data. A row copied or rolled back under another name does not open.
-//! 2. Every sealing has its own random nonce. 192 bits of it: no counter is needed, however many stores share a key.
-//! 3. Plaintext lies only in buffers that are wiped, and is never copied by one that grows.
+//! 2. Every sealing has its own random nonce of 192 bits, so no counter is needed, however many stores share a key.
+//! 3. Plaintext is kept only in buffers that are wiped, and is never copied by a growing buffer.
 //!
 //! A record is one byte of format, 24 bytes of nonce, the ciphertext and 16 bytes of tag (XChaCha20-Poly1305,
 //! draft-irtf-cfrg-xchacha-03). The plaintext is two JSON objects: the members that are ours, and the provider's. These
@@ -31,19 +32,19 @@ use crate::{
     store::{KeyId, StoreError},
 };
 
-/// The format written, and the only one there has been.
+/// The format that is written, and the only one so far.
 const FORMAT: u8 = 1;
 const NONCE: usize = 24;
 const TAG: usize = 16;
 
-/// What the check value holds.
+/// The content of the check value.
 const CHECKED: &[u8] = b"credproxy";
 
 /// Seals and opens with one key.
 #[derive(Debug)]
 pub(crate) struct Sealer(StoreKey);
 
-/// Sealed bytes do not open; kept apart from [`StoreError`] because only the caller knows for whom they were meant.
+/// The sealed bytes cannot be opened. Separate from [`StoreError`] because only the caller knows whose they are.
 #[derive(Debug)]
 pub(crate) struct Refused;
 
@@ -84,12 +85,12 @@ impl Sealer {
         Self(key)
     }
 
-    /// Seals a grant for an account. The only error is a generator of random numbers that fails.
+    /// Seals a grant for an account. Fails only if the random generator does.
     pub(crate) fn seal(&self, account: &Account, grant: &Grant) -> Result<Vec<u8>, StoreError> {
         self.seal_as(account, grant.version, grant)
     }
 
-    /// Seals what a grant holds as another version of it.
+    /// Seals the content of a grant with another version.
     #[expect(clippy::disallowed_methods, reason = "the tokens go from here into the ciphertext alone")]
     pub(crate) fn seal_as(&self, account: &Account, version: Version, grant: &Grant) -> Result<Vec<u8>, StoreError> {
         let plain = Plain {
@@ -118,7 +119,7 @@ impl Sealer {
             .map_err(|Refused| StoreError::Unreadable { account: account.clone() })
     }
 
-    /// Seals an item. The only error is a generator of random numbers that fails.
+    /// Seals an item. Fails only if the random generator does.
     #[expect(clippy::disallowed_methods, reason = "the content goes from here into the ciphertext alone")]
     pub(crate) fn seal_item(&self, kind: ItemKind, name: &ItemName, item: &Item) -> Result<Vec<u8>, StoreError> {
         let content = item.content.expose_secret();
@@ -147,7 +148,7 @@ impl Sealer {
         }
     }
 
-    /// A value by which [`Sealer::accepts`] knows this key again.
+    /// A value by which [`Sealer::accepts`] recognises this key.
     pub(crate) fn check_value(&self) -> Result<Vec<u8>, StoreError> {
         self.encrypt(&check_data(), CHECKED.len(), |buffer| {
             buffer.extend_from_slice(CHECKED);
@@ -176,8 +177,8 @@ impl Sealer {
         Ok(FingerprintKey::from_bytes(plain.as_slice().try_into().map_err(|_| Refused)?))
     }
 
-    /// Tells keys apart for a person, and tells nothing of the key: the tag of an empty text under a nonce that no
-    /// sealing ever has (invariant 2).
+    /// Identifies the key to a person without disclosing it: the tag of an empty text under a nonce that no sealing
+    /// ever has (invariant 2).
     pub(crate) fn key_id(&self) -> Result<KeyId, StoreError> {
         let data = associated_data(b"key id");
         let tag = self.cipher().encrypt_inout_detached(&XNonce::from([0; NONCE]), &data, (&mut [][..]).into());
@@ -191,7 +192,7 @@ impl Sealer {
         XChaCha20Poly1305::new(self.0.expose_secret().into())
     }
 
-    /// Has `write` write `length` bytes of plaintext into the very buffer that is then encrypted in place.
+    /// Lets `write` write `length` bytes of plaintext into the buffer in which they are then encrypted.
     fn encrypt(
         &self,
         associated: &[u8],

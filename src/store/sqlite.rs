@@ -1,13 +1,13 @@
-//! Records in a SQLite database: the store of one machine, for any number of processes.
+//! Records in a SQLite database: the store of one machine, shared by any number of processes.
 //!
-//! Owns: [`Sqlite`]; its children hold the file and schema, the connections that read and the one that writes, the
-//! changes and their statements, the items, the owners of leases, and the upkeep.
+//! Owns: [`Sqlite`]. Its children own the file and schema, the connections for reading and writing, the changes and
+//! their statements, the items, the owners of leases, and the maintenance.
 //!
 //! Invariants:
 //! 1. One connection writes, one commit at a time, to the write-ahead log with `synchronous=FULL`. The commit that holds
 //!    a change is on the disk when the call returns.
-//! 2. A lease is written only while this store's owner is seen living.
-//! 3. Nothing is read or written once the path names another file than the one opened.
+//! 2. A lease is written only while this store's owner is known to be live.
+//! 3. Nothing is read or written once the path names another file than the one that was opened.
 //!
 //! Must not know: what a refresh is.
 
@@ -55,15 +55,14 @@ use readers::Readers;
 use rows::{RefreshStateColumns, Removal, Row};
 use writer::{QueuedChange, Writer};
 
-/// How often other processes' changes are looked for. They are to be seen within 250 ms; the look itself takes
-/// microseconds.
+/// How often to poll for other processes' changes. They must be seen within 250 ms; a poll takes microseconds.
 const CHANGE_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A store in one database file, and one owner of leases in it.
 pub struct Sqlite {
     shared: Arc<Shared>,
     changes: mpsc::UnboundedSender<Box<dyn QueuedChange>>,
-    /// The writing, and the look for changes.
+    /// The writer, and the task that polls for changes.
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -72,7 +71,7 @@ struct Shared {
     files: StoreFiles,
     sealer: Sealer,
     fingerprints: FingerprintKey,
-    /// The file was in another place when the store was used last.
+    /// The file was in another place when the store was last used.
     copied: bool,
     owner: Owner,
     writer: Mutex<Writer>,
@@ -83,8 +82,8 @@ struct Shared {
 }
 
 impl Sqlite {
-    /// Opens the store in the file `path`, or makes it, with its directory. `key_place` says in errors where the key
-    /// comes from.
+    /// Opens the store in the file `path`, or creates it and its directory. `key_place` names the key's source in
+    /// errors.
     pub async fn open(path: &Path, key: impl Into<KeyMaterial>, key_place: &str) -> Result<Self, StoreError> {
         let files = StoreFiles::new(path)?;
         let KeyMaterial { secret, derivation } = key.into();
@@ -115,13 +114,13 @@ impl Sqlite {
         Ok(Self { shared, changes, tasks, stop })
     }
 
-    /// Whether the store is in another place than it was used in last: a copy, moved, or put back from a backup.
+    /// Whether the store is in another place than when it was last used: a copy, moved, or restored from a backup.
     #[must_use]
     pub fn is_copied(&self) -> bool {
         self.shared.copied
     }
 
-    /// Whether a store was ever made in the file `path`; in doubt it was.
+    /// Whether a store was ever created in the file `path`; if in doubt, `true`.
     #[must_use]
     pub fn exists(path: &Path) -> bool {
         match fs::metadata(path) {
@@ -136,7 +135,7 @@ impl Sqlite {
         self.tasks.close();
         self.tasks.wait().await;
         self.shared.readers.close().await;
-        // The last to close: it brings the write-ahead log home and removes it, which a reader may not.
+        // The writer is closed last: it checkpoints and removes the write-ahead log, which a reader may not do.
         let writer = mem::replace(&mut *self.shared.writer.lock().await, Writer::Closed);
         self.shared.owner.retire();
         match writer {
@@ -147,7 +146,7 @@ impl Sqlite {
 }
 
 impl Sqlite {
-    /// The grant in the version in which the account holds its refresh token already, if it does.
+    /// Returns the version in which the account already has its refresh token, if it does.
     async fn sealed_as_held(
         &self,
         account: &Account,
@@ -160,7 +159,7 @@ impl Sqlite {
         Ok(Some(Sealed { version, bytes, fingerprint: Some(fingerprint) }))
     }
 
-    /// Has `each` look at every row whose name is sound.
+    /// Calls `each` for every row with a valid name.
     async fn scan(&self, query: &'static str, mut each: impl FnMut(Account, &SqliteRow)) -> Result<(), StoreError> {
         self.shared.files.ensure_in_place()?;
         let scan = async |connection: &mut SqliteConnection| {
@@ -171,7 +170,7 @@ impl Sqlite {
                 } else {
                     tracing::warn!("the store holds a record whose name is damaged; it is left alone");
                 }
-                // The rows may come faster than they are looked at, and others want the processor, too.
+                // The rows may arrive faster than they are processed, and other tasks need the processor.
                 consume_budget().await;
             }
             Ok(())
@@ -180,7 +179,7 @@ impl Sqlite {
     }
 }
 
-/// As in a crash: leases are free at once, and the owner file stays. Writes under way still end.
+/// Simulates a crash: leases are free at once, and the owner file stays. Writes under way are finished.
 impl Drop for Sqlite {
     fn drop(&mut self) {
         self.stop.cancel();
@@ -195,7 +194,7 @@ impl fmt::Debug for Sqlite {
 }
 
 impl Shared {
-    /// A new connection counts the others' changes from its own beginning: what came before is taken for changed.
+    /// A new connection counts the others' changes from its own opening: earlier ones are assumed.
     async fn reconnect(&self) -> Result<SqliteConnection, StoreError> {
         let options = self.files.options().busy_timeout(writer::LOCK_ATTEMPT);
         let mut connection = options.connect().await.map_err(StoreError::unavailable)?;
@@ -205,7 +204,7 @@ impl Shared {
         Ok(connection)
     }
 
-    /// Looks for changes by other processes, and that our own owner file is still there.
+    /// Polls for changes by other processes, and checks that our own owner file still exists.
     async fn poll_changes(&self) -> Result<(), StoreError> {
         self.owner.ensure_alive()?;
         self.files.ensure_in_place()?;
@@ -236,14 +235,14 @@ async fn data_version(connection: &mut SqliteConnection) -> Result<i64, StoreErr
 async fn watch(shared: Arc<Shared>, stop: CancellationToken) {
     let mut well = true;
     while stop.run_until_cancelled(tokio::time::sleep(CHANGE_POLL_INTERVAL)).await.is_some() {
-        // The change is still there at the next look.
+        // The next poll sees the change again.
         match shared.poll_changes().await {
             Ok(()) => well = true,
             Err(error) if mem::take(&mut well) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::error!(cause, "the store cannot be looked at");
+                tracing::error!(cause, "the store cannot be polled");
             }
-            Err(error) => tracing::debug!(%error, "the store still cannot be looked at"),
+            Err(error) => tracing::debug!(%error, "the store still cannot be polled"),
         }
         shared.readers.close_idle(CHANGE_POLL_INTERVAL).await;
     }

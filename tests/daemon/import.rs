@@ -138,7 +138,7 @@ async fn what_is_no_file_with_a_grant_is_refused_and_nothing_is_stored() {
         (place("pipe"), "not a regular file", false),
         ("/dev/zero".into(), "not a regular file", false),
         (place("long"), "is longer than 256 KiB", true),
-        (place("unknown"), "has no form that is known\nhint: known are a token answer", true),
+        (place("unknown"), "has an unknown format\nhint: known are a token answer", true),
         (place("key"), "holds an API key and no grant", true),
     ] {
         let output = daemon.command(&["import", "corp", "--from", path.to_str().unwrap()], "").await;

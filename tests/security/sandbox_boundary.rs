@@ -135,7 +135,7 @@ impl World {
             let answer = connection.request(method, target, headers, body.to_owned()).await;
             Contract::hold(method, target, headers, body.as_bytes(), &answer);
             // A sandbox that is made at run time has a rate. The answer is late: it may be asked again at once.
-            let is_over_the_rate = method == "HEAD" || answer.text().contains("more requests than this user may make");
+            let is_over_the_rate = method == "HEAD" || answer.text().contains("the request rate limit");
             if answer.status != 429 || !is_over_the_rate {
                 break answer;
             }

@@ -118,7 +118,7 @@ impl Queue {
             (false, None) | (true, Some(_)) => {}
         }
         if let Some(error) = unrotated.filter(|_| !before.unrotated) {
-            tracing::error!(%error, "the audit log is full and cannot be begun anew: it grows");
+            tracing::error!(%error, "the audit log has reached its size limit and cannot be rotated: it keeps growing");
         }
     }
 
@@ -129,7 +129,7 @@ impl Queue {
         drop(state);
         self.progressed.notify_waiters();
         if lines > 0 {
-            tracing::error!(lines, "ending without the last lines of the audit log");
+            tracing::error!(lines, "stopping without the last lines of the audit log");
         }
     }
 }

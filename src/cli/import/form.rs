@@ -74,7 +74,7 @@ pub(super) enum FormError {
     NotJson { line: usize, column: usize },
     #[error("is not a JSON object")]
     NotObject,
-    #[error("has no form that is known")]
+    #[error("has an unknown format")]
     Unknown,
     #[error("looks like {form}, but its {member} is not there or not of the right kind")]
     Lacks { form: Form, member: &'static str },

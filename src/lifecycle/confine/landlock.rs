@@ -32,7 +32,7 @@ pub(super) fn restrict(access: &AllowedAccess) -> Extent {
             })
         }
         Err(error) => {
-            tracing::warn!(%error, "the kernel refuses to confine the daemon");
+            tracing::warn!(%error, "the kernel refused the Landlock sandbox");
             let mut cause: Option<&(dyn Error + 'static)> = Some(&error);
             while let Some(error) = cause {
                 if let Some(error) = error.downcast_ref() {

@@ -1,7 +1,7 @@
-//! What a client that signs shows for itself (RFC 7523 section 2.2, OpenID Connect Core section 9).
+//! Signed client assertions (RFC 7523 section 2.2, OpenID Connect Core section 9).
 //!
 //! Invariants:
-//! 1. No assertion is shown twice: each has an id of its own.
+//! 1. No assertion is used twice: each has its own id.
 //! 2. The key and its assertions are never printed.
 //!
 //! Must not know: where the key is kept, what a request is for.
@@ -23,36 +23,36 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::{clock::Timestamp, dialect::Algorithm, secret::ClientKey};
 
-/// How long an assertion is good for, in seconds: the time of a request, and of clocks that do not agree.
+/// How long an assertion is valid, in seconds: the duration of a request plus the difference between clocks.
 const ASSERTION_LIFETIME_SECS: i64 = 60;
 
-/// What signs a client's assertions.
+/// A key that signs a client's assertions.
 #[derive(Debug)]
 pub struct Assertions {
     key: SigningKey,
     algorithm: Algorithm,
     /// The key's name at the provider.
     id: Option<String>,
-    /// Whom they are for, if not whom the provider client knows.
+    /// The audience, if not the one that the provider client passes.
     audience: Option<String>,
 }
 
-/// Why a key signs nothing.
+/// Why a key cannot be used for signing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// It is in another form, or damaged.
+    /// It has another format, or is damaged.
     #[error("the client key is no private key in PEM form, PKCS#8 (`openssl pkcs8 -topk8 -nocrypt` makes one)")]
     Form,
-    /// It is of a kind or size that nothing is signed with.
+    /// Its type or size is not supported.
     #[error("the client key is neither RSA of 2048 to 4096 bits, nor P-256, P-384 or Ed25519")]
     Kind,
-    /// Another kind of key makes such signatures.
+    /// The algorithm needs another type of key.
     #[error("the client key does not fit client_key_algorithm")]
     Algorithm,
 }
 
 impl Assertions {
-    /// Reads the key. Without an algorithm the key decides: `RS256`, or the only one that it can.
+    /// Parses the key. Without an algorithm the key decides: `RS256`, or the only one it supports.
     pub fn new(
         key: &ClientKey,
         algorithm: Option<Algorithm>,
@@ -69,7 +69,7 @@ impl Assertions {
         Ok(Self { key, algorithm, id, audience })
     }
 
-    /// A new assertion of the client's, for `audience` unless the configuration names another.
+    /// Returns a new assertion of the client's, for `audience` unless the configuration names another one.
     pub(super) fn make(
         &self,
         client_id: &str,
@@ -99,8 +99,7 @@ impl Assertions {
 
 const NO_RANDOMNESS: &str = "there is no randomness for a client assertion";
 
-/// A key that was read. It is wiped as little as any key that a library has taken in, so it is read once and not anew
-/// for each assertion.
+/// A parsed key. Like any key inside a library it is not wiped, so it is parsed once, not for each assertion.
 enum SigningKey {
     Rsa(Box<RsaKeyPair>),
     P256(EcdsaKeyPair),
@@ -123,7 +122,7 @@ impl SigningKey {
         found.ok_or(KeyError::Kind)
     }
 
-    /// A key in this form says of what kind it is: all but one of these readers refuse it.
+    /// This format does not name the key's type: all but one of these parsers refuse it.
     fn of(der: &[u8]) -> Option<Self> {
         let random = SystemRandom::new();
         let on = |curve| EcdsaKeyPair::from_pkcs8(curve, der, &random).ok();
@@ -134,7 +133,7 @@ impl SigningKey {
             .or_else(|| RsaKeyPair::from_pkcs8(der).ok().map(|key| Self::Rsa(Box::new(key))))
     }
 
-    /// What it signs with unless told.
+    /// The default algorithm.
     const fn algorithm(&self) -> Algorithm {
         match self {
             Self::Rsa(_) => Algorithm::Rs256,
@@ -155,7 +154,7 @@ impl SigningKey {
                 key.sign(padding, &random, message, &mut signature).map_err(failed)?;
                 Ok(signature)
             }
-            // RFC 7518 section 3.4: both numbers, one after the other, and not their ASN.1.
+            // RFC 7518 section 3.4: both numbers concatenated, not their ASN.1 form.
             Self::P256(key) | Self::P384(key) => Ok(key.sign(&random, message).map_err(failed)?.as_ref().to_vec()),
             Self::Ed25519(key) => Ok(key.sign(message).as_ref().to_vec()),
         }

@@ -1,4 +1,4 @@
-//! Who the client is, and how it proves that (RFC 6749 section 2.3).
+//! Client identification and authentication (RFC 6749 section 2.3).
 //!
 //! Invariants:
 //! 1. Secrets travel in the body, or in a header marked as sensitive; never in the address.
@@ -17,16 +17,16 @@ use crate::{clock::Timestamp, dialect::SecretPlace, secret::ClientSecret};
 /// How the client authenticates.
 #[derive(Debug)]
 pub enum Authentication {
-    /// It only names itself: `client_id` in the body.
+    /// A public client: `client_id` in the body.
     None,
-    /// By a secret.
+    /// With a secret.
     Secret {
-        /// Where it goes.
+        /// Where the secret is sent.
         place: SecretPlace,
         /// The secret, or why it could not be read: that stops this provider's refreshes, not the daemon.
         secret: Result<ClientSecret, &'static str>,
     },
-    /// By assertions that it signs, or why there is no key to sign them with.
+    /// With signed assertions, or why there is no key for them.
     Key(Result<Box<Assertions>, &'static str>),
 }
 
@@ -34,12 +34,12 @@ pub enum Authentication {
 const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
 impl Authentication {
-    /// Whether a header says who the client is, and the body does not.
+    /// Whether the client is identified by a header instead of the body.
     pub(super) const fn is_in_a_header(&self) -> bool {
         matches!(self, Self::Secret { place: SecretPlace::Basic | SecretPlace::BasicRaw, .. })
     }
 
-    /// A new assertion, where the client shows one: for `audience`, unless the configuration names another.
+    /// A new assertion, if the client uses them: for `audience`, unless the configuration names another one.
     pub(super) fn assertion(
         &self,
         client_id: &str,
@@ -52,7 +52,8 @@ impl Authentication {
         }
     }
 
-    /// Adds to a body what says who the client is, the assertion among it. What says it in a header is given back.
+    /// Adds the client's identification, including an assertion, to a body. If it belongs in a header, the header is
+    /// returned.
     #[expect(clippy::disallowed_methods, reason = "the client secret is for the provider's endpoints")]
     pub(super) fn sign<'a>(
         &'a self,

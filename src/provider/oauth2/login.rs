@@ -2,10 +2,11 @@
 //! (RFC 8628).
 //!
 //! Invariants:
-//! 1. A code goes out with the verifier that it was asked for with (RFC 7636), unless the configuration says otherwise.
-//! 2. What the provider has a person see or visit holds no device code and no verifier.
+//! 1. A code is exchanged with the verifier whose challenge it was requested with (RFC 7636), unless the configuration
+//!    says otherwise.
+//! 2. What the person sees or visits contains no device code and no verifier.
 //!
-//! Must not know: who logs in, how long a login has.
+//! Must not know: who logs in, how long a login may take.
 
 use std::time::Duration;
 
@@ -25,13 +26,13 @@ use crate::{
     secret::{AuthorizationCode, CodeVerifier, DeviceCode, LoginState, holds_forbidden_text},
 };
 
-/// RFC 8628 section 3.2: without a word of the provider's.
+/// RFC 8628 section 3.2: the interval if the provider names none.
 const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// RFC 8628 section 3.4.
 const DEVICE_GRANT: &str = "urn:ietf:params:oauth:grant-type:device_code";
 
-/// Codes that people type have some ten letters.
+/// User codes have about ten characters.
 const MAX_USER_CODE_BYTES: usize = 64;
 
 impl OAuth2 {
@@ -47,7 +48,7 @@ impl OAuth2 {
         Flow::offered(code, device, &self.settings.login.redirect_uri)
     }
 
-    /// Asks the issuer, if there is one: for endpoints, and for what RFC 9207 expects.
+    /// Fetches the issuer's metadata, if there is an issuer: for endpoints, and for what RFC 9207 expects.
     pub(super) async fn prepare(&self) -> Result<(), &'static str> {
         let Endpoints { issuer, token, authorization, device_authorization, .. } = &self.settings.endpoints;
         if issuer.is_none() {
@@ -56,13 +57,13 @@ impl OAuth2 {
         let found = timeout(self.settings.request_timeout, self.metadata()).await;
         match found.unwrap_or(Err("discovery: the time was up")) {
             Ok(_) => Ok(()),
-            // What is configured may be enough.
+            // The configured endpoints may be enough.
             Err(_) if token.is_some() && (authorization.is_some() || device_authorization.is_some()) => Ok(()),
             Err(why) => Err(why),
         }
     }
 
-    /// Without an issuer in the configuration there is nothing to compare with.
+    /// //Without a configured issuer there is nothing to compare with.
     pub(super) fn accepts(&self, iss: Option<&str>) -> bool {
         match (self.metadata.get(), &self.settings.endpoints.issuer, iss) {
             (Some(metadata), _, Some(iss)) => metadata.issuer == iss,
@@ -131,7 +132,7 @@ impl OAuth2 {
         if self.settings.login.device_pkce {
             parameters.extend([("code_challenge", challenge.as_str()), ("code_challenge_method", "S256")]);
         }
-        // RFC 8628 section 3.1 lets it out where the client is authenticated, and some servers look for it all the same.
+        // RFC 8628 section 3.1 makes it optional for authenticated clients, but some servers require it.
         if self.settings.authentication.is_in_a_header() {
             parameters.push(("client_id", &self.settings.client_id));
         }
@@ -180,7 +181,7 @@ impl OAuth2 {
         }
         let exchange = self.call(Request::Token, self.token_endpoint(), &parameters).await;
         let names = &self.settings.dialect.names;
-        // GitHub says in a refusal how long to wait from now on.
+        // GitHub names the new interval in an error.
         let told = match &exchange {
             Exchange::Answered { head, body: Some(body) } => {
                 answer::members(head.with(body), names).and_then(|members| answer::seconds(&members, "interval"))
@@ -197,7 +198,7 @@ impl OAuth2 {
             Reply::Answered { status, body: Body::Error(error), retry_after } => match error.as_str() {
                 "authorization_pending" | "AuthorizationPendingException" => DevicePoll::Pending { interval: told },
                 "slow_down" | "SlowDownException" => DevicePoll::SlowDown { interval: told.max(retry_after) },
-                // The second is what Microsoft says.
+                // The second one is Microsoft's.
                 "access_denied" | "authorization_declined" | "AccessDeniedException" => DevicePoll::Denied,
                 "expired_token" | "ExpiredTokenException" => DevicePoll::Expired,
                 _ => without_known_code(status, retry_after).unwrap_or_else(|| {
@@ -211,7 +212,7 @@ impl OAuth2 {
     }
 }
 
-/// What the status alone says: too fast (Qwen), or not now.
+/// What the status alone means: polling too fast (Qwen), or temporarily unavailable.
 fn without_known_code(status: u16, retry_after: Option<Duration>) -> Option<DevicePoll> {
     match status {
         429 => Some(DevicePoll::SlowDown { interval: retry_after }),
@@ -220,13 +221,13 @@ fn without_known_code(status: u16, retry_after: Option<Duration>) -> Option<Devi
     }
 }
 
-/// Reads RFC 8628 section 3.2, and what Google called `verification_url` before there was a standard.
+/// Parses RFC 8628 section 3.2, and Google's older `verification_url`.
 fn authorization(members: &Map<String, Value>) -> Option<DeviceAuthorization> {
     let device_code = DeviceCode::new(answer::text(members, "device_code")?.to_owned()).ok()?;
     let safe = |text: &str| !device_code.occurs_in(text) && !holds_forbidden_text(text);
     let address = |name: &str| {
         let url = Url::parse(answer::text(members, name)?).ok()?;
-        // A page for people may well be named by a fragment.
+        // An address for people may have a fragment.
         let mut page = url.clone();
         page.set_fragment(None);
         check_endpoint(&page).ok()?;

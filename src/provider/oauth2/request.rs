@@ -1,10 +1,10 @@
-//! What a request says: the protocol's parameters in the provider's dialect, who the client is, and what the
-//! configuration adds.
+//! The content of a request: the protocol's parameters in the provider's dialect, the client's identification, and the
+//! configured extra parameters.
 //!
 //! Invariants:
-//! 1. No parameter goes out twice (RFC 6749 sections 3.1 and 3.2), but for `resource` (RFC 8707 section 2).
+//! 1. No parameter is sent twice (RFC 6749 sections 3.1 and 3.2), except `resource` (RFC 8707 section 2).
 //!
-//! Must not know: where the request goes, what comes of it.
+//! Must not know: where the request is sent, what the answer is.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -20,7 +20,7 @@ use crate::{
 };
 
 impl OAuth2 {
-    /// The request that says `parameters`, and who the client is.
+    /// Returns a request with `parameters` and the client's identification.
     pub(super) fn post(&self, request: Request, parameters: &[(&str, &str)]) -> Result<PostRequest, &'static str> {
         let Settings { client_id, authentication, dialect, .. } = &self.settings;
         let assertion = authentication.assertion(client_id, self.audience(), self.clock.now())?;
@@ -43,8 +43,8 @@ impl OAuth2 {
         Ok(PostRequest { content_type, authorization, headers, body: Zeroizing::new(body) })
     }
 
-    /// The address to send a person's browser to. What the endpoint's own query says stays (RFC 6749 section 3.1),
-    /// unless it is said here.
+    /// Returns the address to open in a browser. The endpoint's own query is kept (RFC 6749 section 3.1), except for
+    /// parameters that are set here.
     pub(super) fn address(&self, endpoint: &Url, parameters: &[(&str, &str)]) -> Url {
         let mut members = parameters.to_vec();
         members.extend(self.resources());
@@ -59,8 +59,8 @@ impl OAuth2 {
         url
     }
 
-    /// Whom a client's assertions are for: the issuer, as it spells itself, or else the token endpoint (RFC 7523 section
-    /// 3). Where neither is configured the metadata was read to find the endpoint of this request.
+    /// The audience of a client's assertions: the issuer, as it spells itself, or else the token endpoint (RFC 7523
+    /// section 3). If neither is configured, the metadata has been read to find the endpoint of this request.
     fn audience(&self) -> &str {
         let issuer = self.metadata.get().map(|metadata| metadata.issuer.as_str());
         issuer.or_else(|| self.settings.endpoints.token.as_ref().map(Url::as_str)).unwrap_or_default()
@@ -70,7 +70,7 @@ impl OAuth2 {
         self.settings.dialect.requests.resources.iter().map(|resource| ("resource", resource.as_str()))
     }
 
-    /// What a login asks for; `None` for what the provider gives unasked.
+    /// The scope that a login requests; `None` for the provider's default.
     pub(super) fn scope(&self) -> Option<String> {
         let scopes = &self.settings.login.scopes;
         let mut separator = [0; 4];
@@ -78,8 +78,8 @@ impl OAuth2 {
         (!scopes.is_empty()).then(|| scopes.join(separator))
     }
 
-    /// What a refresh says of the scope, if it says anything: what was granted, in the provider's own words, or else
-    /// what was asked for. More would be refused (RFC 6749 section 6).
+    /// The scope of a refresh request, if any: what was granted, in the provider's own words, or else what was
+    /// requested. More would be refused (RFC 6749 section 6).
     pub(super) fn scope_of<'a>(&self, grant: &'a Grant) -> Option<Cow<'a, str>> {
         if !self.settings.dialect.requests.scope_on_refresh {
             return None;
@@ -89,7 +89,7 @@ impl OAuth2 {
 }
 
 fn form(members: &[(&str, &str)]) -> Vec<u8> {
-    // Every byte may need three, so there is room from the start and no copy is left behind by growing.
+    // Every byte may need three, so the buffer is allocated at full size and never leaves a copy behind by growing.
     let room = members.iter().map(|(name, value)| name.len() + 3 * value.len() + 2).sum();
     Serializer::new(String::with_capacity(room)).extend_pairs(members).finish().into_bytes()
 }
@@ -117,7 +117,7 @@ fn json(members: &[(&str, &str)]) -> Vec<u8> {
     // A byte may become an escape of six.
     let room = members.iter().map(|(name, value)| 6 * (name.len() + value.len()) + 8).sum();
     let mut body = Vec::with_capacity(room);
-    // A map of texts always serializes, and a vector takes all.
+    // A map of texts always serializes, and writing to a vector cannot fail.
     serde_json::to_writer(&mut body, &object).ok();
     body
 }

@@ -1,10 +1,11 @@
-//! The second exchange: what a login brings is a long-lived token, and the access tokens are had for it elsewhere
+//! The second exchange: a login brings a long-lived token, which is exchanged for access tokens at another endpoint
 //! (GitHub Copilot).
 //!
-//! The long-lived token plays the part of the refresh token: it never leaves but for its provider. It is not spent.
+//! The long-lived token takes the role of the refresh token: it is sent to its provider only. It is not spent by its
+//! use.
 //!
 //! Invariants:
-//! 1. A login that the provider agreed to is kept, unless the second endpoint calls its token dead.
+//! 1. A login that the provider agreed to is stored, unless the second endpoint reports that its token is dead.
 
 use http::HeaderValue;
 use secrecy::ExposeSecret as _;
@@ -20,11 +21,11 @@ use crate::{
     secret::{AccessToken, RefreshToken},
 };
 
-/// What stands for the access token of a grant that has none yet. It opens nothing, and has expired.
+/// The placeholder for the access token of a grant that has none yet. It grants nothing, and has expired.
 const PLACEHOLDER_TOKEN: &str = "none-yet";
 
 impl OAuth2 {
-    /// Asks for an access token.
+    /// Requests an access token.
     #[expect(clippy::disallowed_methods, reason = "the long-lived token goes to its own provider")]
     pub(super) async fn second_exchange(&self, second: &SecondExchange, token: &RefreshToken) -> Reply {
         let SecondExchange { endpoint, scheme } = second;
@@ -41,11 +42,10 @@ impl OAuth2 {
         reply
     }
 
-    /// What a login's tokens come to: with a second exchange, the first access token that it gives. Where it gives none
-    /// for now (the network fails, the endpoint is down or answers nonsense) the grant is stored all the same, with an
-    /// access token that has expired: the person has agreed, the code is spent, and the next refresh asks again. To
-    /// store nothing would lose the long-lived token, which nobody else has. Only a token that is called dead is no
-    /// grant, and the refusal is what came of the login.
+    /// The result of a login: with a second exchange, the first access token from it. If that fails for now (network
+    /// failure, endpoint down, invalid answer), the grant is stored with an expired placeholder: the person has agreed,
+    /// the code is spent, and the next refresh tries again. Storing nothing would lose the long-lived token, of which
+    /// there is no other copy. Only a token that is reported dead makes the login fail.
     pub(super) async fn complete_login(&self, login: Box<Issued>) -> Result<Box<Issued>, Reply> {
         let Some(second) = &self.settings.second_exchange else { return Ok(login) };
         let Some(token) = long_lived(&login.access_token) else { return Err(UNREADABLE) };
@@ -66,7 +66,7 @@ impl OAuth2 {
         };
         let extra = login.extra.members().iter().chain(brought.extra.members());
         let extra: Map<_, _> = extra.map(|(name, value)| (name.clone(), value.clone())).collect();
-        // A refresh token of the login's own would be another chain than the one that is kept.
+        // A refresh token of the login itself would be another chain than the one that is kept.
         Ok(Box::new(Issued {
             scope: brought.scope.or(login.scope),
             refresh_token: Some(token),
@@ -87,7 +87,7 @@ impl OAuth2 {
     }
 }
 
-/// Both kinds of token are made of the same characters.
+/// Both kinds of token allow the same characters.
 const UNREADABLE: Reply = Reply::Answered { status: 200, body: Body::Unreadable, retry_after: None };
 
 const fn code(body: &Body) -> Option<&ErrorCode> {

@@ -1,4 +1,4 @@
-//! What the provider client is told of one registration.
+//! The settings of one registration, for the provider client.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -13,20 +13,20 @@ use crate::{
     },
 };
 
-/// Where the provider is. An endpoint that is given wins over the issuer's metadata.
+/// Where the provider is. A configured endpoint takes precedence over the issuer's metadata.
 #[derive(Debug, Clone, Default)]
 pub struct Endpoints {
-    /// Whose metadata names the endpoints that are not given (RFC 8414).
+    /// The issuer, whose metadata names the other endpoints (RFC 8414).
     pub issuer: Option<Url>,
-    /// Where codes are exchanged, and refresh tokens presented unless told otherwise.
+    /// The token endpoint: for codes, and for refresh tokens unless `refresh` is set.
     pub token: Option<Url>,
-    /// Where refresh tokens are presented, if not there.
+    /// The endpoint for refresh tokens, if another one.
     pub refresh: Option<Url>,
-    /// Where a person agrees to a login.
+    /// The authorization endpoint.
     pub authorization: Option<Url>,
-    /// Where device logins begin.
+    /// The device authorization endpoint.
     pub device_authorization: Option<Url>,
-    /// Where tokens are revoked.
+    /// The revocation endpoint.
     pub revocation: Option<Url>,
 }
 
@@ -35,17 +35,17 @@ pub struct Endpoints {
 pub struct Settings {
     /// Where the provider is.
     pub endpoints: Endpoints,
-    /// The client's public name.
+    /// The client id.
     pub client_id: String,
     /// How the client authenticates.
     pub authentication: Authentication,
-    /// How the provider speaks OAuth 2.0.
+    /// The provider's dialect of OAuth 2.0.
     pub dialect: Dialect,
-    /// Where the access token comes from, if the token of a login only opens that place.
+    /// The endpoint for access tokens, if a login's token is only good for that one.
     pub second_exchange: Option<SecondExchange>,
-    /// The time for one refresh from beginning to end.
+    /// The time limit for one refresh, from beginning to end.
     pub request_timeout: Duration,
-    /// Root certificates in PEM form, beside the system's.
+    /// Root certificates in PEM form, in addition to the system's.
     pub ca_file: Option<PathBuf>,
     /// How to read replies.
     pub rules: Rules,
@@ -56,18 +56,18 @@ pub struct Settings {
 /// How to log in.
 #[derive(Debug, Clone)]
 pub struct LoginSettings {
-    /// What to ask for; nothing means what the provider gives unasked.
+    /// The scope to request; `None` for the provider's default.
     pub scopes: Vec<String>,
-    /// Where the registration has the browser sent.
+    /// The registered redirect URI.
     pub redirect_uri: RedirectUri,
-    /// Whether codes are bound to a verifier (RFC 7636); for the few servers that refuse that.
+    /// Whether codes are bound to a verifier (RFC 7636); `false` for the few servers that refuse it.
     pub pkce: bool,
-    /// Whether device codes are, too: no standard, but some providers ask for it.
+    /// Whether device codes are bound to one as well: not in any standard, but expected by some providers.
     pub device_pkce: bool,
 }
 
 impl Settings {
-    /// Whether a provider can be made of them.
+    /// Checks that a provider can be made from these settings.
     pub(super) fn check(&self) -> Result<(), SetupError> {
         let Endpoints { issuer, token, refresh, authorization, device_authorization, revocation } = &self.endpoints;
         if issuer.is_none() && token.is_none() {
@@ -99,16 +99,16 @@ impl Default for LoginSettings {
     }
 }
 
-/// Why settings make no provider.
+/// Why settings are invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// Nothing says where refresh tokens are presented.
+    /// No endpoint for refresh tokens is known.
     #[error("neither an issuer nor a token endpoint is given")]
     NoTokenEndpoint,
     /// A URL must not be used.
     #[error("the {which} {reason}")]
     Endpoint {
-        /// Which of the URLs.
+        /// The URL's name.
         which: &'static str,
         /// What is wrong with it.
         reason: EndpointError,

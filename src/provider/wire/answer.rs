@@ -1,11 +1,11 @@
-//! Reads a token endpoint's answer: tokens, an error, or nothing of use.
+//! Parses a token endpoint's answer: tokens, an error, or nothing usable.
 //!
 //! Invariants:
-//! 1. An error wins over tokens beside it, whatever the status: some providers answer errors with 200.
-//! 2. Of an error its code is kept and no other text.
-//! 3. Of an answer with tokens in two places those in one place are taken, together, and those in the other left out.
-//! 4. A refresh token that cannot be kept makes the whole answer unreadable. To take the access token and go on would
-//!    look like success, while the spent refresh token stays in the store and its successor is gone.
+//! 1. An error takes precedence over tokens beside it, whatever the status: some providers answer errors with 200.
+//! 2. Of an error only its code is kept.
+//! 3. If an answer has tokens in two places, those of one place are used, together, and the others ignored.
+//! 4. A refresh token that cannot be stored makes the whole answer unreadable. Using the access token alone would look
+//!    like success, while the spent refresh token stays in the store and its successor is lost.
 //!
 //! Must not know: HTTP clients, what a reply means for a grant.
 
@@ -23,12 +23,12 @@ use crate::{
     secret::{AccessToken, RefreshToken},
 };
 
-/// An answer as it came.
+/// An answer as received.
 #[derive(Clone, Copy)]
 pub struct Received<'a> {
     /// The HTTP status.
     pub status: u16,
-    /// A hint only: providers send JSON as `text/html` and forms as `text/plain`.
+    /// Only a hint: providers send JSON as `text/html` and forms as `text/plain`.
     pub content_type: Option<&'a str>,
     /// The whole body.
     pub body: &'a [u8],
@@ -40,7 +40,7 @@ impl Received<'_> {
     }
 }
 
-/// Reads an answer that came at `now` to a request that presented `presented`.
+/// Parses an answer that arrived at `now`, to a request that presented `presented`.
 #[must_use]
 pub fn read(received: Received<'_>, dialect: &Dialect, presented: Option<&RefreshToken>, now: Timestamp) -> Body {
     let Some(members) = members(received, &dialect.names) else { return Body::Unreadable };
@@ -57,7 +57,7 @@ pub fn read(received: Received<'_>, dialect: &Dialect, presented: Option<&Refres
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// An answer's members in their standard names.
+/// An answer's members under their standard names.
 pub(in crate::provider) fn members(received: Received<'_>, names: &MemberNames) -> Option<Map<String, Value>> {
     let body = received.body;
     let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body).trim_ascii();
@@ -65,7 +65,7 @@ pub(in crate::provider) fn members(received: Received<'_>, names: &MemberNames) 
         return serde_json::from_slice(body).ok().map(|members| names.standard(members));
     }
     let announced = received.content_type.is_some_and(|value| value.trim_start().starts_with(FORM));
-    // Markup and prose have a space or a bracket somewhere; a form has neither.
+    // Markup and prose contain a space or a bracket; a form contains neither.
     let plausible = body.iter().all(|byte| byte.is_ascii_graphic() && !b"<>\"{}".contains(byte));
     if !announced && !plausible {
         return None;
@@ -77,16 +77,16 @@ pub(in crate::provider) fn members(received: Received<'_>, names: &MemberNames) 
 
 pub(in crate::provider) const FORM: &str = "application/x-www-form-urlencoded";
 
-/// What an answer says of its own token, where another one lies deeper.
+/// The members that describe the answer's own token, where another one is nested deeper.
 const TOKEN_MEMBERS: [&str; 7] =
     ["access_token", "refresh_token", "token_type", "scope", "expires_in", "expires_at", "expiry"];
 
-/// The members of what holds the tokens, and those around it. Without an access token where it is expected the answer
-/// itself counts: Slack nests the tokens of a login and not those of a refresh, and a successor that is not found is
-/// lost.
+/// Returns the members of the object that holds the tokens, and those around it. If there is no access token at the
+/// expected path, the answer itself is used: Slack nests the tokens of a login but not those of a refresh, and a
+/// successor that is not found is lost.
 fn token_members(mut members: Map<String, Value>, dialect: &Dialect) -> Map<String, Value> {
     let Some(inner) = take(&mut members, &dialect.answers.path, &dialect.names) else { return members };
-    // They belong to another grant, which nobody could refresh, and would pass for this one's.
+    // They belong to another grant, which could not be refreshed, and would be mistaken for this one's.
     for name in TOKEN_MEMBERS {
         members.remove(name);
     }
@@ -94,7 +94,7 @@ fn token_members(mut members: Map<String, Value>, dialect: &Dialect) -> Map<Stri
     members
 }
 
-/// Takes the object at the end of the path out, if it holds an access token.
+/// Removes and returns the object at the end of the path, if it holds an access token.
 fn take(members: &mut Map<String, Value>, path: &[String], names: &MemberNames) -> Option<Map<String, Value>> {
     let (last, way) = path.split_last()?;
     let around = way.iter().try_fold(members, |members, name| members.get_mut(name)?.as_object_mut())?;
@@ -106,7 +106,7 @@ fn take(members: &mut Map<String, Value>, path: &[String], names: &MemberNames) 
     }
 }
 
-/// The number of seconds in a member, in any form a provider sends; `None` without one above zero.
+/// Returns the number of seconds in a member, in any form that providers send; `None` unless it is above zero.
 pub(in crate::provider) fn seconds(members: &Map<String, Value>, name: &str) -> Option<Duration> {
     match Lifetime::from_expires_in(members.get(name)?)? {
         Lifetime::In(duration) => Some(duration),
@@ -114,7 +114,8 @@ pub(in crate::provider) fn seconds(members: &Map<String, Value>, name: &str) -> 
     }
 }
 
-/// The answer's error code, empty when it is an error without one. `null`, `false`, `0` and the empty forms are none.
+/// Returns the answer's error code, which is empty for an error without one. `null`, `false`, `0` and empty values are
+/// not errors.
 pub(in crate::provider) fn error(members: &Map<String, Value>, success: bool) -> Option<&str> {
     let found = match members.get("error") {
         None | Some(Value::Null | Value::Bool(false)) => None,
@@ -129,12 +130,12 @@ pub(in crate::provider) fn error(members: &Map<String, Value>, success: bool) ->
     };
     // Slack: {"ok": false, "error": …}.
     let not_ok = || (members.get("ok") == Some(&Value::Bool(false))).then_some("");
-    // On a success `code` is a member like any other, and `__type` the name of the answer's form.
+    // In a success `code` is an ordinary member, and `__type` names the answer's type.
     let code = || if success { None } else { text(members, "code").or_else(|| text(members, "__type").map(exception)) };
     found.or_else(code).or_else(not_ok)
 }
 
-/// AWS: `com.amazonaws.ssooidc#ExpiredTokenException:http://…` has the name in the middle, and may have it alone.
+/// AWS: `com.amazonaws.ssooidc#ExpiredTokenException:http://…` has the code in the middle; it may also stand alone.
 fn exception(named: &str) -> &str {
     let name = named.split_once(':').map_or(named, |(name, _)| name);
     name.rsplit_once('#').map_or(name, |(_, name)| name)
@@ -169,14 +170,15 @@ fn issued(mut members: Map<String, Value>, form: &AnswerForm, now: Timestamp) ->
     })
 }
 
-/// Kept if it can stand before a token in a header (RFC 9110 section 11.1: an authentication scheme is a token).
+/// Returns the token type if it can precede a token in a header (RFC 9110 section 11.1: an authentication scheme is a
+/// token).
 fn token_type(value: Value) -> Option<String> {
     let Value::String(text) = value else { return None };
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
     ((1..=MAX_TOKEN_TYPE_BYTES).contains(&text.len()) && text.bytes().all(plain)).then_some(text)
 }
 
-/// Those registered have at most six letters.
+/// Registered types have at most six letters.
 const MAX_TOKEN_TYPE_BYTES: usize = 32;
 
 fn scope(value: Value) -> Option<String> {
@@ -187,7 +189,7 @@ fn scope(value: Value) -> Option<String> {
     }
 }
 
-/// `expires_in`, or else the point of time that some providers send beside it or instead.
+/// Returns the lifetime from `expires_in`, or from the expiry time that some providers send beside it or instead.
 fn stated(sent: Option<&Value>, members: &Map<String, Value>, unit: ExpiresInUnit) -> Option<Lifetime> {
     let known = |lifetime: &Lifetime| *lifetime != Lifetime::Unknown;
     let expires_in = |value: &Value| match unit {
@@ -198,7 +200,7 @@ fn stated(sent: Option<&Value>, members: &Map<String, Value>, unit: ExpiresInUni
     sent.and_then(expires_in).filter(known).or_else(|| ["expires_at", "expiry"].iter().find_map(at))
 }
 
-/// More than this many seconds would lie past the year 5000: the number is one of milliseconds.
+/// A larger number of seconds would lie beyond the year 5000, so it is in milliseconds.
 const SECONDS_END: f64 = 1e11;
 
 fn expires_at(value: &Value) -> Option<Lifetime> {
@@ -214,8 +216,8 @@ fn number(value: &Value) -> Option<f64> {
     }
 }
 
-/// When a token that is a JWT says that it ends (RFC 7519 section 4.1.4). Its signature is for whom it is shown to: here
-/// it is a hint, and believed as `expires_in` would be.
+/// Returns the `exp` of a token that is a JWT (RFC 7519 section 4.1.4). Its signature is checked by the resource
+/// server; here it is a hint, trusted as much as `expires_in`.
 fn hinted_end(access_token: &str) -> Option<Timestamp> {
     let mut parts = access_token.split('.');
     let (Some(_), Some(claims), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
@@ -228,8 +230,8 @@ fn hinted_end(access_token: &str) -> Option<Timestamp> {
     }
 }
 
-/// Reads `Retry-After`: seconds or an HTTP date (RFC 9110 section 10.2.3). A date that is past is no wait. More than
-/// 136 years are as much as those: few clocks can count further.
+/// Parses `Retry-After`: seconds or an HTTP date (RFC 9110 section 10.2.3). A past date is no wait. The value is capped
+/// at 136 years: few clocks can count further.
 #[must_use]
 pub fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let text = text.trim();

@@ -1,4 +1,4 @@
-//! What a flight could not save: served from memory, and saved again until the store has it.
+//! Successes that a flight could not save: served from memory, and saved again until the store has them.
 //!
 //! Must not know: how a refresh token is presented.
 
@@ -13,11 +13,11 @@ use crate::{
     timeouts::FINAL_SAVE_TIMEOUT,
 };
 
-/// The first and the longest pause between tries to save what the provider has already answered. A store that heals
-/// is to hold it within 2 s.
+/// The first and the longest pause between attempts to save what the provider has already answered. It must be saved
+/// within 2 s of the store's recovery.
 const SAVE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
-/// What the store did not take.
+/// The success that the store rejected.
 #[derive(Debug)]
 pub(super) enum Unsaved {
     RefreshState,
@@ -25,7 +25,7 @@ pub(super) enum Unsaved {
 }
 
 impl Flight {
-    /// Serves what the store did not take, unless it was overtaken, and tries to save it until it is durable.
+    /// Serves an unsaved success, unless the grant was replaced, and tries to save it until it is durable.
     pub(super) fn keep_unsaved(&self, before: Version, unsaved: Unsaved, snapshot: &Arc<Snapshot>) {
         self.slot.lock().keep_unsaved(&self.handle, Arc::clone(snapshot));
         let (flight, snapshot) = (self.clone(), Arc::clone(snapshot));
@@ -65,7 +65,7 @@ impl Flight {
                 Ok(true) => {
                     #[cfg(feature = "faults")]
                     crate::faults::reach("late_saved").await;
-                    tracing::info!(account = %self.account, "saved what was kept in memory");
+                    tracing::info!(account = %self.account, "saved the refreshed grant that was kept in memory");
                     self.slot.lock().publish(base, snapshot);
                     return;
                 }
@@ -80,7 +80,7 @@ impl Flight {
                     if stopping_since
                         .is_some_and(|since| inner.clock.monotonic().since(since) >= FINAL_SAVE_TIMEOUT) =>
                 {
-                    tracing::error!(account = %self.account, %error, "ending with an unsaved refresh: log in to this account again");
+                    tracing::error!(account = %self.account, %error, "stopping with an unsaved refresh: log in to this account again");
                     return;
                 }
                 Err(error) => tracing::debug!(account = %self.account, %error, "still not saved"),

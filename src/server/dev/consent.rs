@@ -1,9 +1,9 @@
-//! The pages at which a person agrees to a login, or refuses.
+//! The pages on which a person approves or denies a login.
 //!
 //! Invariants:
-//! 1. A page holds nothing of a request: words of ours, and codes that are known here.
-//! 2. The browser is sent to a loopback address alone (RFC 8252 section 7.3).
-//! 3. A code is good for one exchange, with the redirect and the verifier that it was asked for with.
+//! 1. A page contains nothing of a request: our own words, and codes known to the server.
+//! 2. The browser is redirected to loopback addresses only (RFC 8252 section 7.3).
+//! 3. A code is good for one exchange, with the redirect URI and the verifier it was requested with.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -20,23 +20,23 @@ use url::{Host, Url};
 
 use super::{IssuerState, members, random, random_bytes};
 
-/// More than a person begins; what is older was given up.
+/// More logins than a person starts; the oldest ones are dropped as abandoned.
 const MAX_PENDING: usize = 100;
 
-/// Letters that make no words and are not mistaken for one another (RFC 8628 section 6.1).
+/// Letters that form no words and are not mistaken for one another (RFC 8628 section 6.1).
 const LETTERS: &[u8; 20] = b"BCDFGHJKLMNPQRSTVWXZ";
 
-/// Seconds between two questions of a device: one who tries things out does not want to wait.
+/// The polling interval in seconds: short, for someone who is trying things out.
 const POLL_INTERVAL_SECS: u64 = 1;
 
 const PAGE: &str = include_str!("page.html");
 
-/// What is under way.
+/// The pending logins.
 #[derive(Debug, Default)]
 pub(super) struct Consents {
-    /// What a browser asked for, by the name that its page has.
+    /// The requests of browsers, by page id.
     requests: HashMap<String, Request>,
-    /// By the code that was handed out.
+    /// By authorization code.
     codes: HashMap<String, Request>,
     /// By device code.
     devices: HashMap<String, Device>,
@@ -55,7 +55,7 @@ struct Device {
     agreed: Option<bool>,
 }
 
-/// What may be answered to who asks for tokens.
+/// The answers to a token request.
 pub(super) enum Verdict {
     Agreed,
     Pending,
@@ -64,7 +64,7 @@ pub(super) enum Verdict {
 }
 
 impl Consents {
-    /// Invariant 3: a code that was presented is gone, whatever came of it.
+    /// Invariant 3: a code is removed once it was presented, whatever the result.
     pub(super) fn exchange(&mut self, code: &str, redirect_uri: &str, verifier: &str) -> Verdict {
         let challenge = URL_SAFE_NO_PAD.encode(Sha256::digest(verifier));
         match self.codes.remove(code) {
@@ -75,7 +75,7 @@ impl Consents {
         }
     }
 
-    /// A decision is told once.
+    /// A decision is returned once.
     pub(super) fn ask(&mut self, device_code: &str) -> Verdict {
         let Some(device) = self.devices.get(device_code) else { return Verdict::Unknown };
         let Some(agreed) = device.agreed else { return Verdict::Pending };
@@ -112,7 +112,7 @@ pub(super) async fn authorize(State(state): State<Arc<IssuerState>>, RawQuery(qu
     page(StatusCode::OK, "Log in to the built-in server", "credproxy asks for access to your account.", &hidden(&name))
 }
 
-/// What the person decided: sends the browser back (RFC 6749 section 4.1.2).
+/// The person's decision: redirects the browser back (RFC 6749 section 4.1.2).
 pub(super) async fn decide(State(state): State<Arc<IssuerState>>, body: String) -> Response {
     let members = members(&body);
     let mut consents = state.consents();
@@ -149,7 +149,7 @@ pub(super) async fn device_authorization(State(state): State<Arc<IssuerState>>) 
     Json(answer).into_response()
 }
 
-/// The page that a device's person opens, with the code in its address or without.
+/// The page for a device's user code, which may be in its address.
 pub(super) async fn device(State(state): State<Arc<IssuerState>>, RawQuery(query): RawQuery) -> Response {
     let typed = members(&query.unwrap_or_default()).remove("user_code").unwrap_or_default();
     match state.consents().waiting(&typed) {
@@ -161,7 +161,7 @@ pub(super) async fn device(State(state): State<Arc<IssuerState>>, RawQuery(query
     }
 }
 
-/// What the person decided about a device.
+/// The person's decision about a device.
 pub(super) async fn decide_device(State(state): State<Arc<IssuerState>>, body: String) -> Response {
     let members = members(&body);
     let mut consents = state.consents();
@@ -189,7 +189,7 @@ fn hidden(name: &str) -> String {
     format!(r#"<input type="hidden" name="name" value="{name}">"#)
 }
 
-/// A page; with a field in it, one that asks for a decision.
+/// A page; with a field, it asks for a decision.
 fn page(status: StatusCode, title: &str, text: &str, field: &str) -> Response {
     const BUTTONS: &str = r#"<button name="agree">Agree</button> <button name="refuse">Refuse</button>"#;
     let form = if field.is_empty() { String::new() } else { format!("<form method=\"post\">{field}{BUTTONS}</form>") };

@@ -1,13 +1,13 @@
-//! Where a socket is: how its directory and its file come to be, and who is there already.
+//! Binds a socket: creates its directory and its file, and checks what is there already.
 //!
 //! Invariants:
-//! 1. The directory is closed to others before the socket exists, and the socket is ours alone unless other users
-//!    were named. No other user can put another directory in its place.
-//! 2. A living daemon's socket is never replaced; a dead one's is. What is not a socket is never touched.
-//! 3. Nothing is locked, waited for, or changed by its path that a peer may open or replace: a peer may hold a lock for
+//! 1. The directory is closed to others before the socket exists, and the socket belongs to this user alone unless
+//!    other users were named. No other user can replace the directory.
+//! 2. A live daemon's socket is never replaced; a stale one is. Anything that is not a socket is never touched.
+//! 3. Nothing that a peer may open or replace is locked, waited for, or changed by its path: a peer may hold a lock for
 //!    ever, or put a link there.
 //!
-//! Must not know: who is served there.
+//! Must not know: which requests are served.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -33,22 +33,22 @@ use tokio::net::UnixListener;
 use super::super::peer::Peers;
 use crate::socket_path::{AncestorError, MAX_PATH_BYTES, check_ancestors};
 
-/// Below the host's socket, the directory of those that are made at run time. It is in nobody's way there.
+/// The directory of sandboxes, beside the host's socket, where it is in nobody's way.
 pub const SANDBOXES_DIRECTORY: &str = "sandboxes";
 
-/// How long to try for the lock of those who bind. They hold it for milliseconds; who holds it for longer is no daemon.
+/// How long to try for the lock. Daemons hold it for milliseconds; whoever holds it for longer is not a daemon.
 const BIND_LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Between two tries for it.
+/// The interval between attempts to take it.
 const BIND_LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How many connections may wait to be accepted; the kernel has a limit of its own.
+/// The length of the accept queue; the kernel has a limit of its own.
 const BACKLOG: i32 = 1024;
 
-/// Why a socket cannot be offered.
+/// Why a socket cannot be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// The operating system has no room for such a path.
+    /// The path is longer than the operating system allows.
     #[error("the path {path} has {length} bytes; a socket's path has at most {MAX_PATH_BYTES}: choose a shorter one")]
     TooLong {
         /// The socket.
@@ -59,7 +59,7 @@ pub enum BindError {
     /// The path names no file in a directory.
     #[error("the path {0} does not name a file in a directory")]
     NoDirectory(PathBuf),
-    /// The directory is open to others, or not ours.
+    /// The directory is open to others, or owned by another user.
     #[error("the directory {directory} {reason}; give the socket a directory of its own")]
     Directory {
         /// The socket's directory.
@@ -67,36 +67,36 @@ pub enum BindError {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// Somebody else could put another directory in the place of the socket's.
-    #[error("the way to the socket {path} is not safe")]
+    /// Another user could replace the socket's directory.
+    #[error("the path of the socket {path} is not safe")]
     Ancestor {
         /// The socket.
         path: PathBuf,
-        /// Where it is not.
+        /// The unsafe directory or link.
         #[source]
         source: AncestorError,
     },
-    /// A daemon is listening there.
+    /// A daemon is listening on it.
     #[error("another daemon is listening on {0}; stop it, or choose another path")]
     Live(PathBuf),
-    /// Something else is there.
+    /// Something other than a socket is there.
     #[error("{0} exists and is not a socket; move it away, or choose another path")]
     NotASocket(PathBuf),
-    /// The operating system said no.
+    /// The operating system reported an error.
     #[error("cannot listen on {path}")]
     Io {
         /// The socket.
         path: PathBuf,
-        /// What it said.
+        /// The error.
         #[source]
         source: io::Error,
     },
 }
 
-/// Who is at a socket's path.
+/// The state of a socket's path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SocketState {
-    /// Nobody.
+    /// Nothing is there.
     Absent,
     /// A socket whose daemon is gone.
     Stale,
@@ -104,7 +104,7 @@ pub enum SocketState {
     Live,
 }
 
-/// Binds `path` for `peers`; gives the socket, and the device and inode of its file.
+/// Binds `path` for `peers`; returns the socket, and the device and inode of its file.
 pub(super) fn bind(path: &Path, peers: &Peers) -> Result<(UnixListener, (u64, u64)), BindError> {
     let directory = directory(path)?;
     let failed = |source| BindError::Io { path: path.to_owned(), source };
@@ -120,11 +120,11 @@ pub(super) fn bind(path: &Path, peers: &Peers) -> Result<(UnixListener, (u64, u6
     Ok((accepting, identity))
 }
 
-/// Whether [`bind`] would be refused, or whom it would find. Changes nothing.
+/// Checks whether [`bind`] would succeed, and what it would find at the path. Changes nothing.
 pub(super) fn inspect(path: &Path, peers: &Peers) -> Result<SocketState, BindError> {
     let directory = directory(path)?;
     check_path(directory.parent(), path)?;
-    // One that is not there yet will be ours.
+    // A directory that does not exist yet will be created private.
     if directory.exists() {
         needs_mode_change(directory, path, directory_mode(peers))?;
     }
@@ -146,7 +146,7 @@ fn directory_mode(peers: &Peers) -> u32 {
     if peers.allows_other_users() { 0o711 } else { 0o700 }
 }
 
-/// Makes the socket's directory, closed to others from its first moment, or sees that it is.
+/// Creates the socket's directory, closed to others from the start, or checks an existing one.
 fn prepare(directory: &Path, socket: &Path, mode: u32) -> Result<OwnedFd, BindError> {
     let failed = |source| BindError::Io { path: socket.to_owned(), source };
     let refuse = |reason| BindError::Directory { directory: directory.to_owned(), reason };
@@ -169,7 +169,7 @@ fn check_path(directory: Option<&Path>, socket: &Path) -> Result<(), BindError> 
     checked.map_err(|source| BindError::Ancestor { path: socket.to_owned(), source })
 }
 
-/// Whether the directory's mode is to be changed. An error when it is not ours to change.
+/// Whether the directory's mode has to be changed. Fails if it is not ours to change.
 fn needs_mode_change(directory: &Path, socket: &Path, mode: u32) -> Result<bool, BindError> {
     let failed = |source| BindError::Io { path: socket.to_owned(), source };
     let refuse = |reason| BindError::Directory { directory: directory.to_owned(), reason };
@@ -179,7 +179,7 @@ fn needs_mode_change(directory: &Path, socket: &Path, mode: u32) -> Result<bool,
     }
     let found = metadata.permissions().mode() & 0o7777;
     let own = rustix::process::geteuid().as_raw();
-    // Of a link, too: its owner could lead our clients to a socket of his own.
+    // Links are checked too: a link's owner could redirect our clients to another socket.
     let link = fs::symlink_metadata(directory).map_err(failed)?;
     if metadata.uid() != own || ![own, 0].contains(&link.uid()) {
         return Err(refuse("belongs to another user"));
@@ -191,7 +191,8 @@ fn needs_mode_change(directory: &Path, socket: &Path, mode: u32) -> Result<bool,
     if found == mode {
         return Ok(false);
     }
-    // A directory that others use is not ours to close: only one with nothing in it but our sockets.
+    // The mode of a directory that is used for other things is left alone: only one that contains nothing but our
+    // sockets is closed.
     if found & 0o1022 != 0 {
         return Err(refuse("is writable by others"));
     }
@@ -208,16 +209,16 @@ fn needs_mode_change(directory: &Path, socket: &Path, mode: u32) -> Result<bool,
 fn listen(path: &Path, mode: Mode) -> io::Result<UnixListener> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // On Linux the file is made with the socket's own mode, less the process's umask. Where that is not so, the call
-    // fails, and `set_mode` does it all.
+    // On Linux the file gets the socket's own mode, less the process's umask. Elsewhere `fchmod` fails, and `set_mode`
+    // does it all.
     fchmod(&socket, mode).ok();
     net::bind(&socket, &SocketAddrUnix::new(path)?)?;
     net::listen(&socket, BACKLOG)?;
     UnixListener::from_std(socket.into())
 }
 
-/// Gives the new socket the mode that it does not have yet, and tells its device and inode. The file is held open
-/// meanwhile: who may write to the directory can put a link to another file there at any moment (invariant 3).
+/// Sets the mode of the new socket where it differs, and returns its device and inode. The file is held open meanwhile:
+/// whoever may write to the directory can put a link to another file there at any moment (invariant 3).
 fn set_mode(directory: &OwnedFd, path: &Path, mode: Mode) -> io::Result<(u64, u64)> {
     let name = path.file_name().unwrap_or_default();
     let file = openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
@@ -231,15 +232,15 @@ fn set_mode(directory: &OwnedFd, path: &Path, mode: Mode) -> io::Result<(u64, u6
     Ok((found.st_dev, found.st_ino))
 }
 
-/// Keeps two daemons that start at once from taking each other's socket for a dead one's.
+/// Keeps two daemons that start at once from taking each other's socket for a stale one.
 ///
-/// It is a lock on the directory of the host's socket, which peers cannot open, and it is not waited for for long: a
-/// daemon holds it for milliseconds, and the start does not depend on who else may hold it.
+/// It is a lock on the directory of the host's socket, which peers cannot open. The wait is short: a daemon holds it
+/// for milliseconds, and the start must not depend on any other program that may hold it.
 #[derive(Debug)]
 pub struct BindLock(#[cfg_attr(not(test), expect(dead_code, reason = "it is the lock"))] Option<OwnedFd>);
 
 impl BindLock {
-    /// For the daemon whose host's socket is at `host`.
+    /// The lock for the daemon whose host's socket is at `host`.
     pub async fn take(host: &Path, peers: &Peers) -> Result<Self, BindError> {
         let directory = directory(host)?;
         let opened = prepare(directory, host, directory_mode(peers))?;
@@ -272,14 +273,14 @@ fn socket_state(path: &Path) -> Result<SocketState, BindError> {
         Ok(_) => {}
     }
     match try_connect(path) {
-        // Its queue is full, or it answers: it lives.
+        // Its queue is full, or it accepts: it is live.
         Ok(()) | Err(Errno::AGAIN) => Ok(SocketState::Live),
         Err(Errno::CONNREFUSED) => Ok(SocketState::Stale),
         Err(error) => Err(failed(error.into())),
     }
 }
 
-/// Tries to connect, without waiting: a stopped daemon would keep us for ever.
+/// Tries to connect, without waiting: a stopped daemon would block this one for ever.
 fn try_connect(path: &Path) -> rustix::io::Result<()> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;

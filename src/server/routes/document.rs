@@ -1,4 +1,4 @@
-//! `/openapi.yaml`: the contract.
+//! `/openapi.yaml`: the API's contract.
 
 use http::{Uri, header};
 
@@ -6,7 +6,7 @@ use super::super::{problem::Problem, request::Query};
 
 type Document = ([(header::HeaderName, &'static str); 1], &'static str);
 
-/// `openapi`: the document that this version was tested against.
+/// `openapi`: returns the document that this version was tested against.
 pub(in crate::server) async fn openapi(uri: Uri) -> Result<Document, Problem> {
     Query::parse(&uri, &[])?;
     Ok(([(header::CONTENT_TYPE, "application/yaml")], include_str!("../../../openapi.yaml")))

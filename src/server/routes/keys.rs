@@ -65,7 +65,7 @@ struct Given {
     api_key: String,
 }
 
-/// `listApiKeys`: the keys that the socket may have, without their values.
+/// `listApiKeys`: lists the keys that the socket may read, without their values.
 pub(in crate::server) async fn list(
     State(keys): State<Keys>,
     State(policy): State<Arc<Policy>>,
@@ -80,7 +80,7 @@ pub(in crate::server) async fn list(
     Ok(Json(List { api_keys }))
 }
 
-/// `getApiKey`: a key as it is.
+/// `getApiKey`: returns a key.
 pub(in crate::server) async fn get(
     State(keys): State<Keys>,
     State(policy): State<Arc<Policy>>,
@@ -102,7 +102,7 @@ pub(in crate::server) async fn get(
     Ok(([(header::CONTENT_TYPE, json), (header::ETAG, entity_tag(&tag))], view(&name, &key)).into_response())
 }
 
-/// `putApiKey`: a key in the place of what the name had. The host's alone.
+/// `putApiKey`: stores a key, replacing one of that name. Host only.
 pub(in crate::server) async fn put(
     State(keys): State<Keys>,
     State(policy): State<Arc<Policy>>,
@@ -117,7 +117,8 @@ pub(in crate::server) async fn put(
         return Err(Problem::unauthorized());
     }
     let given: Given = members(&headers, body, MAX_GRANT_BYTES, "api_key").await?;
-    let secret = ApiKey::new(given.api_key).map_err(|error| Problem::invalid(format!("api_key {error}")))?;
+    let secret =
+        ApiKey::new(given.api_key).map_err(|error| Problem::invalid(format!("api_key {}", error.for_socket())))?;
     let (put, tag) = keys.put(&name, secret, expect).await.map_err(|error| Problem::key(&error))?;
     let etag = [(header::ETAG, entity_tag(&tag.to_string()))];
     Ok(if put == Put::Created {
@@ -127,7 +128,7 @@ pub(in crate::server) async fn put(
     })
 }
 
-/// `deleteApiKey`: the key is gone. The host's alone.
+/// `deleteApiKey`: deletes a key. Host only.
 pub(in crate::server) async fn delete(
     State(keys): State<Keys>,
     State(policy): State<Arc<Policy>>,

@@ -1,4 +1,4 @@
-//! `/v1/logins`: logins under way.
+//! `/v1/logins`: pending logins.
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ struct Pasted {
     code: String,
 }
 
-/// `startLogin`: what the person is to do.
+/// `startLogin`: starts a login, and returns what the person has to do.
 pub(in crate::server) async fn start(
     State(logins): State<Logins>,
     Caller { owner, policy, context }: Caller,
@@ -77,7 +77,7 @@ pub(in crate::server) async fn start(
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(View::of(&login, None))).into_response())
 }
 
-/// `getLogin`: how it stands; with `Prefer: wait=N` once it has ended.
+/// `getLogin`: returns the status; with `Prefer: wait=N`, once it has ended.
 pub(in crate::server) async fn get(
     State(logins): State<Logins>,
     State(coordinator): State<Coordinator>,
@@ -95,7 +95,7 @@ pub(in crate::server) async fn get(
     shown(login.inspect(|login| context.set_account(&login.account)), &coordinator, &policy).await
 }
 
-/// `finishLogin`: the code that the person brought.
+/// `finishLogin`: completes a login with the code that the person brought.
 pub(in crate::server) async fn paste(
     State(AppState(state)): State<AppState>,
     caller: Caller,
@@ -114,7 +114,7 @@ pub(in crate::server) async fn paste(
     shown(login, &state.services.coordinator, &policy).await
 }
 
-/// `cancelLogin`: it ends at once and is forgotten.
+/// `cancelLogin`: cancels a login and forgets it.
 pub(in crate::server) async fn cancel(
     State(logins): State<Logins>,
     caller: Caller,
@@ -127,7 +127,7 @@ pub(in crate::server) async fn cancel(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Whether a login got as far as its provider.
+/// Whether the provider was called for a login.
 fn asked_provider(error: &LoginError) -> bool {
     matches!(error, LoginError::Exchange { .. } | LoginError::Store(_))
 }
@@ -139,7 +139,7 @@ fn permitted(caller: Caller) -> Result<Caller, Problem> {
 /// The largest body: a pasted address, whose code may be a JWT of some KiB.
 const MAX_BODY_BYTES: usize = 16 * 1024;
 
-/// A login that has failed is shown as such where somebody asks how it stands.
+/// A failed login is reported with status 200 when its status is requested.
 async fn shown(
     login: Result<Login, LoginError>,
     coordinator: &Coordinator,
@@ -152,13 +152,13 @@ async fn shown(
         }
         Progress::Complete | Progress::Pending | Progress::Failed(_) => None,
     };
-    // A grant may begin with an access token that is of no use, and none of those is handed out anywhere.
+    // A grant may begin with an access token that cannot be used, which is never returned.
     let token = token.filter(|snapshot| !snapshot.expired(&**coordinator.clock()));
     let token = token.and_then(|snapshot| serde_json::from_slice(&snapshot.token.json()).ok());
     Ok(Json(View::of(&login, token)))
 }
 
-/// A login as the API shows it.
+/// A login in the API's format.
 #[derive(Serialize)]
 pub(in crate::server) struct View {
     id: String,

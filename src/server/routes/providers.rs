@@ -1,4 +1,4 @@
-//! `/v1/providers`: what is configured.
+//! `/v1/providers`: the configured providers.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -29,7 +29,7 @@ struct Line {
     buckets: Vec<Bucket>,
 }
 
-/// `listProviders`: the configured providers that the socket may see, with the buckets that hold a grant.
+/// `listProviders`: lists the configured providers that the socket may see, with the buckets that have a grant.
 pub(in crate::server) async fn list(
     State(coordinator): State<Coordinator>,
     State(policy): State<Arc<Policy>>,

@@ -1,4 +1,4 @@
-//! `/v1/sandboxes`: sockets made at run time. The host's alone.
+//! `/v1/sandboxes`: sockets created at run time. Host only.
 
 use axum::{
     Json,
@@ -25,7 +25,7 @@ use crate::{
     sandbox::{Created, Sandbox, SandboxLifetime, SandboxRequest, Sandboxes},
 };
 
-/// The sandboxes, for whoever may have to do with them.
+/// Returns the sandboxes, if the socket may manage them.
 #[derive(Debug)]
 pub(in crate::server) struct HostOnly(Sandboxes);
 
@@ -59,7 +59,7 @@ struct CreateBody {
     tied: bool,
 }
 
-/// `createSandbox`: a socket in a directory of its own.
+/// `createSandbox`: creates a socket in a directory of its own.
 pub(in crate::server) async fn create(
     HostOnly(sandboxes): HostOnly,
     peer: Peer,
@@ -75,7 +75,7 @@ pub(in crate::server) async fn create(
     let request = SandboxRequest {
         lifetime: lifetime.map_err(|error| Problem::invalid(format!("ttl: {error}")))?,
         capability: asked.capability,
-        // The number 0 is nobody's.
+        // No process has the number 0.
         process: asked.tied.then(|| peer.pid.map_or(0, u32::cast_signed)),
         allowed: allowed(asked)?,
     };
@@ -86,7 +86,7 @@ pub(in crate::server) async fn create(
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(View::created(&created))).into_response())
 }
 
-/// `listSandboxes`.
+/// `listSandboxes`: lists the sandboxes.
 pub(in crate::server) async fn list(HostOnly(sandboxes): HostOnly, uri: Uri) -> Result<Response, Problem> {
     #[derive(Serialize)]
     struct List<'a> {
@@ -97,7 +97,7 @@ pub(in crate::server) async fn list(HostOnly(sandboxes): HostOnly, uri: Uri) -> 
     Ok(Json(List { sandboxes: found.iter().map(View::of).collect() }).into_response())
 }
 
-/// `getSandbox`.
+/// `getSandbox`: returns a sandbox.
 pub(in crate::server) async fn get(
     HostOnly(sandboxes): HostOnly,
     SandboxSegment(id): SandboxSegment,
@@ -108,7 +108,7 @@ pub(in crate::server) async fn get(
     Ok(Json(View::of(&sandbox)).into_response())
 }
 
-/// `deleteSandbox`: its connections are cut, and its socket is gone.
+/// `deleteSandbox`: closes its connections and removes its socket.
 pub(in crate::server) async fn delete(
     HostOnly(sandboxes): HostOnly,
     SandboxSegment(id): SandboxSegment,
@@ -131,7 +131,7 @@ fn allowed(asked: CreateBody) -> Result<Allowed, Problem> {
     Ok(Allowed::new(allow, operations, asked.keys))
 }
 
-/// A sandbox as the API shows it.
+/// A sandbox in the API's format.
 #[derive(Serialize)]
 struct View<'a> {
     id: String,

@@ -1,4 +1,4 @@
-//! `/v1/tokens`: grants and the tokens they give.
+//! `/v1/tokens`: grants and their access tokens.
 
 use std::{sync::Arc, time::Duration};
 
@@ -40,7 +40,7 @@ const JSON: &str = "application/json";
 /// The longest long poll. Proxies and clients commonly give up after a minute without a byte.
 pub(super) const MAX_LONG_POLL: Duration = Duration::from_mins(1);
 
-/// `refreshToken`: a new token, whoever asks.
+/// `refreshToken`: returns a new token.
 pub(in crate::server) async fn refresh(
     State(coordinator): State<Coordinator>,
     State(policy): State<Arc<Policy>>,
@@ -66,7 +66,8 @@ pub(in crate::server) async fn refresh(
     }
 }
 
-/// `getToken`: a token that lasts a while; `HEAD` shows the headers of what there is and refreshes nothing.
+/// `getToken`: returns a token that is valid for a while. `HEAD` returns the headers of the current one and refreshes
+/// nothing.
 pub(in crate::server) async fn get(
     State(AppState(state)): State<AppState>,
     context: RequestContext,
@@ -88,12 +89,12 @@ pub(in crate::server) async fn get(
     {
         return Ok(token(&snapshot));
     }
-    // Boxed, so that room for what seldom happens is not made for every request.
+    // Boxed, so that the rare case does not enlarge the future of every request.
     let caller = context.caller();
     Box::pin(get_waiting(&state.services.coordinator, account.into(), min_validity, headers, caller)).await
 }
 
-/// The same, where something is to be waited for, or nothing is to be sent.
+/// `getToken` with `Prefer: wait`, or as `HEAD`.
 async fn get_waiting(
     coordinator: &Coordinator,
     account: Account,
@@ -117,7 +118,7 @@ async fn get_waiting(
     Ok(token(&snapshot))
 }
 
-/// `putToken`: a whole grant, refresh token and all. The host's alone.
+/// `putToken`: stores a whole grant, including its refresh token. Host only.
 pub(in crate::server) async fn put(
     State(AppState(state)): State<AppState>,
     context: RequestContext,
@@ -153,7 +154,7 @@ pub(in crate::server) async fn put(
     Ok(response)
 }
 
-/// Where a grant is to go.
+/// The new name of a grant.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NewName {
@@ -162,7 +163,7 @@ struct NewName {
     bucket: Bucket,
 }
 
-/// `renameToken`: the grant under another name. The host's alone.
+/// `renameToken`: renames a grant. Host only.
 pub(in crate::server) async fn rename(
     State(coordinator): State<Coordinator>,
     State(policy): State<Arc<Policy>>,
@@ -181,7 +182,7 @@ pub(in crate::server) async fn rename(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// `deleteToken`: the grant is gone, and with `revoke=true` the provider is told. The host's alone.
+/// `deleteToken`: deletes a grant, and with `revoke=true` tells the provider. Host only.
 pub(in crate::server) async fn delete(
     State(coordinator): State<Coordinator>,
     State(policy): State<Arc<Policy>>,
@@ -244,7 +245,7 @@ impl From<Status> for Line {
     }
 }
 
-/// `listTokens`: how every account stands that the socket may see.
+/// `listTokens`: lists the status of every account that the socket may see.
 pub(in crate::server) async fn list(
     State(coordinator): State<Coordinator>,
     State(policy): State<Arc<Policy>>,
@@ -252,13 +253,14 @@ pub(in crate::server) async fn list(
 ) -> Result<Response, Problem> {
     Query::parse(&uri, &[])?;
     may_list(&policy)?;
-    // Written line by line: of a hundred thousand accounts the lines alone take less than all that they are made of.
+    // Written line by line: for a hundred thousand accounts the lines take less memory than the values they are made
+    // from.
     let mut json = b"{\"tokens\":[".to_vec();
     let write = |status| {
         if !json.ends_with(b"[") {
             json.push(b',');
         }
-        // Strings, numbers and truth values always serialize.
+        // Strings, numbers and booleans always serialize.
         serde_json::to_writer(&mut json, &Line::from(status)).unwrap_or_default();
     };
     coordinator.overview(&|account| policy.sees(account), write).await.map_err(list_error)?;
@@ -270,7 +272,7 @@ fn permitted<'a>(policy: &Policy, operation: Operation, account: impl Into<Accou
     if policy.permits(operation, account) { Ok(()) } else { Err(Problem::unauthorized()) }
 }
 
-/// Digits alone: a sign, a fraction or a unit is a misunderstanding.
+/// Digits only: a sign, a fraction or a unit is a mistake.
 fn seconds(text: &str) -> Result<Duration, Problem> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     match text.parse() {
@@ -300,14 +302,14 @@ fn location(account: &Account) -> String {
     }
 }
 
-/// Reads a grant in the form of a token answer (RFC 6749 section 5.1), strictly: a person wrote it, and can mend it.
+/// Parses a grant in the format of a token answer (RFC 6749 section 5.1), strictly: a person wrote it, and can fix it.
 fn grant(body: &[u8]) -> Result<Issued, Problem> {
     let mut members: Map<String, Value> =
         serde_json::from_slice(body).map_err(|_| Problem::invalid("the body is not a JSON object"))?;
     let access_token = text(&mut members, "access_token")?
         .ok_or_else(|| Problem::invalid("access_token is missing"))
         .and_then(|text| AccessToken::new(text).map_err(|error| secret("access_token", error)))?;
-    // An empty one is none, as in the answers of many providers.
+    // An empty string counts as absent, as in the answers of many providers.
     let successor = text(&mut members, REFRESH_MEMBER)?.filter(|text| !text.is_empty()).map(RefreshToken::new);
     let issued = Issued {
         access_token,
@@ -326,7 +328,7 @@ fn grant(body: &[u8]) -> Result<Issued, Problem> {
 const REFRESH_MEMBER: &str = crate::secret::FORBIDDEN_TEXT;
 
 fn secret(member: &str, error: SecretError) -> Problem {
-    Problem::new(ProblemCode::InvalidRequest, format!("{member} {error}"))
+    Problem::new(ProblemCode::InvalidRequest, format!("{member} {}", error.for_socket()))
 }
 
 fn text(members: &mut Map<String, Value>, name: &str) -> Result<Option<String>, Problem> {

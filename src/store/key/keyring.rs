@@ -1,12 +1,12 @@
-//! The store key in the platform's keyring: on Linux the Secret Service, which a desktop brings.
+//! The store key in the platform's keyring: on Linux the Secret Service of the desktop.
 //!
-//! Owns: the entries, one per store and one for a staged key, and the limit with a keyring that does not answer.
+//! Owns: the entries, one per store and one for a staged key, and the timeout for a keyring that does not answer.
 //!
 //! Invariants:
-//! 1. Two daemons that start at once agree on one key: who makes it holds the lock of the store's directory.
-//! 2. A key counts as made when the keyring gives it back.
-//! 3. No question takes longer than `KEYRING_TIMEOUT`, whatever the keyring does: it is asked on a thread of its own, which
-//!    the end of the process does not wait for.
+//! 1. Two daemons that start at once agree on one key: a key is created under the lock of the store's directory.
+//! 2. A key counts as created once the keyring returns it.
+//! 3. No call takes longer than `KEYRING_TIMEOUT`, whatever the keyring does: it runs on its own thread, which does not
+//!    keep the process from ending.
 //!
 //! Must not know: what the key seals.
 
@@ -24,20 +24,20 @@ use zeroize::Zeroizing;
 use super::{digits, from_text, private, random, same};
 use crate::{private::FileError, secret::StoreKey, store::StoreError};
 
-/// Long enough for a person to find the window in which the keyring asks to be unlocked, and to type.
+/// Long enough for a person to find the keyring's unlock dialog and enter the password.
 const KEYRING_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Where the key is, in errors.
+/// The key's source, in errors.
 pub const PLACE: &str = "the keyring";
 
-/// The other places for a key, as the configuration names them.
+/// The other sources of a key, as named in the configuration.
 pub(super) const OTHER_SOURCES: &str = "\"file\", \"env:NAME\", \"command:CMD\" or \"credential:NAME\"";
 
-/// The name under which a keyring's own window lists our entries.
+/// The label of our entries in a keyring's own window.
 #[cfg(feature = "keyring")]
 const SERVICE: &str = "credproxy";
 
-/// What a keyring must be able to do, so that a test can be one. An error is what the keyring says.
+/// The operations of a keyring, so that tests can replace it. An error is the keyring's text.
 trait Vault: Send + Sync {
     fn get(&self, entry: &str) -> Result<Option<Zeroizing<String>>, String>;
     fn set(&self, entry: &str, key: &str) -> Result<(), String>;
@@ -52,13 +52,13 @@ pub struct KeyringKey {
 }
 
 impl KeyringKey {
-    /// The key of the store in the file `store`, by whose path the entry goes.
+    /// The key of the store in the file `store`. The entry is identified by that path.
     pub fn of(store: &Path) -> Result<Self, StoreError> {
         let store = std::path::absolute(store).map_err(FileError::at("find", store))?;
         Ok(Self { vault: Arc::new(Platform), store })
     }
 
-    /// The key; it is made when there is none and no store either.
+    /// Returns the key, which is created if there is neither a key nor a store.
     ///
     /// `store_exists`: whether there is a store that was sealed with this key.
     pub async fn get_or_make(&self, store_exists: bool) -> Result<StoreKey, StoreError> {
@@ -70,25 +70,24 @@ impl KeyringKey {
         .await
     }
 
-    /// The key that a change of the key has staged.
+    /// The staged key of a key change.
     pub async fn staged(&self) -> Result<Option<StoreKey>, StoreError> {
         self.ask(|this| this.find(&this.stage())).await
     }
 
-    /// Stages a random key, in place of one that was staged before and never came to be used.
+    /// Stages a random key, replacing an earlier staged key that was never used.
     pub async fn stage_new(&self) -> Result<StoreKey, StoreError> {
         self.ask(|this| this.put_random(&this.stage())).await
     }
 
-    /// Puts the staged key, which is `key`, in the place of the old one. Nothing to do when another process has done
-    /// it.
+    /// Replaces the old key with the staged one, `key`. Does nothing if another process has done it.
     pub async fn switch(&self, key: StoreKey) -> Result<(), StoreError> {
         self.ask(move |this| {
             if let Some(text) = this.vault.get(&this.stage()).map_err(refused)?
                 && from_text(text.as_bytes(), PLACE).is_ok_and(|staged| same(&staged, &key))
             {
                 this.vault.set(&this.entry(), &text).map_err(refused)?;
-                // Only when the keyring gives the new key back (invariant 2) may the stage go.
+                // The staged entry may be removed only once the keyring returns the new key (invariant 2).
                 if this.find(&this.entry())?.is_some_and(|now| same(&now, &key)) {
                     this.vault.remove(&this.stage()).map_err(refused)?;
                 }
@@ -157,7 +156,7 @@ async fn within<T: Send + 'static>(
 ) -> Result<T, StoreError> {
     let (answer, answered) = oneshot::channel();
     let ask = move || {
-        // Nobody waits any more when this fails.
+        // The send fails if the caller has given up.
         answer.send(question()).ok();
     };
     thread::Builder::new().name("keyring".to_owned()).spawn(ask).map_err(StoreError::unavailable)?;
@@ -186,14 +185,14 @@ struct Platform;
 #[cfg(feature = "keyring")]
 impl Platform {
     fn entry(entry: &str) -> Result<keyring::v1::Entry, String> {
-        // The attempt to reach the keyring is made once; why it failed is to be asked for apart.
+        // The connection to the keyring is attempted once; its error has to be fetched separately.
         if let Err(error) = keyring::v1::Entry::store_status() {
             return Err(Self::reason(error));
         }
         keyring::v1::Entry::new(SERVICE, entry).map_err(|error| Self::reason(&error))
     }
 
-    /// Of errors that carry what was read, only the kind.
+    /// Only the kind of errors that contain what was read.
     fn reason(error: &keyring::v1::Error) -> String {
         use keyring::v1::Error;
         match error {

@@ -1,13 +1,12 @@
-//! A store key made of a passphrase.
+//! A store key derived from a passphrase.
 //!
-//! Owns: the derivation (Argon2id, RFC 9106), whose salt and costs are written in the store in clear, and what a
-//! person is asked.
+//! Owns: the derivation (Argon2id, RFC 9106), whose salt and costs are stored in clear, and the prompts.
 //!
 //! Invariants:
-//! 1. A key is made again with the costs it was made with, whatever this version would choose.
-//! 2. Costs that no version ever wrote are damage, not a reason to take all memory.
+//! 1. A key is derived again with the costs it was created with, whatever this version would choose.
+//! 2. Costs that no version ever wrote are treated as damage, and do not use up the memory.
 //!
-//! Must not know: how a person is asked.
+//! Must not know: how a person is prompted.
 
 use std::{fmt::Write as _, io};
 
@@ -30,14 +29,14 @@ const PASSES: u32 = 3;
 const LANES: u32 = 4;
 const SALT: usize = 16;
 
-/// Invariant 2: sixteen times what is written now.
+/// Invariant 2: sixteen times the present cost.
 const MAX_MEMORY_KIB: u32 = 16 * MEMORY_KIB;
 const MAX_PASSES: u32 = 16 * PASSES;
 
-/// A shorter one is guessed from a stolen copy in hours, whatever the costs.
+/// A shorter one can be guessed from a stolen copy in hours, whatever the costs.
 const MIN_CHARACTERS: usize = 8;
 
-/// How a key is made of a passphrase.
+/// The parameters by which a key is derived from a passphrase.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Derivation {
@@ -55,26 +54,26 @@ enum Name {
     Argon2id,
 }
 
-/// Why a person did not give a passphrase.
+/// Why no passphrase was entered.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// Standard input is not a terminal: nobody is there to be asked.
+    /// Standard input is not a terminal, so nobody can be asked.
     #[error(
         "there is no terminal to ask for the passphrase on; start the daemon on one, or keep the key elsewhere: \
          `credproxy store rekey --to SOURCE` with {}",
         super::keyring::OTHER_SOURCES
     )]
     NoTerminal,
-    /// The terminal failed, or the person gave up.
+    /// The terminal failed, or the person cancelled.
     #[error("the passphrase could not be read")]
     Terminal(#[source] io::Error),
-    /// Nothing, or too much, was typed.
+    /// The input was empty or too long.
     #[error("the passphrase {0}")]
     Unfit(crate::secret::SecretError),
-    /// Too short, when it was chosen.
+    /// The new passphrase is too short.
     #[error("the passphrase is shorter than {MIN_CHARACTERS} characters")]
     TooShort,
-    /// Chosen twice, and not alike.
+    /// The two entries of a new passphrase differ.
     #[error("the two passphrases differ")]
     Differ,
 }
@@ -85,18 +84,18 @@ impl From<AskError> for StoreError {
     }
 }
 
-/// Where the key is, in errors.
+/// The key's source, in errors.
 pub const PLACE: &str = "the passphrase";
 
-/// Asks a person, with this prompt.
+/// Prompts a person.
 pub type Ask<'a> = &'a (dyn Fn(&str) -> Result<Passphrase, AskError> + Sync);
 
-/// Asks for the passphrase of a store that is there.
+/// Asks for the passphrase of an existing store.
 pub fn ask(ask: Ask<'_>) -> Result<Passphrase, StoreError> {
     Ok(ask("passphrase of the credproxy store: ")?)
 }
 
-/// Has a passphrase chosen.
+/// Asks for a new passphrase, twice.
 pub fn choose(ask: Ask<'_>) -> Result<Passphrase, StoreError> {
     let chosen = ask("new passphrase for the credproxy store: ")?;
     if chosen.characters() < MIN_CHARACTERS {
@@ -109,7 +108,7 @@ pub fn choose(ask: Ask<'_>) -> Result<Passphrase, StoreError> {
 }
 
 impl Derivation {
-    /// With a salt of its own and the costs that are right today.
+    /// A new random salt with the current costs.
     pub fn new() -> Result<Self, StoreError> {
         let mut salt = [0; SALT];
         getrandom::fill(&mut salt).map_err(StoreError::unavailable)?;
@@ -121,7 +120,7 @@ impl Derivation {
         Ok(Self { algorithm: Name::Argon2id, memory_kib: MEMORY_KIB, passes: PASSES, lanes: LANES, salt })
     }
 
-    /// The key. It takes a good part of a second, and the memory that it says.
+    /// Derives the key. It takes a good part of a second, and as much memory as the costs say.
     #[expect(clippy::disallowed_methods, reason = "the passphrase goes from here into the derivation alone")]
     pub fn key(&self, passphrase: &Passphrase) -> Result<StoreKey, StoreError> {
         let salt = self.salt().ok_or_else(damaged)?;
@@ -136,12 +135,12 @@ impl Derivation {
         Ok(StoreKey::new(*key))
     }
 
-    /// As it is written in the store.
+    /// The form in which it is stored.
     pub(crate) fn to_text(&self) -> Result<String, StoreError> {
         serde_json::to_string(self).map_err(StoreError::unavailable)
     }
 
-    /// Reads [`Derivation::to_text`].
+    /// Parses [`Derivation::to_text`].
     pub(crate) fn from_text(text: &str) -> Result<Self, StoreError> {
         serde_json::from_str(text).map_err(|_| damaged())
     }

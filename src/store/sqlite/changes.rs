@@ -1,6 +1,6 @@
-//! The changes of the records, each as the writer carries it out.
+//! The changes to records, as carried out by the writer.
 //!
-//! Must not know: when, and with which others.
+//! Must not know: when a change is carried out, and together with which others.
 
 use async_trait::async_trait;
 use sqlx::SqliteConnection;
@@ -17,11 +17,11 @@ use crate::{
     store::{Claim, Expect, KnownToken, Put, PutGrant, Record, Renamed, Revision, StoreError},
 };
 
-/// Takes the lease and marks the presentation.
+/// Takes the lease and records the presentation.
 pub(super) struct ClaimChange {
     pub(super) account: Account,
     pub(super) expected: Revision,
-    /// The mark, as it is written.
+    /// The presentation in its stored form.
     pub(super) presented: String,
 }
 
@@ -44,13 +44,14 @@ impl Change for ClaimChange {
         if owner::is_alive(&shared.files.owners, &holder)? {
             return Ok(Claim::Held);
         }
-        // Compares the owner again, and ids are never used twice: of two that find it dead, one gets the lease.
+        // The owner is compared again, and ids are never reused: of two owners that find it dead, only one gets the
+        // lease.
         let inherited = rows::claim(connection, wanted, Some(&holder)).await.map_err(StoreError::unavailable)?;
         Ok(if inherited { taken } else { Claim::Changed })
     }
 }
 
-/// Writes the marks and releases the lease.
+/// Saves the refresh state and releases the lease.
 pub(super) struct SettleChange {
     pub(super) account: Account,
     pub(super) version: Version,
@@ -63,7 +64,7 @@ impl Change for SettleChange {
 
     const NEEDS_TRANSACTION: bool = false;
 
-    // What came of a presentation is worth a try.
+    // The result of a presentation is worth a try.
     const NEEDS_LOG_IN_PLACE: bool = false;
 
     async fn carry_out(&self, shared: &Shared, connection: &mut SqliteConnection) -> Result<bool, StoreError> {
@@ -73,7 +74,7 @@ impl Change for SettleChange {
     }
 }
 
-/// Puts the next generation in the place of the one before.
+/// Replaces a generation with the next one.
 pub(super) struct SaveChange {
     pub(super) account: Account,
     pub(super) version: Version,
@@ -81,7 +82,7 @@ pub(super) struct SaveChange {
     pub(super) refresh_state: RefreshStateColumns,
 }
 
-/// A grant as it is written.
+/// A grant in its stored form.
 pub(super) struct Sealed {
     pub(super) version: Version,
     pub(super) bytes: Vec<u8>,
@@ -100,21 +101,21 @@ impl Change for SaveChange {
 
     const NEEDS_TRANSACTION: bool = false;
 
-    // It may be the only place where the successor is.
+    // This may be the only copy of the successor.
     const NEEDS_LOG_IN_PLACE: bool = false;
 
     async fn carry_out(&self, _: &Shared, connection: &mut SqliteConnection) -> Result<bool, StoreError> {
         let saved = rows::save(connection, &self.account, self.version, self.next.content(), &self.refresh_state).await;
         let saved = saved.map_err(StoreError::unavailable)?;
         if let Some(fingerprint) = self.next.fingerprint.filter(|_| saved) {
-            // It is the only one there is, so it is stored all the same.
+            // It is the only copy, so it is stored nevertheless.
             match rows::known(connection, &self.account, fingerprint, &[]).await {
                 Ok(Some(KnownToken { account: other, spent })) => tracing::warn!(
                     account = %self.account, %other, spent,
                     "the provider has issued a refresh token that is known already: one refresh may end another's chain"
                 ),
                 Ok(None) => {}
-                Err(error) => tracing::debug!(%error, "could not look for the refresh token elsewhere"),
+                Err(error) => tracing::debug!(%error, "could not search for the refresh token under other accounts"),
             }
         }
         Ok(saved)
@@ -125,7 +126,7 @@ impl Change for SaveChange {
 pub(super) struct PutChange {
     pub(super) account: Account,
     pub(super) grant: Sealed,
-    /// The same in the version in which the account was found to hold the refresh token, if it was.
+    /// The version in which the account was found to have the refresh token already, if so.
     pub(super) held: Option<Sealed>,
     pub(super) expect: Expect,
     pub(super) siblings: Vec<ProviderName>,
@@ -133,7 +134,7 @@ pub(super) struct PutChange {
 
 #[async_trait]
 impl Change for PutChange {
-    /// `None`: the account holds the refresh token in another version than it was found to.
+    /// `None`: the account has the refresh token in another version than was found.
     type Outcome = Option<PutGrant>;
 
     const NEEDS_TRANSACTION: bool = true;
@@ -171,7 +172,7 @@ impl Change for PutChange {
     }
 }
 
-/// Gives a record another name.
+/// Renames a record.
 pub(super) struct RenameChange {
     pub(super) from: Account,
     pub(super) to: Account,
@@ -221,7 +222,7 @@ impl Change for DeleteChange {
     }
 }
 
-/// Changes nothing that anybody sees, durably.
+/// A durable write that changes nothing visible.
 pub(super) struct ProbeChange;
 
 #[async_trait]

@@ -1,15 +1,16 @@
-//! The database file: found, judged, made.
+//! The database file: locating, checking and creating it.
 //!
-//! Owns: the schema and its format number, and how connections are made.
+//! Owns: the schema and its format number, and how connections are opened.
 //!
 //! Invariants:
-//! 1. Nothing is written to a file before it is known to be an empty one, or a store of this format or an earlier one.
-//! 2. The tables and the check value of the key come in one commit: a store whose key cannot be checked never stands.
-//! 3. Whoever prepares the store is alone at it: the directory of the owners is locked meanwhile.
-//! 4. A store of an earlier format is brought up to this one in one commit, and only by who has its key.
-//! 5. A key that was made of a passphrase stands in the same commit with what it takes to make it again.
+//! 1. Nothing is written to a file unless it is empty, or a store of this or an earlier format.
+//! 2. The tables and the check value of the key are committed together: there is never a store whose key cannot be
+//!    checked.
+//! 3. A store is prepared under an exclusive lock of the owners' directory.
+//! 4. A store of an earlier format is migrated in one commit, and only with its key.
+//! 5. A key derived from a passphrase is committed together with the parameters to derive it again.
 //!
-//! Must not know: what the records hold.
+//! Must not know: what the records contain.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -40,11 +41,12 @@ use crate::{
 /// Format 1 had no items, format 2 no fingerprints of refresh tokens.
 const FORMAT: i64 = 3;
 
-/// "crpx": tells our databases from those of other programs (<https://www.sqlite.org/fileformat.html#application_id>).
+/// "crpx": distinguishes our databases from those of other programs
+/// (<https://www.sqlite.org/fileformat.html#application_id>).
 const APPLICATION: i64 = 0x6372_7078;
 
-/// `derivation` tells how the key is made of a passphrase, if it is. `deleted_revision` is the highest revision that a
-/// deleted record had. A new record begins above it, so that no revision of an account comes back.
+/// `derivation` has the parameters of a key that is derived from a passphrase. `deleted_revision` is the highest
+/// revision of a deleted record. A new record begins above it, so that no revision of an account is reused.
 const SCHEMA: &str = "
     CREATE TABLE meta (
         only INTEGER PRIMARY KEY CHECK (only = 1),
@@ -68,8 +70,8 @@ const SCHEMA: &str = "
     PRAGMA application_id = 0x63727078;
 ";
 
-/// What format 2 has beyond format 1. A program that knows format 1 alone would leave the items behind when the key
-/// changes, so it must not take the store for its own.
+/// What format 2 adds to format 1. A program for format 1 would skip the items when the key changes, so it must not
+/// open the store.
 const ITEMS: &str = "
     CREATE TABLE items (
         kind TEXT NOT NULL,
@@ -81,11 +83,11 @@ const ITEMS: &str = "
     PRAGMA user_version = 2;
 ";
 
-/// What format 3 has beyond format 2: by what refresh tokens are recognised that are held or were spent, and where the
-/// store is, to notice that it is a copy. A program that knows format 2 alone would not keep this true.
+/// What format 3 adds to format 2: fingerprints of the present and spent refresh tokens, and the store's location, to
+/// recognise a copy. A program for format 2 would not maintain them.
 ///
-/// A refresh that brings a new refresh token spends the one before, in the same statement. The last ones of an account
-/// are kept, at least `SPENT_TOKENS` (64) and at most twice as many.
+/// A refresh with a new refresh token records the previous one as spent, in the same statement. The last ones of an
+/// account are kept, at least `SPENT_TOKENS` (64) and at most twice as many.
 const FINGERPRINTS: &str = "
     ALTER TABLE meta ADD COLUMN fingerprint_key BLOB;
     ALTER TABLE meta ADD COLUMN place BLOB;
@@ -119,15 +121,16 @@ const FINGERPRINTS: &str = "
     PRAGMA user_version = 3;
 ";
 
-/// The spent refresh tokens of a deleted grant are forgotten after 90 days: whoever has them in a file has used it since.
+/// The spent refresh tokens of a deleted grant are forgotten after 90 days: whoever has them in a file has used it
+/// since.
 const SWEEP: &str = "DELETE FROM spent_tokens WHERE deleted_at < (unixepoch() - 90 * 86400) * 1000";
 
-/// Another file is where the store was.
+/// The store's path names another file now.
 #[derive(Debug, thiserror::Error)]
 #[error("{} was replaced while in use: put the old file back, or start the daemon again", .0.display())]
 struct ReplacedError(PathBuf);
 
-/// What was committed last is in a file that has no name any more.
+/// The last commits are in a file that has been deleted.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{} was removed or replaced while in use: stop the daemon with SIGTERM, which saves what is in it, and start it again",
@@ -138,10 +141,10 @@ struct LogReplacedError(PathBuf);
 /// Device and inode.
 type FileIdentity = (u64, u64);
 
-/// The files that SQLite keeps beside the database for as long as it is open: the write-ahead log and its index.
+/// The files that SQLite keeps beside an open database: the write-ahead log and its index.
 const LOG_FILES: [&str; 2] = ["-wal", "-shm"];
 
-/// Where the store is.
+/// The store's files.
 #[derive(Debug)]
 pub(super) struct StoreFiles {
     pub(super) file: PathBuf,
@@ -149,7 +152,7 @@ pub(super) struct StoreFiles {
     pub(super) owners: PathBuf,
     /// Of the file in use.
     identity: OnceLock<FileIdentity>,
-    /// Of the write-ahead log and its index, while a connection that writes is open.
+    /// Of the write-ahead log and its index, while a writing connection is open.
     log: Mutex<Option<[FileIdentity; LOG_FILES.len()]>>,
 }
 
@@ -157,12 +160,12 @@ pub(super) struct StoreFiles {
 pub(super) struct Prepared {
     pub(super) connection: SqliteConnection,
     pub(super) fingerprints: FingerprintKey,
-    /// It is in another place than it was left in.
+    /// It is in another place than before.
     pub(super) copied: bool,
 }
 
 impl StoreFiles {
-    /// An absolute path, which SQLite cannot take for a URI or for its `:memory:`.
+    /// An absolute path, which SQLite cannot mistake for a URI or for `:memory:`.
     pub(super) fn new(file: &Path) -> Result<Self, StoreError> {
         let file = std::path::absolute(file).map_err(FileError::at("find", file))?;
         let Some(directory) = file.parent().map(Path::to_owned) else {
@@ -172,21 +175,21 @@ impl StoreFiles {
         Ok(Self { owners, directory, file, identity: OnceLock::new(), log: Mutex::default() })
     }
 
-    /// Makes what is missing, privately, and refuses what is there and open to others.
+    /// Creates missing files with private modes, and refuses existing ones that are open to others.
     pub(super) fn make_files(&self) -> Result<(), StoreError> {
         if !self.check_file("")? {
             private::create_private_file(&self.file).map_err(FileError::at("make the store", &self.file))?;
             private::sync_directory(&self.directory)?;
         }
-        // SQLite gives these the mode of the database when it makes them.
+        // SQLite creates these with the mode of the database.
         for suffix in LOG_FILES {
             self.check_file(suffix)?;
         }
         self.ensure_in_place()
     }
 
-    /// Sees that the path still names the file that it named first. What is written to a file that was moved away is
-    /// lost with the process, and a refresh token spent for it.
+    /// Checks that the path still names the file that it named first. Writes to a file that was moved away are lost
+    /// with the process, and a refresh token is spent for nothing.
     pub(super) fn ensure_in_place(&self) -> Result<(), StoreError> {
         let found = identity(&self.file)?;
         if *self.identity.get_or_init(|| found) == found {
@@ -196,8 +199,8 @@ impl StoreFiles {
         }
     }
 
-    /// The same for the write-ahead log: what is committed to one without a name is gone with the process, unless that
-    /// ends in order.
+    /// Checks the write-ahead log in the same way: commits to a deleted one are lost with the process, unless that ends
+    /// in order.
     pub(super) fn ensure_log_in_place(&self) -> Result<(), StoreError> {
         let Some(known) = *self.log() else { return Ok(()) };
         for (suffix, known) in LOG_FILES.into_iter().zip(known) {
@@ -209,14 +212,15 @@ impl StoreFiles {
         Ok(())
     }
 
-    /// Remembers the write-ahead log that a connection has open which was used before.
+    /// Records the write-ahead log of a connection that has been used before.
     pub(super) fn adopt_log(&self) -> Result<(), StoreError> {
         let [wal, index] = LOG_FILES.map(|suffix| identity(&self.beside(suffix)));
         *self.log() = Some([wal?, index?]);
         Ok(())
     }
 
-    /// The connection that writes is closed: if it was the last one, SQLite has removed the write-ahead log.
+    /// Forgets the write-ahead log after the writing connection is closed: if it was the last one, SQLite has removed
+    /// the file.
     pub(super) fn forget_log(&self) {
         *self.log() = None;
     }
@@ -231,7 +235,7 @@ impl StoreFiles {
         path.into()
     }
 
-    /// Looks at a file by name: to open and close it would drop the locks that SQLite holds on it in this process
+    /// Examines a file by name: opening and closing it would drop the locks that SQLite holds on it in this process
     /// (<https://www.sqlite.org/howtocorrupt.html>, section 2.2).
     fn check_file(&self, suffix: &str) -> Result<bool, StoreError> {
         let path = self.beside(suffix);
@@ -242,7 +246,7 @@ impl StoreFiles {
         }
     }
 
-    /// Waits until nobody else prepares a store in this directory.
+    /// Waits until no other process prepares a store in this directory.
     pub(super) async fn lock(&self) -> Result<File, StoreError> {
         private::private_directory(&self.directory)?;
         private::private_directory(&self.owners)?;
@@ -269,7 +273,7 @@ impl StoreFiles {
             .disable_statement_logging()
     }
 
-    /// Connects to the file, which may be empty, and leaves a store of this format and key there.
+    /// Connects to the file, which may be empty, and creates or migrates the store.
     pub(super) async fn prepare(
         &self,
         sealer: &Sealer,
@@ -308,18 +312,18 @@ impl StoreFiles {
         opened.ok_or_else(|| unfit(&self.file, "is damaged; put back a copy of the store"))
     }
 
-    /// By what the store recognises its place: the machine, and the file on it. A copy is another file, however it is
-    /// made; the time of the making tells two files apart that have the same number in two file systems. A device's
-    /// number is of no use: it may be another one after the next start of the machine.
+    /// The location by which the store recognises that it was copied or moved: the machine, and the file on it. A copy
+    /// is another file, however it is made; the creation time distinguishes files with the same number in two file
+    /// systems. A device number is of no use: it may change when the machine is restarted.
     fn fingerprint(&self, key: &FingerprintKey) -> Result<TokenFingerprint, StoreError> {
         let found = fs::symlink_metadata(&self.file).map_err(FileError::at("look at", &self.file))?;
         let made = found.created().ok().and_then(|made| made.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
-        // Not there, or not everywhere: then the file alone decides.
+        // Not available everywhere: then the file alone decides.
         let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
         Ok(key.fingerprint(format!("{} {} {}", machine.trim(), found.ino(), made.as_nanos()).as_bytes()))
     }
 
-    /// Connects to a store that is there, to read it and change nothing. `None` when none was made yet.
+    /// Connects to an existing store for reading only. `None` if none was created yet.
     pub(super) async fn connect_to_read(&self) -> Result<Option<SqliteConnection>, StoreError> {
         if !self.check_file("")? {
             return Ok(None);
@@ -346,18 +350,17 @@ impl StoreFiles {
         }
     }
 
-    /// Whether there are items in a store that was opened to be read.
+    /// Whether a store that was opened for reading has items.
     pub(super) async fn has_items(&self, connection: &mut SqliteConnection) -> Result<bool, StoreError> {
         Ok(self.format(connection).await?.is_some_and(|format| format >= 2))
     }
 
-    /// Whether a store that was opened to be read has what format 3 has.
+    /// Whether a store that was opened for reading has what format 3 adds.
     pub(super) async fn has_fingerprints(&self, connection: &mut SqliteConnection) -> Result<bool, StoreError> {
         Ok(self.format(connection).await?.is_some_and(|format| format >= 3))
     }
 
-    /// The format of the store, `None` when it is yet to be made; an error if what is there is not a store that this
-    /// version can read.
+    /// The format of the store, `None` if it has not been created yet; an error if this version cannot read it.
     async fn format(&self, connection: &mut SqliteConnection) -> Result<Option<i64>, StoreError> {
         let mut ask = async |query: &'static str| -> Result<i64, StoreError> {
             sqlx::query_scalar(query).fetch_one(&mut *connection).await.map_err(|error| self.unopened(error))
@@ -374,7 +377,7 @@ impl StoreFiles {
         }
     }
 
-    /// Sorts an error met while the file is not known to be sound.
+    /// Maps an error that occurs while the file may be unsound.
     pub(super) fn unopened(&self, error: sqlx::Error) -> StoreError {
         // The primary result code is the low byte (<https://www.sqlite.org/rescode.html>).
         let code =
@@ -393,7 +396,7 @@ impl StoreFiles {
 const CORRUPT: i32 = 11;
 const NOT_A_DATABASE: i32 = 26;
 
-/// The mode stays with the file; there is nothing to do but the first time.
+/// The journal mode is stored in the file; this changes it only the first time.
 async fn use_wal(connection: &mut SqliteConnection, file: &Path) -> Result<(), StoreError> {
     let mode: String =
         sqlx::query_scalar("PRAGMA journal_mode = WAL").fetch_one(connection).await.map_err(StoreError::unavailable)?;
@@ -420,7 +423,7 @@ async fn create(
     run(connection, "COMMIT").await.map_err(fail)
 }
 
-/// Brings a store of an earlier format up to this one (invariant 4).
+/// Migrates a store of an earlier format (invariant 4).
 async fn migrate(connection: &mut SqliteConnection, sealer: &Sealer, format: i64) -> Result<(), StoreError> {
     run(connection, "BEGIN IMMEDIATE").await.map_err(StoreError::unavailable)?;
     if format < 2 {
@@ -451,7 +454,7 @@ async fn add_fingerprints(connection: &mut SqliteConnection, sealer: &Sealer) ->
         let Some(end) = page.last() else { return Ok(()) };
         last = rows::read_names(end).map_err(fail)?;
         for row in &page {
-            // One that does not open has no refresh token that could be presented.
+            // A record that cannot be opened has no refresh token that could be presented.
             if let (Some(account), Some(found)) = (rows::read_account(row), rows::read(row))
                 && let Ok(grant) = sealer.open(&account, found.version, &found.sealed)
                 && let Some(token) = &grant.refresh_token
@@ -462,7 +465,8 @@ async fn add_fingerprints(connection: &mut SqliteConnection, sealer: &Sealer) ->
     }
 }
 
-/// Notes where the store is. `true` when it was noted to be elsewhere: then every refresh token in it is marked.
+/// Records the store's location. Returns `true` if another one was recorded: then every refresh token in the store is
+/// marked as possibly copied.
 async fn record_location(connection: &mut SqliteConnection, place: TokenFingerprint) -> Result<bool, sqlx::Error> {
     let place = place.to_bytes();
     let noted: Option<Vec<u8>> = sqlx::query_scalar("SELECT place FROM meta").fetch_one(&mut *connection).await?;

@@ -1,8 +1,8 @@
-//! The items: the statements on their table, and the trait.
+//! Items: the statements on their table, and the trait's implementation.
 //!
-//! Owns: what is read from and written to a row of an item. The invariants of the statements on records hold here too.
+//! Owns: how the row of an item is read and written. The invariants of the statements on records apply here too.
 //!
-//! Must not know: what an item holds.
+//! Must not know: what an item contains.
 
 use async_trait::async_trait;
 use sqlx::{
@@ -22,10 +22,10 @@ const LOAD: &str = "SELECT tag, sealed FROM items WHERE kind = ?1 AND name = ?2"
 
 const LIST: &str = "SELECT tag, sealed, kind, name FROM items WHERE kind = ?1 ORDER BY name";
 
-/// Every item of every kind. There are as many as a person made, by hand or by a program of theirs.
+/// Every item of every kind. There are few: as many as a person or program created.
 pub(super) const ALL: &str = "SELECT tag, sealed, kind, name FROM items ORDER BY kind, name";
 
-/// A statement on one item: the first two parameters of each are its kind and name.
+/// A statement on one item, whose first two parameters are its kind and name.
 fn on<'a>(kind: ItemKind, name: &'a ItemName, statement: &'static str) -> Query<'a, sqlx::Sqlite, SqliteArguments> {
     sqlx::query(statement).bind(kind.as_str()).bind(name.as_str())
 }
@@ -34,7 +34,7 @@ fn read_tag(row: &SqliteRow) -> Option<ItemTag> {
     Some(ItemTag::from_bytes(row.try_get::<&[u8], _>("tag").ok()?.try_into().ok()?))
 }
 
-/// Which item a row of [`ALL`] or [`LIST`] is; `None` when its kind or name is damaged.
+/// The kind and name in a row of [`ALL`] or [`LIST`]; `None` if damaged.
 pub(super) fn read_names(row: &SqliteRow) -> Option<(ItemKind, ItemName)> {
     let kind: &str = row.try_get("kind").ok()?;
     let kind = ItemKind::ALL.into_iter().find(|known| known.as_str() == kind)?;
@@ -82,7 +82,7 @@ async fn delete(
     Ok(removed)
 }
 
-/// Puts other sealed bytes in the place of an item's, for the same content.
+/// Replaces an item's sealed bytes with others of the same content.
 pub(super) async fn reseal(
     connection: &mut SqliteConnection,
     (kind, name): (ItemKind, &ItemName),

@@ -1,15 +1,15 @@
-//! Owners of leases: who they are, and whether they live.
+//! Owners of leases: their identity, and whether they are alive.
 //!
 //! Owns: the owner files, `owners/<id>` beside the database.
 //!
 //! Invariants:
-//! 1. An owner lives as long as it holds the operating system's lock on the file that its id names. The lock goes with
-//!    the process, however that ends, and stays with one that is stopped or slow.
-//! 2. A lock counts only on the file that the path names now: who locked a file that was removed meanwhile locked
-//!    nothing. So the file is compared with its path after every locking, on both sides.
-//! 3. An id is random, and is never used again.
+//! 1. An owner is alive as long as it holds the operating system's lock on the file named by its id. The lock ends with
+//!    the process, for whatever reason, and is kept by one that is stopped or slow.
+//! 2. A lock counts only on the file that the path names now: a lock on a file that was removed meanwhile is worthless.
+//!    So the file is compared with its path after every locking, on both sides.
+//! 3. An id is random and never reused.
 //!
-//! The locks are `flock` locks: they belong to the open file, so that two owners in one process are two.
+//! The locks are `flock` locks: they belong to the open file, so two owners in one process are distinct.
 //!
 //! Must not know: SQL.
 
@@ -29,7 +29,7 @@ use crate::{
     store::{StoreError, unfit},
 };
 
-/// The owner that this store is.
+/// This store's owner.
 #[derive(Debug)]
 pub(super) struct Owner {
     id: String,
@@ -50,7 +50,7 @@ enum OwnerError {
 const ID_DIGITS: usize = 32;
 
 impl Owner {
-    /// A new living owner in the directory `directory`, which is made.
+    /// A new live owner in the directory `directory`, which is created.
     pub(super) fn new(directory: &Path) -> Result<Self, StoreError> {
         let mut bytes = [0; ID_DIGITS / 2];
         getrandom::fill(&mut bytes).map_err(StoreError::unavailable)?;
@@ -67,9 +67,9 @@ impl Owner {
         &self.id
     }
 
-    /// Makes sure that others see this owner living. A file that was removed or replaced is made and locked anew:
-    /// from then on the leases that nobody took in between are safe again. An error when that fails, and once the
-    /// owner was given up: then no lease may be taken.
+    /// Ensures that others see this owner alive. A file that was removed or replaced is created and locked again:
+    /// leases that nobody took in between are safe from then on. Fails if that is impossible, or if the owner was given
+    /// up: then no lease may be taken.
     pub(super) fn ensure_alive(&self) -> Result<(), StoreError> {
         let mut held = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(file) = &*held else { return Err(StoreError::unavailable(OwnerError::GivenUp)) };
@@ -80,15 +80,15 @@ impl Owner {
         Ok(())
     }
 
-    /// Gives up all leases at once, by letting go of the lock. The file stays, as after a crash.
+    /// Gives up all leases at once by releasing the lock. The file stays, as after a crash.
     pub(super) fn give_up(&self) -> Option<File> {
         self.file.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Gives up all leases, and removes the file.
+    /// Gives up all leases and removes the file.
     pub(super) fn retire(&self) {
         let path = self.directory.join(&self.id);
-        // Locked until its name is gone.
+        // Locked until the file is removed.
         if let Some(file) = self.give_up()
             && is_at(&file, &path).unwrap_or(false)
         {
@@ -97,14 +97,15 @@ impl Owner {
     }
 }
 
-/// A file that stays says nothing without its lock, and the next start sweeps it.
+/// A leftover file means nothing without its lock, and the next start removes it.
 fn remove(path: &Path) {
     if let Err(error) = fs::remove_file(path) {
         tracing::debug!(%error, "could not remove an owner file");
     }
 }
 
-/// Whether the owner `id` lives. The file of a dead one is removed. Text that is no id is damage, and no living owner's.
+/// Whether the owner `id` is alive. A dead owner's file is removed. Text that is not an id is damage, and belongs to no
+/// live owner.
 pub(super) fn is_alive(directory: &Path, id: &str) -> Result<bool, StoreError> {
     if id.len() != ID_DIGITS || !id.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return Ok(false);
@@ -113,7 +114,7 @@ pub(super) fn is_alive(directory: &Path, id: &str) -> Result<bool, StoreError> {
     probe(&path).map_err(|error| lock_error("look at the owner file", &path, error))
 }
 
-/// Whether any owner lives: somebody has the store open.
+/// Whether any owner is alive: a process has the store open.
 pub(super) fn any_alive(directory: &Path) -> Result<bool, StoreError> {
     for entry in fs::read_dir(directory).map_err(FileError::at("look into", directory))? {
         let entry = entry.map_err(FileError::at("look into", directory))?;
@@ -126,11 +127,11 @@ pub(super) fn any_alive(directory: &Path) -> Result<bool, StoreError> {
     Ok(false)
 }
 
-/// Removes the files of dead owners. What cannot be removed does no harm.
+/// Removes the files of dead owners. One that cannot be removed does no harm.
 pub(super) fn sweep(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if let Some(Err(error)) = entry.file_name().to_str().map(|id| is_alive(directory, id)) {
-            tracing::debug!(%error, "could not look at an owner file");
+            tracing::debug!(%error, "could not examine an owner file");
         }
     }
 }
@@ -151,13 +152,13 @@ fn probe_opened(file: &File, path: &Path) -> io::Result<bool> {
             remove(path);
             Ok(false)
         }
-        // The path changed hands in this very moment: the next look tells.
+        // The path was replaced at this very moment: the next check will tell.
         Ok(()) | Err(TryLockError::WouldBlock) => Ok(true),
         Err(TryLockError::Error(error)) => Err(error),
     }
 }
 
-/// Makes the file if need be, and locks it.
+/// Creates the file if necessary, and locks it.
 fn lock_file(path: &Path) -> Result<File, StoreError> {
     if let Some(directory) = path.parent() {
         private::private_directory(directory)?;
@@ -182,8 +183,8 @@ fn lock_opened(file: File, path: &Path) -> Result<File, StoreError> {
     }
 }
 
-/// What to say of a lock that the system refuses for another reason than that somebody holds it. Network file systems
-/// turn a `flock` into one that needs a file open for writing (flock(2), NOTES), or have none.
+/// The error for a lock that the system refuses for another reason than that it is held. Network file systems turn a
+/// `flock` into one that needs a file open for writing (flock(2), NOTES), or do not support it.
 pub(super) fn lock_error(action: &'static str, path: &Path, error: io::Error) -> StoreError {
     match Errno::from_io_error(&error) {
         Some(Errno::BADF | Errno::NOLCK | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL) => {

@@ -1,11 +1,12 @@
-//! The connections that read.
+//! The reading connections.
 //!
-//! Not the driver's pool: that one asks a connection for a sign of life whenever it is given back, and each word with
-//! a connection's thread costs more than to find a record.
+//! The driver's pool is not used: it pings a connection whenever it is returned, and each exchange with a connection's
+//! thread costs more than finding a record.
 //!
 //! Invariants:
-//! 1. A connection that met an error, or whose reader went away in the middle, is not used again.
-//! 2. None is left once [`Readers::close`] returns: only who closes the file last may bring the write-ahead log home.
+//! 1. A connection that met an error, or whose reader was cancelled, is not reused.
+//! 2. All are closed when [`Readers::close`] returns: only the last connection to close can checkpoint the write-ahead
+//!    log.
 //!
 //! Must not know: what is read.
 
@@ -21,28 +22,28 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{store::StoreError, timeouts::STORE_CALL_TIMEOUT};
 
-/// They read what is not in the coordinator's memory: a handful at once is many.
+/// Reads are for what the coordinator has not cached: a handful at once is many.
 const MAX_CONNECTIONS: u32 = 4;
 
-/// How long one is kept that nobody needs: it is a thread and a page cache.
+/// How long an unused connection is kept: it costs a thread and a page cache.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) struct Readers {
     options: SqliteConnectOptions,
-    /// Whoever reads has one.
+    /// Held by every read.
     permits: Semaphore,
-    /// The one used last is used next.
+    /// The most recently used connection is reused first.
     idle: Mutex<Vec<IdleConnection>>,
 }
 
 struct IdleConnection {
     connection: SqliteConnection,
-    /// For how long nobody needed it.
+    /// How long it has been unused.
     unused: Duration,
 }
 
 impl Readers {
-    /// Connects when it has to.
+    /// Connects when necessary.
     pub(super) fn new(options: SqliteConnectOptions) -> Self {
         Self {
             options: options.read_only(true),
@@ -72,7 +73,7 @@ impl Readers {
         found.map_err(StoreError::unavailable)
     }
 
-    /// Lets go of those that nobody has needed for a while. `passed`: since the last time.
+    /// Closes connections that have been unused for a while. `passed`: the time since the last call.
     pub(super) async fn close_idle(&self, passed: Duration) {
         let mut expired = Vec::new();
         {
@@ -87,7 +88,7 @@ impl Readers {
         }
     }
 
-    /// Waits for the readings under way. Every later one fails.
+    /// Waits for the reads under way. Every later read fails.
     pub(super) async fn close(&self) {
         let _all = self.permits.acquire_many(MAX_CONNECTIONS).await;
         self.permits.close();
@@ -102,12 +103,12 @@ impl Readers {
     }
 }
 
-/// Waits for a step of a reading as long as a call of the store may take.
+/// Waits for one step of a read, with the timeout of a store call.
 pub(super) async fn in_time<T>(step: impl Future<Output = T>) -> Result<T, StoreError> {
     timeout(STORE_CALL_TIMEOUT, step).await.map_err(|_| StoreError::unavailable("the disk does not answer"))
 }
 
-/// The next row of a scan, each of which has so much time.
+/// Returns the next row of a scan, with that timeout for each.
 pub(super) async fn next_in_time<R>(
     rows: &mut (impl TryStream<Ok = R, Error = sqlx::Error> + Unpin),
 ) -> Result<Option<R>, sqlx::Error> {

@@ -1,16 +1,16 @@
 //! The statements on the records.
 //!
-//! Owns: what is read from and written to a row.
+//! Owns: how a row is read and written.
 //!
 //! Invariants:
-//! 1. A change of one row is one statement, which may be its own commit; what must read first ([`replace`], [`delete`]) is
-//!    called in a transaction that has taken the write lock.
-//! 2. A row that damage made senseless is read as `None`, and never as one with fewer marks.
+//! 1. A change of one row is one statement, which may be its own commit; changes that must read first ([`replace`],
+//!    [`delete`]) run in a transaction that has taken the write lock.
+//! 2. A damaged row is read as `None`, and never as one with less refresh state.
 //!
-//! No statement returns rows from a commit of its own (`RETURNING`): the driver takes the first row for the end, and an
-//! error of the commit would go unseen.
+//! No statement returns rows from its own commit (`RETURNING`): the driver stops at the first row, and an error of the
+//! commit would go unnoticed.
 //!
-//! Must not know: keys, leases' owners.
+//! Must not know: keys, the owners of leases.
 
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::{
@@ -36,20 +36,20 @@ pub(super) const LIST: &str = "SELECT sealed, grant_id, generation, revision, pr
 pub(super) const LIST_BEFORE_3: &str = "SELECT sealed, grant_id, generation, revision, presented, attempt, latch, \
                                         NULL AS copied, provider, bucket FROM records ORDER BY provider, bucket";
 
-/// The names alone, which the index holds.
+/// The names alone, from the index.
 pub(super) const NAMES: &str = "SELECT provider, bucket FROM records ORDER BY provider, bucket";
 
-/// The next so many rows behind an account, in the order of the names.
+/// The next rows after an account, sorted by name.
 pub(super) const NEXT: &str = "SELECT sealed, grant_id, generation, revision, presented, attempt, latch, copied, \
                                provider, bucket FROM records WHERE (provider, bucket) > (?1, ?2) \
                                ORDER BY provider, bucket LIMIT 256";
 
-/// Marks every record whose refresh token may have been presented from a copy of the store. The mark is a time in
-/// milliseconds, as [`json`] writes it.
+/// Marks every record whose refresh token may have been presented from a copy of the store. The value is a time in
+/// milliseconds, in the format of [`json`].
 pub(super) const MARK_COPIED: &str = "UPDATE records SET copied = CAST(CAST(unixepoch('subsec') * 1000 AS INTEGER) AS TEXT), \
                                       revision = revision + 1 WHERE fingerprint IS NOT NULL";
 
-/// A row that makes sense, still sealed.
+/// A valid row, still sealed.
 pub(super) struct Row {
     pub(super) sealed: Vec<u8>,
     pub(super) version: Version,
@@ -57,7 +57,7 @@ pub(super) struct Row {
     pub(super) revision: Revision,
 }
 
-/// The refresh state as it is written: each a JSON text, or `NULL`.
+/// The refresh state in its stored form: each column a JSON text, or `NULL`.
 pub(super) struct RefreshStateColumns {
     presented: Option<String>,
     attempt: Option<String>,
@@ -80,7 +80,7 @@ pub(super) fn json(mark: &impl Serialize) -> Result<String, StoreError> {
     serde_json::to_string(mark).map_err(StoreError::unavailable)
 }
 
-/// A mark is no JSON text of its kind, which is not the same as no mark.
+/// A column does not contain valid JSON of its kind, as opposed to `NULL`.
 struct Damaged;
 
 /// Reads a row of [`LOAD`] or [`LIST`].
@@ -98,12 +98,12 @@ pub(super) fn read(row: &SqliteRow) -> Option<Row> {
     })
 }
 
-/// The names of a row as they are, good or not.
+/// The names in a row, valid or not.
 pub(super) fn read_names(row: &SqliteRow) -> Result<(String, String), sqlx::Error> {
     Ok((row.try_get("provider")?, row.try_get("bucket")?))
 }
 
-/// Whose row of [`LIST`] or [`NAMES`] it is.
+/// The account of a row of [`LIST`] or [`NAMES`].
 pub(super) fn read_account(row: &SqliteRow) -> Option<Account> {
     let name = |column| row.try_get::<&str, _>(column).ok();
     Some(Account::new(name("provider")?.parse().ok()?, name("bucket")?.parse().ok()?))
@@ -120,7 +120,7 @@ fn read_json<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<Optio
     text.map(serde_json::from_str).transpose().map_err(|_| Damaged)
 }
 
-/// A statement on one account: the first two parameters of each are its names.
+/// A statement on one account, whose first two parameters are its names.
 pub(super) fn on<'a>(account: &'a Account, statement: &'static str) -> Query<'a, Sqlite, SqliteArguments> {
     sqlx::query(statement).bind(account.provider.as_str()).bind(account.bucket.as_str())
 }
@@ -132,7 +132,7 @@ async fn changed_one(
     Ok(query.execute(connection).await?.rows_affected() == 1)
 }
 
-/// What a claim asks for.
+/// The parameters of a claim.
 #[derive(Clone, Copy)]
 pub(super) struct ClaimRequest<'a> {
     pub(super) account: &'a Account,
@@ -141,7 +141,7 @@ pub(super) struct ClaimRequest<'a> {
     pub(super) owner: &'a str,
 }
 
-/// Takes a lease that is free, the owner's already, or that of `dead`.
+/// Takes a lease that is free, the owner's own, or held by `dead`.
 pub(super) async fn claim(
     connection: &mut SqliteConnection,
     request: ClaimRequest<'_>,
@@ -203,18 +203,18 @@ pub(super) async fn save(
     changed_one(query, connection).await
 }
 
-/// What a record holds beside its marks.
+/// The columns of a record other than its refresh state.
 #[derive(Clone, Copy)]
 pub(super) struct Content<'a> {
     pub(super) version: Version,
     pub(super) sealed: &'a [u8],
-    /// Of the refresh token, if there is one.
+    /// The fingerprint of the refresh token, if there is one.
     pub(super) fingerprint: Option<TokenFingerprint>,
 }
 
-/// A record as a put finds it.
+/// The existing record, as a put finds it.
 pub(super) struct Found {
-    /// `None` when it does not make sense.
+    /// `None` if it is damaged.
     pub(super) row: Option<Row>,
     pub(super) version: Option<Version>,
     pub(super) fingerprint: Option<TokenFingerprint>,
@@ -235,7 +235,7 @@ pub(super) async fn find(connection: &mut SqliteConnection, account: &Account) -
     }))
 }
 
-/// Puts a whole grant in the place of what is there.
+/// Stores a whole grant, replacing what is there.
 pub(super) async fn replace(
     connection: &mut SqliteConnection,
     account: &Account,
@@ -251,7 +251,7 @@ pub(super) async fn replace(
     bind_content(query, content).execute(connection).await.map(|_| ())
 }
 
-/// The version in which the account holds this refresh token, if it does.
+/// The version in which the account has this refresh token, if it does.
 pub(super) async fn held_version(
     connection: &mut SqliteConnection,
     account: &Account,
@@ -265,7 +265,7 @@ pub(super) async fn held_version(
     Ok(found.as_ref().and_then(read_version))
 }
 
-/// Who else has or had this refresh token, or had it under this name.
+/// Finds another account that has or had this refresh token, or this one if it had it.
 pub(super) async fn known(
     connection: &mut SqliteConnection,
     account: &Account,
@@ -285,7 +285,7 @@ pub(super) async fn known(
     Ok(None)
 }
 
-/// Remembers the refresh token of a record that goes, if it has been presented and is not `held` on.
+/// Remembers the refresh token of a record that is removed, if it was presented and is not kept as `held`.
 async fn spend_if_presented(
     connection: &mut SqliteConnection,
     account: &Account,
@@ -301,7 +301,7 @@ async fn spend_if_presented(
     query.bind(held.map(|held| held.to_bytes().to_vec())).execute(connection).await.map(|_| ())
 }
 
-/// So that no record of this name begins at a revision that it had before.
+/// Ensures that a new record of this name begins above all earlier revisions.
 async fn remember_revision(connection: &mut SqliteConnection, account: &Account) -> Result<(), sqlx::Error> {
     let query = on(
         account,
@@ -311,7 +311,7 @@ async fn remember_revision(connection: &mut SqliteConnection, account: &Account)
     query.execute(connection).await.map(|_| ())
 }
 
-/// Gives a record, and what is known of its refresh tokens, another name, under which it was sealed anew.
+/// Renames a record, which was sealed again for the new name, and what is known of its refresh tokens.
 pub(super) async fn rename(
     connection: &mut SqliteConnection,
     from: &Account,
@@ -329,7 +329,7 @@ pub(super) async fn rename(
     query.bind(to.provider.as_str()).bind(to.bucket.as_str()).bind(sealed).execute(connection).await.map(|_| ())
 }
 
-/// Notes the refresh token of a record of an earlier format.
+/// Adds the fingerprint of the refresh token to a record of an earlier format.
 pub(super) async fn set_fingerprint(
     connection: &mut SqliteConnection,
     account: &Account,
@@ -343,7 +343,7 @@ fn read_fingerprint(row: &SqliteRow) -> Option<TokenFingerprint> {
     Some(TokenFingerprint::from_bytes(row.try_get::<&[u8], _>("fingerprint").ok()?.try_into().ok()?))
 }
 
-/// What became of a deletion.
+/// The result of a deletion.
 pub(super) enum Removal {
     Gone(Option<Row>),
     Missing,
@@ -376,13 +376,13 @@ pub(super) async fn delete(
     Ok(removal)
 }
 
-/// SQLite does not write what stays as it is. That the next record of a deleted account begins at a higher revision
-/// than it must does no harm.
+/// SQLite skips a write of equal values. The revision of a deleted account's next record then begins higher than
+/// necessary, which does no harm.
 pub(super) async fn probe(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     run(connection, "UPDATE meta SET deleted_revision = deleted_revision + 1").await
 }
 
-/// Puts other sealed bytes in the place of a row's, for the same grant; `changed` if they hold something else.
+/// Replaces a row's sealed bytes for the same grant; `changed` if their content differs.
 pub(super) async fn reseal(
     connection: &mut SqliteConnection,
     account: &Account,

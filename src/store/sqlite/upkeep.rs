@@ -1,11 +1,12 @@
-//! What is done to a store as a whole: copied, examined, sealed anew.
+//! Maintenance of a whole store: backup, examination, change of the key.
 //!
-//! Owns: [`examine`], [`back_up`], [`Rekeying`], and the look at how the key is made.
+//! Owns: [`examine`], [`back_up`], [`Rekeying`], and reading how the key is derived.
 //!
 //! Invariants:
-//! 1. A copy is complete, examined and on the disk before its name exists, and no file is written over.
-//! 2. A change of the key is one commit: the store opens with the old key or with the new one, never with both or none.
-//! 3. Who changes the key is alone: the directory of the owners is locked, and no owner lives.
+//! 1. A backup is complete, examined and on the disk before it gets its name, and no file is overwritten.
+//! 2. A change of the key is one commit: the store opens with the old key or with the new one, never with both or
+//!    neither.
+//! 3. A change of the key needs exclusive access: the owners' directory is locked, and no owner is alive.
 //!
 //! Must not know: where keys are kept.
 
@@ -35,36 +36,36 @@ use crate::{
     },
 };
 
-/// What was found in a store or a copy of one.
+/// The result of examining a store or a backup.
 #[derive(Debug)]
 pub struct Examination {
-    /// Which key opens it.
+    /// The key that opens it.
     pub key: KeyId,
-    /// What SQLite finds wrong with the file, in its words, which quote no record.
+    /// SQLite's findings about the file, in its own words, which quote no record.
     pub damage: Vec<String>,
-    /// Every record, and why it does not open.
+    /// Every record, with the error if it cannot be opened.
     pub records: Vec<(Account, Result<(), StoreError>)>,
-    /// Every item, and why it does not open.
+    /// Every item, with the error if it cannot be opened.
     pub items: Vec<(ItemKind, ItemName, Result<(), StoreError>)>,
-    /// Records and items whose names are damaged.
+    /// The number of records and items with damaged names.
     pub nameless: usize,
 }
 
 impl Examination {
-    /// Whether nothing is wrong.
+    /// Whether everything is sound.
     #[must_use]
     pub fn is_sound(&self) -> bool {
         self.damage.is_empty() && self.nameless == 0 && self.unreadable().next().is_none()
     }
 
-    /// Why records and items do not open, one error for each that does not.
+    /// The errors of the records and items that cannot be opened.
     pub fn unreadable(&self) -> impl Iterator<Item = &StoreError> {
         let records = self.records.iter().map(|(_, opens)| opens);
         records.chain(self.items.iter().map(|(.., opens)| opens)).filter_map(|opens| opens.as_ref().err())
     }
 }
 
-/// How the key of the store in the file `path` is made of a passphrase; `None` when it is not, or there is no store.
+/// How the key of the store in the file `path` is derived from a passphrase; `None` if it is not, or there is no store.
 pub async fn derivation(path: &Path) -> Result<Option<Derivation>, StoreError> {
     let files = StoreFiles::new(path)?;
     let Some(mut connection) = files.connect_to_read().await? else { return Ok(None) };
@@ -77,7 +78,7 @@ pub async fn derivation(path: &Path) -> Result<Option<Derivation>, StoreError> {
     text.as_deref().map(Derivation::from_text).transpose()
 }
 
-/// Opens every record of the store, or the copy of one, in the file `path`. Changes nothing, and stops nobody.
+/// Opens every record of the store or backup in the file `path`. Changes nothing, and blocks nobody.
 pub async fn examine(path: &Path, key: KeyMaterial, key_place: &str) -> Result<Examination, StoreError> {
     let files = StoreFiles::new(path)?;
     let sealer = Sealer::new(key.secret);
@@ -87,8 +88,8 @@ pub async fn examine(path: &Path, key: KeyMaterial, key_place: &str) -> Result<E
     Ok(found)
 }
 
-/// Copies the store in the file `path` as it is at one moment, whoever uses it meanwhile, into the new file `target`.
-/// Gives what was found in the copy.
+/// Copies the store in the file `path`, as of one moment and while it is in use, to the new file `target`. Returns the
+/// examination of the copy.
 pub async fn back_up(path: &Path, key: KeyMaterial, key_place: &str, target: &Path) -> Result<Examination, StoreError> {
     let files = StoreFiles::new(path)?;
     let sealer = Sealer::new(key.secret);
@@ -112,11 +113,11 @@ fn taken(target: &Path) -> StoreError {
     unfit(target, "there is something of this name already, and nothing is written over; choose another name")
 }
 
-/// A copy that is not complete yet; removed when dropped.
+/// An incomplete copy; removed when dropped.
 struct Draft(PathBuf);
 
 impl Draft {
-    /// An empty private file, which SQLite fills (<https://www.sqlite.org/lang_vacuum.html>, "VACUUM with an INTO
+    /// An empty private file for SQLite to fill (<https://www.sqlite.org/lang_vacuum.html>, "VACUUM with an INTO
     /// clause").
     fn beside(target: &Path) -> Result<Self, StoreError> {
         let mark = getrandom::u32().map_err(StoreError::unavailable)?;
@@ -125,7 +126,7 @@ impl Draft {
         Ok(Self(draft))
     }
 
-    /// Gives the copy its name (invariant 1). A link, unlike a renaming, never replaces.
+    /// Gives the copy its name (invariant 1). A link, unlike a rename, never replaces a file.
     fn publish(self, target: &Path) -> Result<(), StoreError> {
         File::open(&self.0).and_then(|file| file.sync_all()).map_err(FileError::at("write out", &self.0))?;
         match fs::hard_link(&self.0, target) {
@@ -140,12 +141,12 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_file(&self.0) {
-            tracing::warn!(%error, "a half-made copy of the store stays behind");
+            tracing::warn!(%error, "could not remove an incomplete copy of the store");
         }
     }
 }
 
-/// A store whose key is about to change. Nobody else can open it while this lives.
+/// A store whose key is being changed. No other process can open it while this value lives.
 #[derive(Debug)]
 pub struct Rekeying {
     files: StoreFiles,
@@ -156,7 +157,7 @@ pub struct Rekeying {
 }
 
 impl Rekeying {
-    /// Takes the store in the file `path` for itself (invariant 3).
+    /// Takes exclusive access to the store in the file `path` (invariant 3).
     pub async fn begin(path: &Path, key: KeyMaterial, key_place: &str) -> Result<Self, StoreError> {
         let files = StoreFiles::new(path)?;
         if files.connect_to_read().await?.is_none() {
@@ -172,24 +173,24 @@ impl Rekeying {
         Ok(Self { files, sealer, fingerprints, connection, _alone: alone })
     }
 
-    /// Which key opens the store now.
+    /// The key that opens the store now.
     pub fn key_id(&self) -> Result<KeyId, StoreError> {
         self.sealer.key_id()
     }
 
-    /// Seals every record and item with the new key, in one commit (invariant 2). One that does not open is an error,
-    /// and nothing is changed.
+    /// Seals every record and item with the new key, in one commit (invariant 2). If one cannot be opened, nothing is
+    /// changed.
     pub async fn reseal_all(&mut self, next: KeyMaterial) -> Result<ResealCounts, StoreError> {
         let KeyMaterial { secret, derivation } = next;
         let next = Sealer::new(secret);
         let derivation = derivation.as_ref().map(Derivation::to_text).transpose()?;
-        // What was sealed with the old key is not to stay behind in pages that are free.
+        // Free pages must not keep anything that was sealed with the old key.
         run(&mut self.connection, "PRAGMA secure_delete = ON").await.map_err(|error| self.files.unopened(error))?;
         run(&mut self.connection, "BEGIN IMMEDIATE").await.map_err(|error| self.files.unopened(error))?;
         let records = self.reseal_records(&next).await?;
         let items = self.reseal_items(&next).await?;
         let fail = |error| self.files.unopened(error);
-        // The fingerprints stay as they are, and so does their key: spent tokens could not be known again otherwise.
+        // The fingerprints and their key stay the same: otherwise spent tokens could not be recognised.
         let meta = sqlx::query("UPDATE meta SET key_check = ?1, derivation = ?2, fingerprint_key = ?3");
         let meta = meta.bind(next.check_value()?).bind(derivation);
         let meta = meta.bind(next.seal_fingerprint_key(&self.fingerprints)?);
@@ -232,20 +233,20 @@ impl Rekeying {
         Ok(found.len())
     }
 
-    /// Lets others in again.
+    /// Ends the exclusive access.
     pub async fn end(self) -> Result<(), StoreError> {
         close(self.connection).await
     }
 }
 
-/// What a change of the key came to.
+/// The result of a change of the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResealCounts {
-    /// How many records are sealed anew.
+    /// The number of records sealed again.
     pub records: usize,
-    /// How many items.
+    /// The number of items sealed again.
     pub items: usize,
-    /// Which key opens them now.
+    /// The key that opens them now.
     pub key: KeyId,
 }
 
@@ -260,7 +261,7 @@ fn nameless(files: &StoreFiles) -> StoreError {
     )
 }
 
-/// Connects to a store that is there and opens with this key, for reading at one moment.
+/// Connects to an existing store with this key, for reading at one moment.
 async fn read(files: &StoreFiles, sealer: &Sealer, key_place: &str) -> Result<SqliteConnection, StoreError> {
     let mut connection = files.connect_to_read().await?.ok_or_else(|| missing(files))?;
     files.check_key(&mut connection, sealer, key_place).await?;

@@ -1,19 +1,19 @@
-//! The connection that writes, and the changes that wait for it.
+//! The writing connection and its queue of changes.
 //!
-//! A commit costs a wait for the disk, however much is in it. So the changes that were asked for during one commit go
-//! into the next one together.
+//! A commit costs a wait for the disk, however much is in it. So the changes that arrive during one commit go into the
+//! next one together.
 //!
-//! While another process holds the database's write lock no change can be carried out. The changes wait for it together:
-//! each attempt to get the lock is for all of them, and each caller gives up by its own limit.
+//! While another process holds the database's write lock, no change can be carried out. The changes wait for it
+//! together: each attempt to take the lock is for all of them, and each caller has its own timeout.
 //!
 //! Invariants:
-//! 1. A change is answered after the commit that holds it, never before.
-//! 2. A change that fails takes no other with it: what was to be one commit is undone as a whole, and each of its
-//!    changes is carried out by itself.
+//! 1. A change is answered after the commit that contains it, never before.
+//! 2. A change that fails affects no other: the common commit is rolled back, and each of its changes is carried out
+//!    individually.
 //! 3. A change that has begun runs to its end, whether or not its caller still waits. One that its caller has withdrawn
 //!    does not begin.
-//! 4. A connection that met an error is closed and never used again: no transaction is left open in it. That the
-//!    database is locked is no such error: nothing has begun.
+//! 4. A connection that met an error is closed and never reused: no transaction is left open in it. A locked database
+//!    is not such an error: nothing has begun.
 //!
 //! Must not know: what the changes are.
 
@@ -43,60 +43,60 @@ use crate::{
     timeouts::{BEGUN_CHANGE_TIMEOUT, STORE_CALL_TIMEOUT},
 };
 
-/// The connection that writes.
+/// The writing connection.
 pub(super) enum Writer {
     Open(SqliteConnection),
-    /// Closed after an error, or taken by a commit that is under way.
+    /// Closed after an error, or lent to a commit under way.
     Disconnected,
     Closed,
 }
 
-/// The changes that wait for it, in their order.
+/// The waiting changes, in order.
 pub(super) type Queue = mpsc::UnboundedReceiver<Box<dyn QueuedChange>>;
 
 #[derive(Debug, thiserror::Error)]
 #[error("the store is closed")]
 struct ClosedError;
 
-/// The change has not been carried out, and will not be.
+/// The change was not carried out, and will not be.
 #[derive(Debug, thiserror::Error)]
 #[error("another process holds the store's write lock, or the disk does not answer; nothing was changed")]
 struct BusyError;
 
-/// The change has begun, and nobody knows yet whether it is carried out.
+/// The change has begun, and it is unknown whether it is carried out.
 #[derive(Debug, thiserror::Error)]
 #[error("the disk does not answer; the change may be carried out later")]
 struct UnknownOutcomeError;
 
-/// A change of the records. It may be undone and carried out again.
+/// A change of the records. It may be rolled back and carried out again.
 #[async_trait]
 pub(super) trait Change: Send + Sync + 'static {
-    /// What came of it.
+    /// The result of the change.
     type Outcome: Send + 'static;
 
     /// Whether each of its statements may be a commit of its own.
     const NEEDS_TRANSACTION: bool;
 
-    /// Whether it is refused when the write-ahead log has no name any more.
+    /// Whether it is refused if the write-ahead log has been deleted.
     const NEEDS_LOG_IN_PLACE: bool = true;
 
     async fn carry_out(&self, shared: &Shared, connection: &mut SqliteConnection) -> Result<Self::Outcome, StoreError>;
 }
 
-/// More would let the first of them wait for long.
+/// With more changes in a commit the first of them would wait for long.
 const MAX_CHANGES_PER_COMMIT: usize = 64;
 
-/// How long one attempt waits inside SQLite for the write lock. In between others may use the connection, and those whose
-/// time is up get their answer.
+/// How long one attempt waits inside SQLite for the write lock. In between others may use the connection, and callers
+/// whose time is up get their answer.
 pub(super) const LOCK_ATTEMPT: Duration = Duration::from_millis(100);
 
 /// The pause between two attempts: SQLite does not always wait before it says that the database is locked.
 const LOCK_RETRY_DELAY: Duration = Duration::from_millis(10);
 
-/// How often a caller looks whether the change that it wants to withdraw can be withdrawn.
+/// How often a caller tries to withdraw its change.
 const WITHDRAWAL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How far a change is, as its caller and the writer agree on it.
+/// The progress of a change, on which its caller and the writer agree.
 #[derive(Debug, Default)]
 struct Phase(AtomicU8);
 
@@ -109,14 +109,14 @@ impl Phase {
         self.0.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// The caller's part: `true` means that the change is not carried out, now or later.
+    /// Called by the caller: `true` means that the change is not carried out, now or later.
     fn withdraw(&self) -> bool {
         self.move_on(Self::QUEUED, Self::WITHDRAWN)
     }
 }
 
 impl Sqlite {
-    /// Has a change carried out and committed. The error says whether it may still happen later.
+    /// Queues a change and waits for its commit. The error says whether it may still happen later.
     pub(super) async fn write<C: Change>(&self, change: C) -> Result<C::Outcome, StoreError> {
         let (answer, mut answered) = oneshot::channel();
         let phase = Arc::new(Phase::default());
@@ -136,27 +136,27 @@ impl Sqlite {
     }
 }
 
-/// A change whose caller waits for it, whatever its outcome is.
+/// A change whose caller waits for its outcome.
 #[async_trait]
 pub(super) trait QueuedChange: Send {
     fn needs_transaction(&self) -> bool;
 
-    /// Begins, unless the caller has withdrawn the change or waits no more.
+    /// Begins, unless the caller has withdrawn the change or no longer waits.
     fn begin(&self) -> bool;
 
-    /// Goes back to the queue: nothing was carried out.
+    /// Returns to the queue: nothing was carried out.
     fn requeue(&self);
 
     async fn carry_out(&mut self, shared: &Shared, connection: &mut SqliteConnection) -> Result<(), StoreError>;
 
-    /// Tells the caller the outcome, now that it is durable, or why there is none.
+    /// Sends the caller the outcome, now that it is durable, or the error.
     fn answer(&mut self, committed: Result<(), StoreError>);
 }
 
 struct Queued<C: Change> {
     change: C,
     outcome: Option<C::Outcome>,
-    /// Taken by the answer.
+    /// Taken when the answer is sent.
     answer: Option<oneshot::Sender<Result<C::Outcome, StoreError>>>,
     phase: Arc<Phase>,
 }
@@ -185,17 +185,17 @@ impl<C: Change> QueuedChange for Queued<C> {
     }
 
     fn answer(&mut self, committed: Result<(), StoreError>) {
-        // Without an outcome and without an error nothing was carried out: dropping the sender says so.
+        // Without an outcome and an error nothing was carried out: dropping the sender says so.
         let told = committed.map(|()| self.outcome.take()).transpose();
         if let (Some(told), Some(answer)) = (told, self.answer.take())
             && answer.send(told).is_err()
         {
-            tracing::debug!("nobody waits for a change of the store any more");
+            tracing::debug!("the caller of a store change has gone away");
         }
     }
 }
 
-/// Carries changes out as they come, until the store is closed and none is left.
+/// Carries out changes as they arrive, until the store is closed and none is left.
 pub(super) async fn carry_out(shared: Arc<Shared>, mut queue: Queue, stop: CancellationToken) {
     let mut changes = Vec::new();
     loop {
@@ -221,7 +221,7 @@ pub(super) async fn carry_out(shared: Arc<Shared>, mut queue: Queue, stop: Cance
         }
         if AssertUnwindSafe(shared.write(&mut changes)).catch_unwind().await.is_err() {
             tracing::error!("a change of the store panicked");
-            // Whoever has no answer by now learns that there is none.
+            // Callers without an answer learn that there is none.
             changes.clear();
         }
     }
@@ -248,8 +248,8 @@ fn is_locked(error: &StoreError) -> bool {
 }
 
 impl Shared {
-    /// Carries out changes, in one commit if that can be, and answers them. Those are left that the write lock could not
-    /// be had for.
+    /// Carries out changes, in one commit if possible, and answers them. Returns those for which the write lock could
+    /// not be taken.
     async fn write(&self, changes: &mut Vec<Box<dyn QueuedChange>>) {
         let mut writer = self.writer.lock().await;
         changes.retain(|change| change.begin());
@@ -340,7 +340,7 @@ async fn commit_on(
     Ok(())
 }
 
-/// Has a connection that was opened with more wait wait for locks as the writer does.
+/// Reduces the lock wait of a connection, opened with a longer one, to that of the writer.
 pub(super) async fn wait_briefly_for_locks(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     let statement = format!("PRAGMA busy_timeout = {}", LOCK_ATTEMPT.as_millis());
     sqlx::query(sqlx::AssertSqlSafe(statement)).execute(connection).await.map_err(StoreError::unavailable)?;

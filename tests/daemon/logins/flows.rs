@@ -297,7 +297,7 @@ async fn the_command_line_logs_in_by_device_and_by_pasted_code() {
     terminal.line("paste the code").await;
     let mut stdin = terminal.child.stdin.take().unwrap();
     stdin.write_all(format!("no code\n{back}\n").as_bytes()).await.unwrap();
-    terminal.line("this is no authorization code").await;
+    terminal.line("not a valid authorization code").await;
     terminal.line("logged in to op/default").await;
     assert_eq!(terminal.end().await, (Some(0), String::new()));
     drop(stdin);
