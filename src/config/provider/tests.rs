@@ -169,7 +169,7 @@ fn corps_dialect() -> Dialect {
 /// Text, and the error without the file's name.
 const BROKEN: &[(&str, &str)] = &[
     ("[providers.\"-x\"]", "1: providers.-x: a name starts with"),
-    ("[providers.\"refresh_token\"]", "1: providers.refresh_token: a name must not hold"),
+    ("[providers.\"refresh_token\"]", "1: providers.refresh_token: a name must not contain \"refresh_token\""),
     ("[providers.a]\nclient_id = \"canary\"", "1: providers.a: needs an issuer or a token_endpoint"),
     ("[providers.a]\nissuer = \"https://a\"", "1: providers.a.client_id: is missing"),
     (
