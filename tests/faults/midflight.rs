@@ -187,7 +187,7 @@ async fn told_to_end_with_a_grant_that_cannot_be_saved() {
     daemon.sigterm();
     daemon.wait().await;
     let said = daemon.output_text();
-    assert!(said.contains("ending with an unsaved refresh") && said.contains("op/me"), "{said}");
+    assert!(said.contains("stopping with an unsaved refresh") && said.contains("op/me"), "{said}");
     daemon.gave_up();
     trouble.end(&daemon).await;
     world.checker.store_fails(false);

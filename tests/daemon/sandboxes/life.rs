@@ -221,7 +221,6 @@ async fn a_request_that_is_not_understood_makes_nothing() {
         json!({"ttl": null}),
         json!({"operations": ["write"]}),
         json!({"operations": "read"}),
-        json!({"keys": ["openai"], "operations": ["read"]}),
         json!({"keys": ["../x"]}),
         json!({"ttl": 0}),
         json!({"ttl": -1}),
