@@ -79,7 +79,7 @@ async fn refresh(
     let account = format!("{provider}/{bucket}");
     let flight = {
         let mut flights = prototype.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        flights.entry(account.clone()).or_insert_with(|| take_off(Arc::clone(&prototype), account)).clone()
+        flights.entry(account.clone()).or_insert_with(|| spawn_flight(Arc::clone(&prototype), account)).clone()
     };
     match flight.await {
         Ok(answer) => (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], answer),
@@ -88,7 +88,7 @@ async fn refresh(
 }
 
 /// The flight outlives its callers.
-fn take_off(prototype: Arc<Prototype>, account: String) -> Flight {
+fn spawn_flight(prototype: Arc<Prototype>, account: String) -> Flight {
     let tasks = prototype.tasks.clone();
     let flown = tasks.spawn(async move {
         let landed = prototype.fly(&account).await.map_err(|_| ());

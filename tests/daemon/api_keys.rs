@@ -128,7 +128,7 @@ async fn what_is_no_key_is_refused_before_anybody_is_asked_and_never_quoted() {
         ("\n", "the API key is empty"),
         ("canary-\r\ncanary-\r\n", "tr -d '\\r'"),
         ("canary-\u{1b}[2J", "control character"),
-        ("canary-refresh_token", "a text that never leaves"),
+        ("canary-refresh_token", "contains \"refresh_token\""),
         (&long, "longer than 64 KiB"),
     ] {
         fails(&daemon.command(&["key", "set", "openai"], input).await, 1, &[reason]);
